@@ -1,0 +1,6 @@
+#![doc = include_str!("ARCHITECTURE.md")]
+
+pub mod error;
+pub mod tensor;
+
+pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! The `genevar` command.
+
+fn main() {}
