@@ -1,6 +1,7 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod error;
+pub mod eval;
 pub mod tensor;
 
 pub use error::{Error, Result};
