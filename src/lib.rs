@@ -1,5 +1,6 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
+pub mod config;
 pub mod error;
 pub mod eval;
 pub mod tensor;
