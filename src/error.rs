@@ -1,8 +1,8 @@
 //! One error type for the whole crate.
 //!
-//! Each variant carries what a person needs to act: what was wrong, where, and what to do. Code that
-//! knows more about the place adds it with [`Within::within`], so a message reads from the outside
-//! in: `scale 3: linear: x has 32 columns, w wants 64`.
+//! Each variant carries what a person needs to act: what was wrong, where, and what to do. Code
+//! that knows more about the place adds it with [`Within::within`], so a message reads from the
+//! outside in: `scale 3: linear: x has 32 columns, w wants 64`.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};

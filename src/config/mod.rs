@@ -1,9 +1,10 @@
 //! Settings: plain data that every layer may read, and that a checkpoint records.
 //!
 //! One struct a model, every open choice of the method a key with a default. The defaults are the
-//! shapes of the paper; [`Config::tier`] gives the smaller sizes, [`Config::load`] reads a TOML file
-//! that names a tier and overrides keys, and [`Config::validate`] refuses what cannot work before
-//! anything is allocated. Sources: VAR, MeanFlow, RNA-GAN as published, else a choice of ours.
+//! shapes of the paper; [`Config::tier`] gives the smaller sizes, [`Config::load`] reads a TOML
+//! file that names a tier and overrides keys, and [`Config::validate`] refuses what cannot work
+//! before anything is allocated. Sources: VAR, MeanFlow, RNA-GAN as published, else a choice of
+//! ours.
 
 mod check;
 mod flow;

@@ -1,8 +1,8 @@
 //! Tensor: shared storage, a shape and a type. It knows nothing of gradients.
 //!
-//! Tensors are row-major and contiguous; images and feature maps are channels-last `[B, H, W, C]`, token
-//! sequences `[B, n, C]`, so that a feature map and its token sequence are the same bytes. A clone shares the
-//! storage; nothing is ever written through a shared handle.
+//! Tensors are row-major and contiguous; images and feature maps are channels-last `[B, H, W, C]`,
+//! token sequences `[B, n, C]`, so that a feature map and its token sequence are the same bytes. A
+//! clone shares the storage; nothing is ever written through a shared handle.
 
 mod philox;
 mod shape;
@@ -42,7 +42,7 @@ pub struct Tensor {
 
 macro_rules! typed {
     ($t:ty, $variant:ident, $new:ident, $get:ident) => {
-        #[doc = concat!("A tensor of `", stringify!($t), "`; the data must fill the shape exactly.")]
+        #[doc = concat!("A tensor of `", stringify!($t), "`; the data must fill the shape.")]
         pub fn $new(data: Vec<$t>, shape: impl Into<Shape>) -> Result<Self> {
             let shape = shape.into();
             if shape.len() != data.len() {

@@ -1,9 +1,10 @@
 //! Philox4x32-10 (Salmon et al., SC 2011): random numbers that are a function of their name.
 //!
-//! A [`Stream`] is named by (seed, sample, scale, purpose); element `i` of a stream depends on nothing else, so
-//! the same numbers come out whatever the thread, the batch or the order. Normals are Box-Muller over
-//! polynomials in single-precision `+ - * /` and `sqrt` alone, which IEEE 754 fixes to the last bit: no
-//! library's `sin` or `ln`, so every machine and, with contraction off, every device agrees.
+//! A [`Stream`] is named by (seed, sample, scale, purpose); element `i` of a stream depends on
+//! nothing else, so the same numbers come out whatever the thread, the batch or the order. Normals
+//! are Box-Muller over polynomials in single-precision `+ - * /` and `sqrt` alone, which IEEE 754
+//! fixes to the last bit: no library's `sin` or `ln`, so every machine and, with contraction off,
+//! every device agrees.
 
 use rayon::prelude::*;
 
@@ -32,7 +33,8 @@ pub fn philox4x32(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     c
 }
 
-/// What a stream of random numbers is for. The numbers are part of the file format of a run: never reuse one.
+/// What a stream of random numbers is for. The numbers are part of the file format of a run: never
+/// reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum Purpose {
@@ -162,8 +164,8 @@ fn box_muller(w0: u32, w1: u32) -> [f32; 2] {
     [radius * c, radius * s]
 }
 
-/// ln x for x in (0, 1], to about 2 units in the last place: x = m 2^e with m in [sqrt(1/2), sqrt 2), then
-/// the odd series of 2 atanh((m - 1) / (m + 1)).
+/// ln x for x in (0, 1], to about 2 units in the last place: x = m 2^e with m in [sqrt(1/2), sqrt
+/// 2), then the odd series of 2 atanh((m - 1) / (m + 1)).
 #[inline]
 fn ln(x: f32) -> f32 {
     let bits = x.to_bits().wrapping_sub(0x3F35_04F3);
