@@ -3,10 +3,12 @@
 //! Everything here works on plain `f64` feature rows or RGB bytes. The distance is FD-EffNet, a Frechet
 //! distance in the features of EfficientNet-Lite0: a named surrogate that must never be called FID.
 
+pub mod anchors;
 pub mod bootstrap;
 pub mod frechet;
 mod linalg;
 pub mod probe;
+pub mod tiles;
 
 use crate::error::{Error, Result};
 
