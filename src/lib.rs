@@ -3,6 +3,7 @@
 pub mod config;
 pub mod error;
 pub mod eval;
+pub mod report;
 pub mod tensor;
 
 pub use error::{Error, Result};

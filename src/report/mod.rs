@@ -1,0 +1,292 @@
+//! A report as one HTML file: pictures, curves, tables, and a plain sentence for each number.
+//!
+//! Nothing is loaded from elsewhere: pictures are embedded PNG, charts are inline SVG, the style sheet
+//! is in the head. All text is escaped, so a sample may be called anything.
+
+mod chart;
+mod scale;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use image::ImageEncoder;
+
+pub use chart::Chart;
+
+use crate::error::{Error, Result};
+
+const STYLE: &str = include_str!("style.css");
+
+/// One piece of the page, in the order it was added.
+#[derive(Clone, Debug)]
+enum Block {
+    Html(String),
+    Metric(String),
+}
+
+/// A report under construction.
+#[derive(Clone, Debug)]
+pub struct Report {
+    title: String,
+    blocks: Vec<Block>,
+}
+
+impl Report {
+    /// An empty report.
+    pub fn new(title: impl Into<String>) -> Self {
+        Self { title: title.into(), blocks: Vec::new() }
+    }
+
+    /// Starts a section.
+    pub fn heading(&mut self, text: &str) -> &mut Self {
+        self.html(format!("<h2>{}</h2>\n", escape(text)))
+    }
+
+    /// One paragraph for each run of text between blank lines.
+    pub fn text(&mut self, text: &str) -> &mut Self {
+        for paragraph in text.split("\n\n").map(str::trim).filter(|p| !p.is_empty()) {
+            self.html(format!("<p>{}</p>\n", escape(paragraph)));
+        }
+        self
+    }
+
+    /// Text as it stands, in a fixed-width face: a command, a log.
+    pub fn code(&mut self, text: &str) -> &mut Self {
+        self.html(format!("<pre>{}</pre>\n", escape(text)))
+    }
+
+    /// An RGB picture `[h, w, 3]`; the caption is also its alternative text.
+    ///
+    /// # Errors
+    /// `Data` when the bytes do not fill the picture.
+    pub fn picture(&mut self, caption: &str, rgb: &[u8], w: usize, h: usize) -> Result<&mut Self> {
+        let png = png(rgb, w, h)?;
+        let caption = escape(caption);
+        Ok(self.html(format!(
+            "<figure><img alt=\"{caption}\" width=\"{w}\" height=\"{h}\" \
+             src=\"data:image/png;base64,{}\"><figcaption>{caption}</figcaption></figure>\n",
+            base64(&png)
+        )))
+    }
+
+    /// A line chart with a sentence below it.
+    pub fn chart(&mut self, chart: &Chart, caption: &str) -> &mut Self {
+        self.html(format!(
+            "<figure>{}<figcaption>{}</figcaption></figure>\n",
+            chart.svg(),
+            escape(caption)
+        ))
+    }
+
+    /// A table; a column whose cells are all numbers is set flush right. Short rows are filled with
+    /// empty cells.
+    pub fn table<S: AsRef<str>>(
+        &mut self,
+        caption: &str,
+        header: &[S],
+        rows: &[Vec<String>],
+    ) -> &mut Self {
+        let cell = |row: &Vec<String>, c: usize| row.get(c).cloned().unwrap_or_default();
+        let class: Vec<&str> = (0..header.len())
+            .map(|c| match !rows.is_empty() && rows.iter().all(|r| is_number(&cell(r, c))) {
+                true => " class=\"number\"",
+                false => "",
+            })
+            .collect();
+        let mut html = String::from("<div class=\"scroll\" tabindex=\"0\"><table>");
+        // Writing to a String cannot fail.
+        let _ = write!(html, "<caption>{}</caption><thead><tr>", escape(caption));
+        for (name, class) in header.iter().zip(&class) {
+            let _ = write!(html, "<th scope=\"col\"{class}>{}</th>", escape(name.as_ref()));
+        }
+        html.push_str("</tr></thead><tbody>");
+        for row in rows {
+            html.push_str("<tr>");
+            for (c, class) in class.iter().enumerate() {
+                let _ = write!(html, "<td{class}>{}</td>", escape(&cell(row, c)));
+            }
+            html.push_str("</tr>");
+        }
+        html.push_str("</tbody></table></div>\n");
+        self.html(html)
+    }
+
+    /// A number that matters, and in plain words what it means. Consecutive ones share a grid.
+    pub fn metric(
+        &mut self,
+        name: &str,
+        value: impl std::fmt::Display,
+        meaning: &str,
+    ) -> &mut Self {
+        self.blocks.push(Block::Metric(format!(
+            "<div><dt>{}</dt><dd class=\"value\">{}</dd><dd class=\"meaning\">{}</dd></div>\n",
+            escape(name),
+            escape(&value.to_string()),
+            escape(meaning)
+        )));
+        self
+    }
+
+    /// The page.
+    pub fn render(&self) -> String {
+        let title = escape(&self.title);
+        let mut out = format!(
+            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n\
+             <h1>{title}</h1>\n"
+        );
+        let mut in_grid = false;
+        for block in &self.blocks {
+            let (metric, html) = match block {
+                Block::Metric(html) => (true, html),
+                Block::Html(html) => (false, html),
+            };
+            if metric != in_grid {
+                out.push_str(if metric { "<dl class=\"metrics\">\n" } else { "</dl>\n" });
+                in_grid = metric;
+            }
+            out.push_str(html);
+        }
+        if in_grid {
+            out.push_str("</dl>\n");
+        }
+        out.push_str("</main>\n</body>\n</html>\n");
+        out
+    }
+
+    /// Writes the page; a reader sees the old file or the whole new one, never a part.
+    ///
+    /// # Errors
+    /// `Io` when the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let part = path.with_extension("html.part");
+        std::fs::write(&part, self.render()).map_err(|e| Error::io("write", &part, e))?;
+        std::fs::rename(&part, path).map_err(|e| Error::io("rename", path, e))
+    }
+
+    fn html(&mut self, html: String) -> &mut Self {
+        self.blocks.push(Block::Html(html));
+        self
+    }
+}
+
+/// Text made safe between tags and inside double-quoted attributes.
+pub(crate) fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Whether a cell reads as a number, with or without a unit sign; empty and dash cells may join in.
+fn is_number(cell: &str) -> bool {
+    let bare = cell.trim().trim_end_matches(['%', 's']).trim();
+    matches!(bare, "" | "-" | "–") || bare.replace([',', ' '], "").parse::<f64>().is_ok()
+}
+
+/// A PNG of RGB bytes `[h, w, 3]`.
+fn png(rgb: &[u8], w: usize, h: usize) -> Result<Vec<u8>> {
+    let (width, height) = (u32::try_from(w), u32::try_from(h));
+    let fits = w.checked_mul(h).and_then(|p| p.checked_mul(3)) == Some(rgb.len());
+    let (Ok(width), Ok(height), true) = (width, height, fits && w > 0 && h > 0) else {
+        return Err(Error::data(
+            format!("{} bytes do not fill a picture of {w}x{h} RGB pixels", rgb.len()),
+            "give three bytes a pixel",
+        ));
+    };
+    let mut out = Vec::new();
+    image::codecs::png::PngEncoder::new(&mut out)
+        .write_image(rgb, width, height, image::ExtendedColorType::Rgb8)
+        .map_err(|e| Error::Internal(format!("encoding a picture for the report: {e}")))?;
+    Ok(out)
+}
+
+/// Base 64 of RFC 4648, with padding.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let word =
+            group.iter().fold(0u32, |w, &b| w << 8 | u32::from(b)) << (8 * (3 - group.len()));
+        for i in 0..4 {
+            match i <= group.len() {
+                true => out.push(char::from(DIGITS[(word >> (18 - 6 * i) & 63) as usize])),
+                false => out.push('='),
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_of_the_rfc() {
+        let want = ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"];
+        for (n, want) in want.iter().enumerate() {
+            assert_eq!(base64(&b"foobar"[..n]), *want);
+        }
+    }
+
+    #[test]
+    fn text_cannot_become_markup() {
+        let evil = "<script>alert('x')</script> & \"quotes\"";
+        let mut r = Report::new(evil);
+        r.heading(evil).text(evil).code(evil).metric(evil, evil, evil);
+        r.table(evil, &[evil], &[vec![evil.to_string()]]);
+        r.picture(evil, &[0; 3], 1, 1).unwrap();
+        r.chart(&Chart::new(evil, evil, evil).series(evil, vec![(0.0, 1.0)]).mark(0.0, evil), evil);
+        let html = r.render();
+        assert!(!html.contains("<script"));
+        assert!(!html.contains("\"quotes\""));
+        for word in ["http://", "https://", "url(", "<link", "src=\"/"] {
+            assert!(!html.contains(word), "{word} would load something from outside");
+        }
+    }
+
+    #[test]
+    fn metrics_in_a_row_share_a_grid() {
+        let mut r = Report::new("t");
+        r.metric("a", 1, "x").metric("b", 2.5, "y").text("between").metric("c", "3 s", "z");
+        let html = r.render();
+        assert_eq!(html.matches("<dl").count(), 2);
+        assert_eq!(html.matches("</dl>").count(), 2);
+    }
+
+    #[test]
+    fn numbers_are_set_right() {
+        let rows = vec![vec!["a".into(), "1,024.5".into()], vec!["b".into(), "12 %".into()]];
+        let mut r = Report::new("t");
+        let html = r.table("c", &["name", "value"], &rows).render();
+        assert_eq!(html.matches("class=\"number\"").count(), 3);
+    }
+
+    #[test]
+    fn a_picture_must_fill_its_frame() {
+        assert!(Report::new("t").picture("p", &[0; 11], 2, 2).is_err());
+        assert!(Report::new("t").picture("p", &[], 0, 2).is_err());
+    }
+
+    #[test]
+    fn writes_the_whole_page_or_says_why_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report.html");
+        Report::new("first").write(&path).unwrap();
+        Report::new("second").write(&path).unwrap();
+        assert!(std::fs::read_to_string(&path).unwrap().contains("<h1>second</h1>"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        let e = Report::new("t").write(&dir.path().join("none/report.html")).unwrap_err();
+        assert_eq!(e.exit_code(), 2);
+    }
+}
