@@ -5,5 +5,6 @@ pub mod error;
 pub mod eval;
 pub mod report;
 pub mod tensor;
+pub mod train;
 
 pub use error::{Error, Result};

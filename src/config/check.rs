@@ -221,7 +221,8 @@ mod tests {
 
     #[test]
     fn impossible_values_name_their_key() {
-        let cases: [(&str, fn(&mut Config)); 12] = [
+        type Spoil = fn(&mut Config);
+        let cases: [(&str, Spoil); 12] = [
             ("meanflow.alpha", |c| c.meanflow.alpha = 0.5),
             ("msvq.patch_nums", |c| c.msvq.patch_nums = vec![1, 3, 2, 16]),
             ("msvq.patch_nums", |c| c.msvq.patch_nums = vec![1, 2, 8]),
