@@ -1,8 +1,10 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod config;
+pub mod device;
 pub mod error;
 pub mod eval;
+pub mod ops;
 pub mod report;
 pub mod tensor;
 pub mod train;

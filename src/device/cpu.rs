@@ -1,0 +1,165 @@
+//! The CPU device: run-time SIMD dispatch, fixed work splitting and the matrix product.
+//!
+//! Work is split by the problem alone, never by the number of threads, so results are the same bits on one
+//! core and on sixty-four. Called from a rayon worker, everything here stays on that worker: whoever splits
+//! work at the outer level (a tile each) gets sequential kernels inside.
+
+#![allow(unsafe_code)]
+
+use rayon::prelude::*;
+
+/// Elements below which a parallel loop is not worth its start.
+const SMALL: usize = 1 << 14;
+
+/// Whether a kernel may spread over the thread pool.
+pub fn may_spread() -> bool {
+    rayon::current_thread_index().is_none() && rayon::current_num_threads() > 1
+}
+
+/// Runs a loop compiled for the widest vectors this processor has. The closure must inline.
+#[inline(always)]
+pub fn simd<R>(f: impl FnOnce() -> R) -> R {
+    struct Body<F>(F);
+    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Body<F> {
+        type Output = R;
+        #[inline(always)]
+        fn call(self) -> R {
+            (self.0)()
+        }
+    }
+    pulp::Arch::new().dispatch(Body(f))
+}
+
+/// Splits `y` into chunks of `chunk` elements and runs `f(index of the chunk's first element, chunk)`.
+pub fn par_chunks<T: Send>(y: &mut [T], chunk: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    let chunk = chunk.max(1);
+    if y.len() <= SMALL || !may_spread() {
+        y.chunks_mut(chunk).enumerate().for_each(|(i, part)| f(i * chunk, part));
+    } else {
+        y.par_chunks_mut(chunk).enumerate().for_each(|(i, part)| f(i * chunk, part));
+    }
+}
+
+/// Splits a row-major matrix into groups of rows (about 16 Ki elements each) and runs `f(first row, rows)`.
+pub fn par_rows<T: Send>(y: &mut [T], cols: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    let cols = cols.max(1);
+    let rows = (SMALL / cols).max(1);
+    par_chunks(y, rows * cols, |start, part| f(start / cols, part));
+}
+
+/// Runs `f(i)` for i in 0..n, spread over the pool when allowed, and collects the results in order.
+pub fn par_map<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+    if n <= 1 || !may_spread() {
+        (0..n).map(f).collect()
+    } else {
+        (0..n).into_par_iter().map(f).collect()
+    }
+}
+
+/// A strided view of a matrix; overlapping rows are allowed for reading (convolution windows).
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// A row-major matrix with `stride` elements from row to row.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        let m = Self { data, rows, cols, row_stride: stride, col_stride: 1 };
+        m.check();
+        m
+    }
+
+    /// The transpose.
+    pub fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    fn check(&self) {
+        let reach = match self.rows * self.cols {
+            0 => 0,
+            _ => (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1,
+        };
+        assert!(reach <= self.data.len(), "matrix view outside its buffer");
+    }
+}
+
+/// c (+)= a b, with c row-major and `stride` elements from row to row.
+///
+/// The order of additions within an element depends on the shapes only.
+pub fn gemm(c: &mut [f32], stride: usize, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
+    let (m, k, n) = (a.rows, a.cols, b.cols);
+    assert_eq!(k, b.rows, "inner extents differ");
+    if m * n == 0 {
+        return;
+    }
+    assert!((m - 1) * stride + n <= c.len() && n <= stride, "product outside its buffer");
+    let work = m * n * k;
+    let threads = match work > (1 << 17) && may_spread() {
+        true => gemm::Parallelism::Rayon(0),
+        false => gemm::Parallelism::None,
+    };
+    // SAFETY: `Mat::check` and the assertion above keep every access of the m x k, k x n and m x n index ranges
+    // inside the three buffers, and `c` is exclusively borrowed with non-overlapping rows.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            stride as isize,
+            accumulate,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            if accumulate { 1.0 } else { 0.0 },
+            1.0,
+            false,
+            false,
+            false,
+            threads,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::{Purpose, Stream};
+
+    #[test]
+    fn product_has_the_same_bits_on_one_thread_and_on_many() {
+        for (m, n, k) in
+            [(1, 7, 3), (130, 256, 64), (257, 96, 1030), (2080, 1024, 256), (5, 1, 900)]
+        {
+            let a = Stream::new(1, m as u64, 0, Purpose::Test).normals(m * k);
+            let b = Stream::new(1, n as u64, 1, Purpose::Test).normals(n * k);
+            let product = || {
+                let mut c = vec![f32::NAN; m * n];
+                gemm(&mut c, n, Mat::new(&a, m, k, k), Mat::new(&b, n, k, k).t(), false);
+                c
+            };
+            let many = product();
+            let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            assert!(
+                one.install(product).iter().zip(&many).all(|(x, y)| x.to_bits() == y.to_bits())
+            );
+            let want: f64 = (0..k).map(|i| f64::from(a[i]) * f64::from(b[i])).sum();
+            assert!((f64::from(many[0]) - want).abs() < 1e-4 * (k as f64).sqrt());
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Devices: where tensors live and kernels run. The only home of `unsafe` in this crate.
+
+pub mod cpu;

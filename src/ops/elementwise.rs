@@ -1,0 +1,506 @@
+//! Elementwise ops: sums and products with broadcasting, adaLN's modulate and gate.
+//!
+//! Broadcasting is one-sided: extents are aligned at the last axis, and the smaller operand has each extent
+//! equal to the larger one's or 1 (missing axes count as 1). The result has the larger one's shape.
+
+use super::reduce::{SumTo, broadcast_into};
+use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
+use crate::device::cpu;
+use crate::error::{Error, Result};
+use crate::tensor::{Shape, Tensor};
+
+/// y = a + alpha b, with b broadcast to a.
+#[derive(Clone, Debug)]
+pub struct Axpy {
+    /// Factor of b.
+    pub alpha: f64,
+}
+
+/// y = a + b.
+pub const ADD: Axpy = Axpy { alpha: 1.0 };
+/// y = a - b.
+pub const SUB: Axpy = Axpy { alpha: -1.0 };
+
+/// y = a b, with b broadcast to a.
+#[derive(Clone, Debug)]
+pub struct Mul;
+
+/// y = scale x + shift, with constants.
+#[derive(Clone, Debug)]
+pub struct Affine {
+    /// Factor.
+    pub scale: f64,
+    /// Addend.
+    pub shift: f64,
+}
+
+/// adaLN's modulation y = x (1 + a) + b, with a and b of one shape, broadcast to x.
+#[derive(Clone, Debug)]
+pub struct Modulate;
+
+/// A gated residual z = x + g y, with g broadcast to x and y.
+#[derive(Clone, Debug)]
+pub struct GatedAdd;
+
+/// The gradient or tangent of a broadcast operand, brought back to its shape.
+fn to_shape(g: &Tensor, shape: &Shape) -> Result<Tensor> {
+    if g.shape() == shape { Ok(g.clone()) } else { call(&SumTo { to: shape.clone() }, &[g]) }
+}
+
+/// A tangent of a broadcast operand, spread over the result's shape.
+fn spread(dx: &Tensor, shape: &Shape) -> Result<Tensor> {
+    broadcast_into(dx, shape)
+}
+
+fn add_tangents(a: Option<Tensor>, b: Option<Tensor>) -> Result<Option<Tensor>> {
+    Ok(match (a, b) {
+        (Some(a), Some(b)) => Some(call(&ADD, &[&a, &b])?),
+        (a, b) => a.or(b),
+    })
+}
+
+/// Rows of a result and where each begins in a broadcast operand.
+pub(super) struct Rows {
+    cols: usize,
+    /// 0 where the operand's last extent is 1, else 1.
+    step: usize,
+    /// (extent of the result, stride in the operand) of the leading axes, innermost first.
+    lead: Vec<(usize, usize)>,
+}
+
+impl Rows {
+    pub(super) fn new(big: &Shape, small: &Shape) -> Option<Self> {
+        let (b, s) = (big.dims(), small.dims());
+        if s.len() > b.len() {
+            return None;
+        }
+        let cols = big.last();
+        let last = small.last();
+        if last != cols && last != 1 {
+            return None;
+        }
+        let mut lead = Vec::new();
+        let mut stride = last;
+        for i in 1..b.len() {
+            let extent = b[b.len() - 1 - i];
+            let own = if i < s.len() { s[s.len() - 1 - i] } else { 1 };
+            if own != extent && own != 1 {
+                return None;
+            }
+            lead.push((extent, if own == 1 { 0 } else { stride }));
+            stride *= own;
+        }
+        Some(Self { cols, step: usize::from(last == cols && cols != 1), lead })
+    }
+
+    /// Offset in the operand of the result's row `r`.
+    #[inline]
+    pub(super) fn at(&self, mut r: usize) -> usize {
+        let mut offset = 0;
+        for &(extent, stride) in &self.lead {
+            offset += r % extent * stride;
+            r /= extent;
+        }
+        offset
+    }
+
+    /// Index in the operand of element (row offset, column).
+    #[inline(always)]
+    fn index(&self, offset: usize, col: usize) -> usize {
+        offset + col * self.step
+    }
+}
+
+fn rows_of(op: &'static str, big: &Shape, small: &Shape) -> Result<Rows> {
+    Rows::new(big, small)
+        .ok_or_else(|| Error::shape(op, format!("{small} does not broadcast to {big}")))
+}
+
+/// Applies `f(y row, first element of the row in the big operands, row offset in the small ones)`.
+fn each_row(y: &mut [f32], rows: &Rows, f: impl Fn(&mut [f32], usize, usize) + Sync) {
+    let cols = rows.cols;
+    cpu::par_rows(y, cols, |first, part| {
+        for (i, row) in part.chunks_mut(cols.max(1)).enumerate() {
+            f(row, (first + i) * cols, rows.at(first + i));
+        }
+    });
+}
+
+/// y[i] = f(a[i], b[i']) over a broadcast b.
+#[inline(always)]
+fn zip_cpu(x: &[In<'_, f32>], y: &mut [Out<'_, f32>], f: impl Fn(f32, f32) -> f32 + Sync + Copy) {
+    let (a, b) = (x[0].r(), x[1].r());
+    let flat = |y: &mut [f32], a: &[f32], b: &[f32]| {
+        cpu::simd(
+            #[inline(always)]
+            || {
+                for (y, (&a, &b)) in y.iter_mut().zip(a.iter().zip(b)) {
+                    *y = f(a, b);
+                }
+            },
+        );
+    };
+    if x[0].shape == x[1].shape {
+        cpu::par_rows(y[0].r(), 1, |i, y| flat(y, &a[i..i + y.len()], &b[i..i + y.len()]));
+        return;
+    }
+    let Some(rows) = Rows::new(x[0].shape, x[1].shape) else { return };
+    each_row(y[0].r(), &rows, |y, i, j| match rows.step {
+        1 => flat(y, &a[i..i + y.len()], &b[j..j + y.len()]),
+        _ => {
+            let b = b[j];
+            for (y, &a) in y.iter_mut().zip(&a[i..]) {
+                *y = f(a, b);
+            }
+        }
+    });
+}
+
+fn zip_reference<R: Real>(x: &[In<'_, R>], y: &mut [Out<'_, R>], f: impl Fn(R, R) -> R) {
+    let Some(rows) = Rows::new(x[0].shape, x[1].shape) else { return };
+    for (r, y) in y[0].r().chunks_mut(rows.cols.max(1)).enumerate() {
+        let at = rows.at(r);
+        for (c, y) in y.iter_mut().enumerate() {
+            *y = f(x[0].r()[r * rows.cols + c], x[1].r()[rows.index(at, c)]);
+        }
+    }
+}
+
+/// Shapes that meet every broadcasting path, for a big operand and `small` ones.
+fn broadcast_cases<O: Op>(make: fn(&Shape, &Shape) -> (O, Vec<Input>)) -> Vec<Case> {
+    let pairs: &[(&str, &[usize], &[usize])] = &[
+        ("empty", &[0, 4], &[4]),
+        ("same", &[3, 5], &[3, 5]),
+        ("suffix", &[2, 3, 5], &[5]),
+        ("per_sample", &[3, 4, 17], &[3, 1, 17]),
+        ("per_row", &[2, 3, 5], &[2, 3, 1]),
+        ("scalar", &[4, 5], &[1]),
+        ("past_a_chunk", &[130, 150], &[150]),
+    ];
+    pairs
+        .iter()
+        .map(|(name, big, small)| {
+            let (op, inputs) = make(&Shape::from(*big), &Shape::from(*small));
+            Case::new(*name, op, inputs)
+        })
+        .collect()
+}
+
+fn drawn_pair(d: &mut super::Draw<'_>) -> (Shape, Shape) {
+    let big = [d.size(1, 4), d.size(1, 5), d.size(1, 20)];
+    let small: Vec<usize> = big.iter().map(|&n| if d.coin() { n } else { 1 }).collect();
+    let skip = d.size(0, 2);
+    (Shape::from(big), Shape::from(&small[skip..]))
+}
+
+fn pair(big: &Shape, small: &Shape) -> Vec<Input> {
+    vec![Input::normal(big), Input::normal(small)]
+}
+
+impl Op for Axpy {
+    const NAME: &'static str = "axpy";
+    const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
+        let alpha = op.alpha as f32;
+        zip_cpu(
+            x,
+            y,
+            #[inline(always)]
+            move |a, b| a + alpha * b,
+        );
+    });
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        rows_of(Self::NAME, x[0], x[1])?;
+        Ok(vec![x[0].clone()])
+    }
+    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        zip_reference(x, y, |a, b| a + R::of(self.alpha) * b);
+    }
+    fn jvp(&self, at: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
+        match (dx[0], dx[1]) {
+            (Some(da), Some(db)) => Ok(Some(call(self, &[da, db])?)),
+            (Some(da), None) => Ok(Some(da.clone())),
+            (None, Some(db)) => {
+                let db = call(&Affine { scale: self.alpha, shift: 0.0 }, &[db])?;
+                Ok(Some(spread(&db, at.y_shape())?))
+            }
+            (None, None) => Ok(None),
+        }
+    }
+    fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
+        let gb = || {
+            let g = to_shape(gy, at.shape(1))?;
+            match self.alpha == 1.0 {
+                true => Ok(g),
+                false => call(&Affine { scale: self.alpha, shift: 0.0 }, &[&g]),
+            }
+        };
+        Ok(vec![want[0].then(|| gy.clone()), want[1].then(gb).transpose()?])
+    }
+    fn cases() -> Cases {
+        Cases {
+            named: broadcast_cases(|b, s| (Axpy { alpha: -0.75 }, pair(b, s))),
+            draw: |d| {
+                let (b, s) = drawn_pair(d);
+                Case::new("drawn", Axpy { alpha: 1.25 }, pair(&b, &s))
+            },
+            bench: vec![Case::new("tokens", ADD, pair(&[16, 130, 256].into(), &[256].into()))],
+        }
+    }
+}
+
+impl Op for Mul {
+    const NAME: &'static str = "mul";
+    const SAVES: Saves = Saves::inputs(&[0, 1]);
+    const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {
+        zip_cpu(
+            x,
+            y,
+            #[inline(always)]
+            |a, b| a * b,
+        )
+    });
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        rows_of(Self::NAME, x[0], x[1])?;
+        Ok(vec![x[0].clone()])
+    }
+    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        zip_reference(x, y, |a, b| a * b);
+    }
+    fn jvp(&self, at: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
+        let da = dx[0].map(|da| call(self, &[da, at.x(1)?])).transpose()?;
+        let db = dx[1].map(|db| call(self, &[at.x(0)?, db])).transpose()?;
+        add_tangents(da, db)
+    }
+    fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
+        let ga = || call(self, &[gy, at.x(1)?]);
+        let gb = || to_shape(&call(self, &[gy, at.x(0)?])?, at.shape(1));
+        Ok(vec![want[0].then(ga).transpose()?, want[1].then(gb).transpose()?])
+    }
+    fn cases() -> Cases {
+        Cases {
+            named: broadcast_cases(|b, s| (Mul, pair(b, s))),
+            draw: |d| {
+                let (b, s) = drawn_pair(d);
+                Case::new("drawn", Mul, pair(&b, &s))
+            },
+            bench: vec![Case::new("tokens", Mul, pair(&[16, 130, 256].into(), &[256].into()))],
+        }
+    }
+}
+
+impl Op for Affine {
+    const NAME: &'static str = "affine";
+    const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
+        let (scale, shift) = (op.scale as f32, op.shift as f32);
+        zip_cpu(
+            &[x[0], x[0]],
+            y,
+            #[inline(always)]
+            move |x, _| scale * x + shift,
+        );
+    });
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        Ok(vec![x[0].clone()])
+    }
+    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        for (y, &x) in y[0].r().iter_mut().zip(x[0].r()) {
+            *y = R::of(self.scale) * x + R::of(self.shift);
+        }
+    }
+    fn jvp(&self, _: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
+        let op = Affine { scale: self.scale, shift: 0.0 };
+        dx[0].map(|dx| call(&op, &[dx])).transpose()
+    }
+    fn vjp(&self, _: &Saved, gy: &Tensor, _: &[bool]) -> Result<Grads> {
+        Ok(vec![Some(call(&Affine { scale: self.scale, shift: 0.0 }, &[gy])?)])
+    }
+    fn cases() -> Cases {
+        let op = || Affine { scale: -1.5, shift: 0.25 };
+        super::kinds::map_cases(
+            op,
+            |s| Input::normal(s),
+            1,
+            |d| {
+                let shape = [d.size(1, 9), d.size(1, 40)];
+                Case::new("drawn", Affine { scale: 0.3, shift: -2.0 }, vec![Input::normal(shape)])
+            },
+        )
+    }
+}
+
+impl Op for Modulate {
+    const NAME: &'static str = "modulate";
+    const SAVES: Saves = Saves::inputs(&[0, 1]);
+    const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {
+        let Some(rows) = Rows::new(x[0].shape, x[1].shape) else { return };
+        let (v, a, b) = (x[0].r(), x[1].r(), x[2].r());
+        each_row(y[0].r(), &rows, |y, i, j| {
+            cpu::simd(
+                #[inline(always)]
+                || {
+                    let v = &v[i..i + y.len()];
+                    if rows.step == 1 {
+                        let (a, b) = (&a[j..j + y.len()], &b[j..j + y.len()]);
+                        for (c, y) in y.iter_mut().enumerate() {
+                            *y = v[c] * (1.0 + a[c]) + b[c];
+                        }
+                    } else {
+                        for (y, &v) in y.iter_mut().zip(v) {
+                            *y = v * (1.0 + a[j]) + b[j];
+                        }
+                    }
+                },
+            );
+        });
+    });
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        rows_of(Self::NAME, x[0], x[1])?;
+        if x[1] != x[2] {
+            return Err(Error::shape(Self::NAME, format!("a is {}, b is {}", x[1], x[2])));
+        }
+        Ok(vec![x[0].clone()])
+    }
+    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        let Some(rows) = Rows::new(x[0].shape, x[1].shape) else { return };
+        for (r, y) in y[0].r().chunks_mut(rows.cols.max(1)).enumerate() {
+            let at = rows.at(r);
+            for (c, y) in y.iter_mut().enumerate() {
+                let j = rows.index(at, c);
+                *y = x[0].r()[r * rows.cols + c] * (R::of(1.0) + x[1].r()[j]) + x[2].r()[j];
+            }
+        }
+    }
+    fn jvp(&self, at: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
+        let zero =
+            || Tensor::zeros(at.x(1).map_or(crate::tensor::DType::F32, Tensor::dtype), at.shape(1));
+        let dv = match (dx[0], dx[2]) {
+            (Some(dv), Some(db)) => Some(call(self, &[dv, at.x(1)?, db])?),
+            (Some(dv), None) => Some(call(self, &[dv, at.x(1)?, &zero()])?),
+            (None, Some(db)) => Some(spread(db, at.y_shape())?),
+            (None, None) => None,
+        };
+        let da = dx[1].map(|da| call(&Mul, &[at.x(0)?, da])).transpose()?;
+        add_tangents(dv, da)
+    }
+    fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
+        let gx = || {
+            let a = at.x(1)?;
+            call(self, &[gy, a, &Tensor::zeros(a.dtype(), a.shape())])
+        };
+        let ga = || to_shape(&call(&Mul, &[gy, at.x(0)?])?, at.shape(1));
+        let gb = || to_shape(gy, at.shape(2));
+        Ok(vec![
+            want[0].then(gx).transpose()?,
+            want[1].then(ga).transpose()?,
+            want[2].then(gb).transpose()?,
+        ])
+    }
+    fn cases() -> Cases {
+        let inputs =
+            |b: &Shape, s: &Shape| vec![Input::normal(b), Input::normal(s), Input::normal(s)];
+        Cases {
+            named: broadcast_cases(|b, s| {
+                (Modulate, vec![Input::normal(b), Input::normal(s), Input::normal(s)])
+            }),
+            draw: |d| {
+                let (b, s) = drawn_pair(d);
+                let inputs = vec![Input::normal(b), Input::normal(&s), Input::normal(&s)];
+                Case::new("drawn", Modulate, inputs)
+            },
+            bench: vec![Case::new(
+                "tokens",
+                Modulate,
+                inputs(&[16, 130, 256].into(), &[16, 1, 256].into()),
+            )],
+        }
+    }
+}
+
+impl Op for GatedAdd {
+    const NAME: &'static str = "gated_add";
+    const SAVES: Saves = Saves::inputs(&[1, 2]);
+    const CPU: Option<CpuFace<Self>> = Some(|_, x, z| {
+        let Some(rows) = Rows::new(x[0].shape, x[1].shape) else { return };
+        let (v, g, w) = (x[0].r(), x[1].r(), x[2].r());
+        each_row(z[0].r(), &rows, |z, i, j| {
+            cpu::simd(
+                #[inline(always)]
+                || {
+                    let (v, w) = (&v[i..i + z.len()], &w[i..i + z.len()]);
+                    if rows.step == 1 {
+                        let g = &g[j..j + z.len()];
+                        for (c, z) in z.iter_mut().enumerate() {
+                            *z = v[c] + g[c] * w[c];
+                        }
+                    } else {
+                        for (c, z) in z.iter_mut().enumerate() {
+                            *z = v[c] + g[j] * w[c];
+                        }
+                    }
+                },
+            );
+        });
+    });
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        rows_of(Self::NAME, x[0], x[1])?;
+        if x[0] != x[2] {
+            return Err(Error::shape(Self::NAME, format!("x is {}, y is {}", x[0], x[2])));
+        }
+        Ok(vec![x[0].clone()])
+    }
+    fn reference<R: Real>(&self, x: &[In<'_, R>], z: &mut [Out<'_, R>]) {
+        let Some(rows) = Rows::new(x[0].shape, x[1].shape) else { return };
+        for (r, z) in z[0].r().chunks_mut(rows.cols.max(1)).enumerate() {
+            let at = rows.at(r);
+            for (c, z) in z.iter_mut().enumerate() {
+                let i = r * rows.cols + c;
+                *z = x[0].r()[i] + x[1].r()[rows.index(at, c)] * x[2].r()[i];
+            }
+        }
+    }
+    fn jvp(&self, at: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
+        let dg = dx[1].map(|dg| call(&Mul, &[at.x(2)?, dg])).transpose()?;
+        let dy = match (dx[0], dx[2]) {
+            (Some(da), Some(dy)) => Some(call(self, &[da, at.x(1)?, dy])?),
+            (Some(da), None) => Some(da.clone()),
+            (None, Some(dy)) => Some(call(&Mul, &[dy, at.x(1)?])?),
+            (None, None) => None,
+        };
+        add_tangents(dy, dg)
+    }
+    fn vjp(&self, at: &Saved, gz: &Tensor, want: &[bool]) -> Result<Grads> {
+        let gg = || to_shape(&call(&Mul, &[gz, at.x(2)?])?, at.shape(1));
+        let gy = || call(&Mul, &[gz, at.x(1)?]);
+        Ok(vec![
+            want[0].then(|| gz.clone()),
+            want[1].then(gg).transpose()?,
+            want[2].then(gy).transpose()?,
+        ])
+    }
+    fn cases() -> Cases {
+        Cases {
+            named: broadcast_cases(|b, s| {
+                (GatedAdd, vec![Input::normal(b), Input::normal(s), Input::normal(b)])
+            }),
+            draw: |d| {
+                let (b, s) = drawn_pair(d);
+                let inputs = vec![Input::normal(&b), Input::normal(s), Input::normal(&b)];
+                Case::new("drawn", GatedAdd, inputs)
+            },
+            bench: vec![Case::new(
+                "tokens",
+                GatedAdd,
+                vec![
+                    Input::normal([16, 130, 256]),
+                    Input::normal([16, 1, 256]),
+                    Input::normal([16, 130, 256]),
+                ],
+            )],
+        }
+    }
+}

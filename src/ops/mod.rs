@@ -1,0 +1,127 @@
+//! The op table: every operation of the system, one row each in [`OPS`].
+//!
+//! Tests, benches and the docs' table are derived from it. An op that no row names is dead code.
+
+pub mod activation;
+pub mod cases;
+pub mod elementwise;
+pub mod fast;
+pub mod gemm;
+pub mod kinds;
+pub mod op;
+pub mod real;
+pub mod reduce;
+
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Shape, Tensor};
+
+pub use cases::{Case, Cases, Draw, Fill, Input};
+pub use op::{CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Op, Out, Saved, Saves};
+pub use real::{Dual, Real, Running};
+
+/// A row of the table.
+pub struct Row {
+    /// [`Op::NAME`].
+    pub name: &'static str,
+    /// The family: the file's name in this folder and in `kernels/`.
+    pub family: &'static str,
+    /// [`Op::cases`].
+    pub cases: fn() -> Cases,
+}
+
+macro_rules! table {
+    ($($family:ident: $($op:ident),+ $(,)?;)*) => {
+        /// Every op.
+        pub static OPS: &[Row] = &[$($(
+            Row {
+                name: <$family::$op as Op>::NAME,
+                family: stringify!($family),
+                cases: <$family::$op as Op>::cases,
+            },
+        )+)*];
+    };
+}
+
+table! {
+    elementwise: Axpy, Mul, Affine, Modulate, GatedAdd;
+    activation: Gelu, GeluVjp, Silu, SiluVjp, LeakyRelu, LeakyReluVjp, Tanh, TanhVjp, Exp, ExpVjp,
+        Square, SquareVjp, Abs, AbsVjp, Clamp, ClampVjp, Power, PowerVjp;
+    reduce: SumTo, BroadcastTo;
+    gemm: MatMul, Linear;
+}
+
+/// Runs an op on tensors: checks types and shapes, then the fast path, or the reference in f64.
+pub fn run(op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor>> {
+    let shapes: Vec<&Shape> = x.iter().map(|t| t.shape()).collect();
+    let outs = op.shapes(&shapes)?;
+    match float_type(op, x)? {
+        DType::F64 => {
+            let ins = views(x, Tensor::f64s)?;
+            fill(op, outs, |y| op.reference_f64(&ins, y), Tensor::new_f64)
+        }
+        _ => {
+            let ins = views(x, Tensor::f32s)?;
+            fill(op, outs, |y| op.cpu(&ins, y), Tensor::new)
+        }
+    }
+}
+
+/// Runs an op and hands back its first output.
+pub fn call(op: &dyn DynOp, x: &[&Tensor]) -> Result<Tensor> {
+    let mut outs = run(op, x)?;
+    match outs.is_empty() {
+        false => Ok(outs.swap_remove(0)),
+        true => Err(Error::Internal(format!("{} has no output", op.name()))),
+    }
+}
+
+fn views<'a, R>(
+    x: &[&'a Tensor],
+    reals: impl Fn(&'a Tensor) -> Result<&'a [R]>,
+) -> Result<Vec<In<'a, R>>> {
+    x.iter()
+        .map(|&t| match t.dtype() {
+            DType::I32 => Ok(In::int(t.shape(), t.i32s()?)),
+            _ => Ok(In::real(t.shape(), reals(t)?)),
+        })
+        .collect()
+}
+
+/// The float type of the inputs; they must agree, and integers must be where the op wants them.
+fn float_type(op: &dyn DynOp, x: &[&Tensor]) -> Result<DType> {
+    let mut found = None;
+    for (i, t) in x.iter().enumerate() {
+        let int = t.dtype() == DType::I32;
+        if int != op.int_inputs().contains(&i) {
+            let want = if int { "real numbers" } else { "integers" };
+            return Err(Error::shape(op.name(), format!("input {i} must hold {want}")));
+        }
+        if !int && *found.get_or_insert(t.dtype()) != t.dtype() {
+            return Err(Error::shape(op.name(), "inputs mix F32 and F64"));
+        }
+    }
+    Ok(found.unwrap_or(DType::F32))
+}
+
+fn fill<R: Real>(
+    op: &dyn DynOp,
+    shapes: Vec<Shape>,
+    face: impl FnOnce(&mut [Out<'_, R>]),
+    wrap: impl Fn(Vec<R>, Shape) -> Result<Tensor>,
+) -> Result<Vec<Tensor>> {
+    let is_int = |i: usize| op.int_outputs().contains(&i);
+    let len = |i: usize, int: bool| if is_int(i) == int { shapes[i].len() } else { 0 };
+    let mut reals: Vec<Vec<R>> =
+        (0..shapes.len()).map(|i| vec![R::of(0.0); len(i, false)]).collect();
+    let mut ints: Vec<Vec<i32>> = (0..shapes.len()).map(|i| vec![0; len(i, true)]).collect();
+    let mut views: Vec<Out<'_, R>> = (0..)
+        .zip(reals.iter_mut().zip(&mut ints))
+        .map(|(i, (r, n))| if is_int(i) { Out::Int(n) } else { Out::Real(r) })
+        .collect();
+    face(&mut views);
+    drop(views);
+    (0..)
+        .zip(shapes.iter().cloned().zip(reals.into_iter().zip(ints)))
+        .map(|(i, (s, (r, n)))| if is_int(i) { Tensor::new_i32(n, s) } else { wrap(r, s) })
+        .collect()
+}

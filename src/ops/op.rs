@@ -1,0 +1,325 @@
+//! Op: one operation with its faces side by side.
+//!
+//! A file of this folder defines ops; each states its shapes, its mathematics once ([`Op::reference`]), an
+//! optional fast f32 path ([`Op::CPU`]), its derivative rules and its test cases. [`DynOp`] is the same thing
+//! behind a pointer: what the tape stores and what the tests walk. A CUDA face becomes one more method.
+
+use crate::error::{Error, Result};
+use crate::tensor::{Shape, Tensor};
+
+use super::cases::Cases;
+use super::real::{Dual, Real, Running};
+
+/// An input as a face sees it.
+#[derive(Clone, Copy)]
+pub struct In<'a, R> {
+    /// Extents.
+    pub shape: &'a Shape,
+    real: &'a [R],
+    int: &'a [i32],
+}
+
+impl<'a, R> In<'a, R> {
+    /// A real input.
+    pub fn real(shape: &'a Shape, data: &'a [R]) -> Self {
+        Self { shape, real: data, int: &[] }
+    }
+    /// An integer input.
+    pub fn int(shape: &'a Shape, data: &'a [i32]) -> Self {
+        Self { shape, real: &[], int: data }
+    }
+    /// The real elements; empty for an integer input.
+    pub fn r(&self) -> &'a [R] {
+        self.real
+    }
+    /// The integer elements; empty for a real input.
+    pub fn i(&self) -> &'a [i32] {
+        self.int
+    }
+}
+
+/// An output as a face writes it. Every element must be written: buffers arrive with arbitrary contents.
+pub enum Out<'a, R> {
+    /// Real elements.
+    Real(&'a mut [R]),
+    /// Integer elements.
+    Int(&'a mut [i32]),
+}
+
+impl<R> Out<'_, R> {
+    /// The real elements; empty for an integer output.
+    pub fn r(&mut self) -> &mut [R] {
+        match self {
+            Self::Real(v) => v,
+            Self::Int(_) => &mut [],
+        }
+    }
+    /// The integer elements; empty for a real output.
+    pub fn i(&mut self) -> &mut [i32] {
+        match self {
+            Self::Int(v) => v,
+            Self::Real(_) => &mut [],
+        }
+    }
+}
+
+/// Whether an op has derivative rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Diff {
+    /// `jvp` and `vjp` are defined.
+    Yes,
+    /// They are not, and this is why.
+    No(&'static str),
+}
+
+/// Why the second derivative of a derivative kernel is never asked for.
+pub const FIRST_ORDER: Diff = Diff::No(
+    "it is itself a derivative; MeanFlow carries tangents beside untaped primals, so no \
+     derivative of a derivative is ever needed",
+);
+
+/// What the tape must keep for the backward pass. Asking [`Saved`] for anything else is an internal error.
+#[derive(Clone, Copy, Debug)]
+pub struct Saves {
+    /// Indices of inputs.
+    pub inputs: &'static [usize],
+    /// Whether the result itself is kept.
+    pub output: bool,
+    /// Whether the extra outputs (statistics) are kept.
+    pub extras: bool,
+}
+
+impl Saves {
+    /// Nothing: linear maps.
+    pub const NOTHING: Self = Self { inputs: &[], output: false, extras: false };
+    /// Some inputs.
+    pub const fn inputs(inputs: &'static [usize]) -> Self {
+        Self { inputs, output: false, extras: false }
+    }
+    /// Also the extra outputs.
+    pub const fn and_extras(self) -> Self {
+        Self { extras: true, ..self }
+    }
+    /// Also the result.
+    pub const fn and_output(self) -> Self {
+        Self { output: true, ..self }
+    }
+}
+
+/// The fast f32 path of an op: same contract as the reference, within `Running`'s bound of it.
+pub type CpuFace<O> = fn(&O, &[In<'_, f32>], &mut [Out<'_, f32>]);
+
+/// Gradients by input, `None` where not wanted or zero.
+pub type Grads = Vec<Option<Tensor>>;
+
+/// One operation. The first output is the result; further outputs are results of fused derivative ops or
+/// statistics kept for the backward pass.
+pub trait Op: Clone + Send + Sync + Sized + 'static {
+    /// The name in messages, tests and benches.
+    const NAME: &'static str;
+    /// Indices of integer inputs.
+    const INT_INPUTS: &'static [usize] = &[];
+    /// Indices of integer outputs.
+    const INT_OUTPUTS: &'static [usize] = &[];
+    /// What the backward pass needs.
+    const SAVES: Saves = Saves::NOTHING;
+    /// Whether there are derivative rules.
+    const DIFF: Diff = Diff::Yes;
+    /// The fast path, where the reference is too slow to use.
+    const CPU: Option<CpuFace<Self>> = None;
+
+    /// Shapes of all outputs, or what does not fit.
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>>;
+
+    /// The mathematics.
+    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]);
+
+    /// Tangent of the result for tangents of the inputs (`None` is zero). `None` back means zero.
+    fn jvp(&self, _at: &Saved, _dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
+        Err(Error::NotDifferentiable { op: Self::NAME, reason: "no jvp rule" })
+    }
+
+    /// Gradients of the wanted inputs for the gradient `gy` of the result.
+    fn vjp(&self, _at: &Saved, _gy: &Tensor, _want: &[bool]) -> Result<Grads> {
+        Err(Error::NotDifferentiable { op: Self::NAME, reason: "no vjp rule" })
+    }
+
+    /// Integer answers: why `got` is not acceptable for these inputs. The default wants the f64 reference's
+    /// own answer; an op where ties or rounding may decide states its predicate here.
+    fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String> {
+        let shapes: Vec<&Shape> = x.iter().map(|i| i.shape).collect();
+        let outs = self.shapes(&shapes).ok()?;
+        let mut want: Vec<(Vec<f64>, Vec<i32>)> =
+            outs.iter().map(|s| (vec![0.0; s.len()], vec![0; s.len()])).collect();
+        let is_int = |i: &usize| Self::INT_OUTPUTS.contains(i);
+        let mut views: Vec<Out<'_, f64>> = (0..)
+            .zip(want.iter_mut())
+            .map(|(i, (r, n))| if is_int(&i) { Out::Int(n) } else { Out::Real(r) })
+            .collect();
+        self.reference(x, &mut views);
+        drop(views);
+        let ints = Self::INT_OUTPUTS.iter().map(|&i| &want[i].1);
+        ints.zip(got).find(|(w, g)| w != g).map(|(w, g)| format!("wanted {w:?}, got {g:?}"))
+    }
+
+    /// Named shapes, a generator of random ones and bench shapes.
+    fn cases() -> Cases;
+}
+
+/// What an op's derivative rules may look at.
+#[derive(Clone)]
+pub struct Saved {
+    op: &'static str,
+    inputs: Vec<Option<Tensor>>,
+    shapes: Vec<Shape>,
+    output: Option<Tensor>,
+    extras: Vec<Tensor>,
+    out_shape: Shape,
+}
+
+impl Saved {
+    /// Everything: what `jvp` sees.
+    pub fn all(op: &dyn DynOp, x: &[&Tensor], y: &[Tensor]) -> Self {
+        Self {
+            op: op.name(),
+            inputs: x.iter().map(|&t| Some(t.clone())).collect(),
+            shapes: x.iter().map(|t| t.shape().clone()).collect(),
+            output: y.first().cloned(),
+            extras: y.iter().skip(1).cloned().collect(),
+            out_shape: y.first().map(|t| t.shape().clone()).unwrap_or_default(),
+        }
+    }
+
+    /// Only what the op declares: what `vjp` sees.
+    pub fn declared(op: &dyn DynOp, x: &[&Tensor], y: &[Tensor]) -> Self {
+        let mut all = Self::all(op, x, y);
+        let saves = op.saves();
+        for (i, kept) in all.inputs.iter_mut().enumerate() {
+            if !saves.inputs.contains(&i) {
+                *kept = None;
+            }
+        }
+        if !saves.output {
+            all.output = None;
+        }
+        if !saves.extras {
+            all.extras.clear();
+        }
+        all
+    }
+
+    /// Input `i`.
+    pub fn x(&self, i: usize) -> Result<&Tensor> {
+        self.inputs.get(i).and_then(Option::as_ref).ok_or_else(|| self.missing("input", i))
+    }
+    /// The result.
+    pub fn y(&self) -> Result<&Tensor> {
+        self.output.as_ref().ok_or_else(|| self.missing("output", 0))
+    }
+    /// Extra output `i`.
+    pub fn extra(&self, i: usize) -> Result<&Tensor> {
+        self.extras.get(i).ok_or_else(|| self.missing("extra", i))
+    }
+    /// Shape of input `i`; always known.
+    pub fn shape(&self, i: usize) -> &Shape {
+        &self.shapes[i]
+    }
+    /// How many inputs there were.
+    pub fn arity(&self) -> usize {
+        self.shapes.len()
+    }
+    /// Shape of the result; always known.
+    pub fn y_shape(&self) -> &Shape {
+        &self.out_shape
+    }
+
+    fn missing(&self, what: &str, i: usize) -> Error {
+        let op = self.op;
+        Error::Internal(format!("{op} asks for {what} {i}, which it does not declare in SAVES"))
+    }
+}
+
+macro_rules! dyn_op {
+    ($($face:ident: $scalar:ty),*) => {
+        /// An [`Op`] behind a pointer.
+        pub trait DynOp: Send + Sync {
+            /// [`Op::NAME`].
+            fn name(&self) -> &'static str;
+            /// [`Op::INT_INPUTS`].
+            fn int_inputs(&self) -> &'static [usize];
+            /// [`Op::INT_OUTPUTS`].
+            fn int_outputs(&self) -> &'static [usize];
+            /// [`Op::DIFF`].
+            fn diff(&self) -> Diff;
+            /// [`Op::SAVES`].
+            fn saves(&self) -> Saves;
+            /// Whether [`Op::CPU`] exists.
+            fn has_cpu(&self) -> bool;
+            /// [`Op::shapes`].
+            fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>>;
+            /// [`Op::jvp`].
+            fn jvp(&self, at: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>>;
+            /// [`Op::vjp`].
+            fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads>;
+            /// [`Op::refuses`].
+            fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String>;
+            /// [`Op::CPU`], or the reference where there is none.
+            fn cpu(&self, x: &[In<'_, f32>], y: &mut [Out<'_, f32>]);
+            /// A copy for the tape.
+            fn boxed(&self) -> Box<dyn DynOp>;
+            $(
+                #[doc = concat!("[`Op::reference`] at `", stringify!($scalar), "`.")]
+                fn $face(&self, x: &[In<'_, $scalar>], y: &mut [Out<'_, $scalar>]);
+            )*
+        }
+
+        impl<O: Op> DynOp for O {
+            fn name(&self) -> &'static str {
+                O::NAME
+            }
+            fn int_inputs(&self) -> &'static [usize] {
+                O::INT_INPUTS
+            }
+            fn int_outputs(&self) -> &'static [usize] {
+                O::INT_OUTPUTS
+            }
+            fn diff(&self) -> Diff {
+                O::DIFF
+            }
+            fn saves(&self) -> Saves {
+                O::SAVES
+            }
+            fn has_cpu(&self) -> bool {
+                O::CPU.is_some()
+            }
+            fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+                Op::shapes(self, x)
+            }
+            fn jvp(&self, at: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
+                Op::jvp(self, at, dx)
+            }
+            fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
+                Op::vjp(self, at, gy, want)
+            }
+            fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String> {
+                Op::refuses(self, x, got)
+            }
+            fn cpu(&self, x: &[In<'_, f32>], y: &mut [Out<'_, f32>]) {
+                match O::CPU {
+                    Some(face) => face(self, x, y),
+                    None => self.reference(x, y),
+                }
+            }
+            fn boxed(&self) -> Box<dyn DynOp> {
+                Box::new(self.clone())
+            }
+            $(
+                fn $face(&self, x: &[In<'_, $scalar>], y: &mut [Out<'_, $scalar>]) {
+                    self.reference(x, y);
+                }
+            )*
+        }
+    };
+}
+
+dyn_op!(reference_f32: f32, reference_f64: f64, reference_dual: Dual, reference_running: Running);
