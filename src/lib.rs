@@ -1,5 +1,6 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
+pub mod autograd;
 pub mod config;
 pub mod device;
 pub mod error;

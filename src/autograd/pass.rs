@@ -1,0 +1,209 @@
+//! Pass and Var: how model code runs.
+
+use std::cell::RefCell;
+
+use super::param::{Param, Params};
+use super::tape::{Gradients, Node, Tape};
+use crate::error::{Error, Result, Within};
+use crate::ops::{Diff, DynOp, Saved, run};
+use crate::tensor::{DType, Tensor};
+
+/// A tangent carried beside a value. Deliberately not a [`Var`].
+#[derive(Clone, Debug)]
+pub struct Tangent(Tensor);
+
+impl Tangent {
+    /// The numbers, for targets that are constants by construction.
+    pub fn into_tensor(self) -> Tensor {
+        self.0
+    }
+}
+
+/// A value in a pass, with its tangent and its place on the tape where the pass keeps them.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Tensor,
+    tangent: Option<Tangent>,
+    node: Option<usize>,
+}
+
+impl Var {
+    /// A constant: no tangent, no gradient.
+    pub fn constant(value: Tensor) -> Self {
+        Self { value, tangent: None, node: None }
+    }
+    /// The value.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+    /// The value alone.
+    pub fn into_value(self) -> Tensor {
+        self.value
+    }
+    /// The tangent; `None` is zero.
+    pub fn tangent(&self) -> Option<&Tangent> {
+        self.tangent.as_ref()
+    }
+    /// The value as a constant: the stop-gradient of the papers.
+    pub fn detach(&self) -> Self {
+        Self::constant(self.value.clone())
+    }
+    /// The extents.
+    pub fn dims(&self) -> &[usize] {
+        self.value.shape().dims()
+    }
+    pub(super) fn node(&self) -> Option<usize> {
+        self.node
+    }
+}
+
+impl From<Tensor> for Var {
+    fn from(value: Tensor) -> Self {
+        Self::constant(value)
+    }
+}
+
+/// One run of model code.
+pub struct Pass {
+    tape: Option<RefCell<Tape>>,
+    dual: bool,
+    tracked: Vec<u64>,
+    check: bool,
+}
+
+impl Pass {
+    /// Values only.
+    pub fn eval() -> Self {
+        Self { tape: None, dual: false, tracked: Vec::new(), check: false }
+    }
+
+    /// Values and a tape; gradients reach tracked leaves and the parameters of [`Pass::training`].
+    pub fn tape() -> Self {
+        Self { tape: Some(RefCell::default()), ..Self::eval() }
+    }
+
+    /// Values and tangents.
+    pub fn dual() -> Self {
+        Self { dual: true, ..Self::eval() }
+    }
+
+    /// Values, tangents, and a tape of the values.
+    pub fn dual_tape() -> Self {
+        Self { dual: true, ..Self::tape() }
+    }
+
+    /// Tracks these parameters on the tape; all others are constants.
+    pub fn training(mut self, params: &Params) -> Self {
+        self.tracked.push(params.group());
+        self
+    }
+
+    /// Checks every op's results and fails, naming the op, at the first value that is not finite.
+    pub fn checked(mut self, on: bool) -> Self {
+        self.check = on;
+        self
+    }
+
+    /// Whether gradients are being recorded.
+    pub fn records(&self) -> bool {
+        self.tape.is_some()
+    }
+
+    /// A leaf whose gradient will be asked for.
+    pub fn leaf(&self, value: Tensor) -> Var {
+        let node = self.tape.as_ref().map(|t| t.borrow_mut().leaf());
+        Var { value, tangent: None, node }
+    }
+
+    /// A constant with a tangent; outside a dual pass the tangent is dropped.
+    pub fn with_tangent(&self, value: Tensor, tangent: Tensor) -> Var {
+        let tangent = self.dual.then_some(Tangent(tangent));
+        Var { value, tangent, node: None }
+    }
+
+    /// A parameter as a variable.
+    pub fn param(&self, p: &Param) -> Var {
+        let value = p.value();
+        let node = self.tape.as_ref().filter(|_| self.tracked.contains(&p.key().0)).map(|t| {
+            let tape = &mut *t.borrow_mut();
+            match tape.params.get(&p.key()) {
+                Some(&i) => i,
+                None => {
+                    let i = tape.leaf();
+                    tape.params.insert(p.key(), i);
+                    i
+                }
+            }
+        });
+        Var { value, tangent: None, node }
+    }
+
+    /// Runs one op.
+    pub fn op(&self, op: impl DynOp, x: &[&Var]) -> Result<Var> {
+        let values: Vec<&Tensor> = x.iter().map(|v| &v.value).collect();
+        let outs = run(&op, &values)?;
+        let y = outs.first().cloned().ok_or_else(|| Error::Internal("no output".into()))?;
+        if self.check {
+            y.check_finite(op.name())?;
+        }
+        let tangent = self.tangent_of(&op, x, &values, &outs)?;
+        let node = match &self.tape {
+            Some(tape) if x.iter().any(|v| v.node.is_some()) => {
+                differentiable(&op)?;
+                let saved = Saved::declared(&op, &values, &outs);
+                let parents = x.iter().map(|v| v.node).collect();
+                let made_by = Some((op.boxed(), saved));
+                Some(tape.borrow_mut().push(Node { made_by, parents }))
+            }
+            _ => None,
+        };
+        Ok(Var { value: y, tangent, node })
+    }
+
+    fn tangent_of(
+        &self,
+        op: &dyn DynOp,
+        x: &[&Var],
+        values: &[&Tensor],
+        outs: &[Tensor],
+    ) -> Result<Option<Tangent>> {
+        if x.iter().all(|v| v.tangent.is_none()) {
+            return Ok(None);
+        }
+        differentiable(op)?;
+        let dx: Vec<Option<&Tensor>> = x.iter().map(|v| v.tangent.as_ref().map(|t| &t.0)).collect();
+        let dy = op
+            .jvp(&Saved::all(op, values, outs), &dx)
+            .within(format_args!("tangent of {}", op.name()))?;
+        if let (true, Some(dy)) = (self.check, &dy) {
+            dy.check_finite(&format!("tangent of {}", op.name()))?;
+        }
+        Ok(dy.map(Tangent))
+    }
+
+    /// Gradients of a one-element loss. The tape is used up.
+    pub fn backward(self, loss: &Var) -> Result<Gradients> {
+        let dtype = loss.value.dtype();
+        if loss.value.len() != 1 || dtype == DType::I32 {
+            let what = format!("a loss is one real number, not {}", loss.value.shape());
+            return Err(Error::shape("backward", what));
+        }
+        let seed = Tensor::full(dtype, loss.value.shape(), 1.0);
+        self.backward_from(loss, seed)
+    }
+
+    /// Gradients for a given gradient of `y`. The tape is used up.
+    pub fn backward_from(self, y: &Var, gy: Tensor) -> Result<Gradients> {
+        match (self.tape, y.node) {
+            (Some(tape), Some(node)) => tape.into_inner().backward(node, gy),
+            _ => Err(Error::Internal("nothing was recorded for this value".into())),
+        }
+    }
+}
+
+fn differentiable(op: &dyn DynOp) -> Result<()> {
+    match op.diff() {
+        Diff::Yes => Ok(()),
+        Diff::No(reason) => Err(Error::NotDifferentiable { op: op.name(), reason }),
+    }
+}
