@@ -5,6 +5,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod eval;
+pub mod nn;
 pub mod ops;
 pub mod report;
 pub mod tensor;

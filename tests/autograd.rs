@@ -113,7 +113,7 @@ fn parameter_gradients_match_central_differences() {
     for param in &m.parts {
         let start = param.value();
         let d = Tensor::from_f64s(DType::F64, vec![1.0; start.len()], start.shape()).unwrap();
-        let mut at = |by: f64| {
+        let at = |by: f64| {
             param.set(moved(&start, &d, by)).unwrap();
             loss(&Pass::eval()).value().item().unwrap()
         };

@@ -1,0 +1,67 @@
+//! The linear layer and the ways to initialise a matrix.
+
+use crate::autograd::{Param, Params, Pass, Var};
+use crate::error::{Result, Within};
+use crate::ops::gemm;
+
+/// How a matrix [out, in] starts.
+#[derive(Clone, Copy, Debug)]
+pub enum Init {
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform within sqrt(6 / (in + out)) (Glorot and Bengio, 2010).
+    Xavier,
+    /// All zeros.
+    Zero,
+}
+
+/// y = x w^T + b over the last axis.
+pub struct Linear {
+    w: Param,
+    b: Option<Param>,
+}
+
+impl Linear {
+    /// [.., inputs] to [.., outputs], with a bias that starts at zero.
+    pub fn new(params: &mut Params, name: &str, io: [usize; 2], init: Init) -> Self {
+        params.at(name, |p| {
+            let w = matrix(p, io, init);
+            Self { w, b: Some(p.constant("bias", [io[1]], 0.0)) }
+        })
+    }
+
+    /// The same without a bias.
+    pub fn without_bias(params: &mut Params, name: &str, io: [usize; 2], init: Init) -> Self {
+        params.at(name, |p| Self { w: matrix(p, io, init), b: None })
+    }
+
+    /// The matrix [outputs, inputs].
+    pub fn weight(&self) -> &Param {
+        &self.w
+    }
+
+    /// x [.., inputs] to [.., outputs].
+    pub fn forward(&self, p: &Pass, x: &Var) -> Result<Var> {
+        let w = p.param(&self.w);
+        match &self.b {
+            Some(b) => p.op(gemm::Linear, &[x, &w, &p.param(b)]),
+            None => p.op(gemm::Linear, &[x, &w]),
+        }
+        .within(self.w.name())
+    }
+}
+
+fn matrix(p: &mut Params, [inputs, outputs]: [usize; 2], init: Init) -> Param {
+    let shape = [outputs, inputs];
+    match init {
+        Init::Normal(std) => p.normal("weight", shape, std, true),
+        Init::Xavier => {
+            let limit = (6.0 / (inputs + outputs).max(1) as f64).sqrt();
+            p.uniform("weight", shape, limit, true)
+        }
+        Init::Zero => {
+            let zeros = crate::tensor::Tensor::zeros(crate::tensor::DType::F32, shape);
+            p.add("weight", zeros, true)
+        }
+    }
+}

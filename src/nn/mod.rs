@@ -1,0 +1,6 @@
+//! Layers: parameters with the ops that use them. A layer is made from [`Params`](crate::autograd::Params) and
+//! run in a [`Pass`](crate::autograd::Pass); it holds no state of its own.
+
+mod linear;
+
+pub use linear::{Init, Linear};
