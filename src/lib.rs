@@ -2,9 +2,11 @@
 
 pub mod autograd;
 pub mod config;
+pub mod data;
 pub mod device;
 pub mod error;
 pub mod eval;
+pub mod io;
 pub mod nn;
 pub mod ops;
 pub mod report;

@@ -1,0 +1,170 @@
+//! Finding a model's genes in somebody's table, by symbol, with a report of what was not found.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// The largest share of a model's genes that may be missing before a profile is refused.
+///
+/// A missing gene enters as z = 0, the training mean, which is what input dropout shows the
+/// beta-VAE: it is trained with half of its inputs dropped. A quarter stays well inside what it has
+/// seen, and leaves room for the usual differences between annotations (the her2st list and TCGA's
+/// share 84 %). Above it a table is almost always a panel, another species, or in other identifiers.
+pub const MISSING_LIMIT: f64 = 0.25;
+
+/// What a mapping found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GeneReport {
+    /// How many of the model's genes are in the table.
+    pub matched: usize,
+    /// The model's genes that are not.
+    pub missing: Vec<String>,
+    /// The model's genes that the table has more than once.
+    pub duplicated: Vec<String>,
+    /// How many of the table's genes the model does not use.
+    pub unused: usize,
+}
+
+impl fmt::Display for GeneReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total = self.matched + self.missing.len();
+        write!(f, "{} of {total} genes matched", self.matched)?;
+        if !self.missing.is_empty() {
+            write!(f, ", {} missing ({})", self.missing.len(), some(&self.missing))?;
+        }
+        if !self.duplicated.is_empty() {
+            write!(f, ", {} duplicated ({})", self.duplicated.len(), some(&self.duplicated))?;
+        }
+        write!(f, ", {} of the table unused", self.unused)
+    }
+}
+
+/// Where each of the model's genes is in a table.
+#[derive(Clone, Debug)]
+pub struct GeneMap {
+    /// For each model gene, its column in the table.
+    pub columns: Vec<Option<usize>>,
+    /// What was found.
+    pub report: GeneReport,
+}
+
+impl GeneMap {
+    /// Maps `model` onto `table`, symbols compared exactly but for surrounding blanks.
+    ///
+    /// # Errors
+    /// No common genes, more than `limit` (a share, see [`MISSING_LIMIT`]) missing, or a gene of
+    /// the model that the table has twice.
+    pub fn new(model: &[String], table: &[String], limit: f64) -> Result<Self> {
+        let mut places: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (i, gene) in table.iter().enumerate() {
+            places.entry(gene.trim()).or_default().push(i);
+        }
+        let mut report = GeneReport::default();
+        let mut columns = Vec::with_capacity(model.len());
+        for gene in model {
+            let found = places.get(gene.trim()).map(Vec::as_slice).unwrap_or_default();
+            columns.push(found.first().copied());
+            match found.len() {
+                0 => report.missing.push(gene.clone()),
+                1 => report.matched += 1,
+                _ => {
+                    report.matched += 1;
+                    report.duplicated.push(gene.clone());
+                }
+            }
+        }
+        let used: HashSet<&str> = model.iter().map(|g| g.trim()).collect();
+        report.unused = table.iter().filter(|g| !used.contains(g.trim())).count();
+        refuse(model, table, limit, &report)?;
+        Ok(Self { columns, report })
+    }
+
+    /// The model's genes of one row of the table; missing genes are NaN, which
+    /// [`crate::data::rna::RnaNorm`] turns into the training mean.
+    pub fn pick(&self, row: &[f32]) -> Vec<f32> {
+        self.columns.iter().map(|c| c.map_or(f32::NAN, |c| row[c])).collect()
+    }
+}
+
+fn refuse(model: &[String], table: &[String], limit: f64, report: &GeneReport) -> Result<()> {
+    if report.matched == 0 {
+        let what = format!(
+            "no common genes: the model has {}, the table has {}",
+            some(model),
+            some(table)
+        );
+        return Err(Error::data(what, hint(model, table)));
+    }
+    if !report.duplicated.is_empty() {
+        let what = format!("duplicate genes in the table: {}", some(&report.duplicated));
+        return Err(Error::data(what, "keep one of each, or sum them if they are counts"));
+    }
+    let share = report.missing.len() as f64 / model.len() as f64;
+    if share > limit {
+        let what = format!(
+            "{:.1} % of the model's genes are missing, at most {:.1} % may be: {report}",
+            100.0 * share,
+            100.0 * limit
+        );
+        return Err(Error::data(what, hint(model, table)));
+    }
+    Ok(())
+}
+
+/// The likeliest reason for a poor match.
+fn hint(model: &[String], table: &[String]) -> &'static str {
+    let upper: HashSet<String> = table.iter().map(|g| g.trim().to_uppercase()).collect();
+    let same_letters = model.iter().filter(|g| upper.contains(&g.trim().to_uppercase())).count();
+    if table.iter().filter(|g| g.starts_with("ENS")).count() * 2 > table.len() {
+        "the table uses Ensembl identifiers: translate them to gene symbols"
+    } else if table.iter().filter(|g| g.parse::<u64>().is_ok()).count() * 2 > table.len() {
+        "the table uses Entrez numbers: translate them to gene symbols"
+    } else if same_letters * 2 > model.len() {
+        "the symbols differ in upper and lower case: is the table of another species?"
+    } else {
+        "check that the table holds human gene symbols and lies the way round that was said \
+         (samples by genes, or genes by samples)"
+    }
+}
+
+/// The first few of a list.
+fn some(names: &[String]) -> String {
+    let shown: Vec<&str> = names.iter().take(4).map(String::as_str).collect();
+    let more = if names.len() > 4 { ", ..." } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(names: &[&str]) -> Vec<String> {
+        names.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn maps_by_symbol_and_reports() {
+        let model = list(&["A", "B", "C", "D"]);
+        let map = GeneMap::new(&model, &list(&["D", "x", " A", "B"]), 0.25).unwrap();
+        assert_eq!(map.columns, [Some(2), Some(3), None, Some(0)]);
+        assert_eq!(map.report.missing, ["C"]);
+        assert_eq!((map.report.matched, map.report.unused), (3, 1));
+        let row = map.pick(&[4.0, 9.0, 1.0, 2.0]);
+        assert_eq!(row[..2], [1.0, 2.0]);
+        assert!(row[2].is_nan() && row[3] == 4.0);
+    }
+
+    #[test]
+    fn refuses_too_few_duplicated_and_foreign_genes() {
+        let model = list(&["ACTB", "ERBB2", "CD3E", "KRT8"]);
+        let error = |table: &[&str]| {
+            GeneMap::new(&model, &list(table), MISSING_LIMIT).unwrap_err().to_string()
+        };
+        assert!(error(&["ACTB", "ERBB2"]).contains("50.0 %"));
+        assert!(error(&["ACTB", "ERBB2", "CD3E", "ERBB2"]).contains("duplicate genes"));
+        assert!(error(&["Actb", "Erbb2", "Cd3e"]).contains("another species"));
+        assert!(error(&["ENSG01", "ENSG02"]).contains("Ensembl"));
+        assert!(error(&["s1", "s2"]).contains("no common genes"));
+    }
+}

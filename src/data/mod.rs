@@ -1,0 +1,12 @@
+//! Tiles and RNA: reading, joining, normalising, packing, augmenting, batching.
+//!
+//! Nothing here knows of gradients or models. What leaves this module is 8-bit RGB, plain tensors
+//! and names; what enters it is files whose faults are reported by file, row and gene.
+
+pub mod augment;
+pub mod genes;
+pub mod loader;
+pub mod pack;
+pub mod pairs;
+pub mod rna;
+pub mod tiles;

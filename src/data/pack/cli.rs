@@ -1,0 +1,161 @@
+//! `genevar data pack`: the command line of [`build`].
+
+use std::path::{Path, PathBuf};
+
+use super::{BuildSpec, FreeSource, GeneRule, Notice, RnaSource, build};
+use crate::data::pairs::{Join, Unit};
+use crate::data::tiles::TileColumns;
+use crate::error::{Error, Result};
+use crate::io::tables::{DenseSpec, Orientation};
+
+/// Builds a pack from a tile folder, its table and an expression matrix.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PackArgs {
+    /// Folder of the tile images.
+    #[arg(long)]
+    pub tiles: PathBuf,
+    /// Table with one row a tile (TSV or CSV, plain or gzip).
+    #[arg(long)]
+    pub table: PathBuf,
+    /// Sparse counts (.safetensors) or a dense table of expression.
+    #[arg(long)]
+    pub rna: PathBuf,
+    /// Gene list of sparse counts: a table with a `symbol` column.
+    #[arg(long)]
+    pub genes_table: Option<PathBuf>,
+    /// Pack file to write.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// How tiles find their RNA.
+    #[arg(long, value_enum, default_value = "tile")]
+    pub join: Join,
+    /// Which way round a dense table lies.
+    #[arg(long, value_enum, default_value = "samples-by-genes")]
+    pub orientation: Orientation,
+    /// Text columns of a dense table, comma-separated.
+    #[arg(long, value_delimiter = ',')]
+    pub annotations: Vec<String>,
+    /// Accept negative values in a dense table (logs).
+    #[arg(long)]
+    pub allow_negative: bool,
+    /// Column of tile file names.
+    #[arg(long, default_value = "tile")]
+    pub tile_column: String,
+    /// Column of splits.
+    #[arg(long, default_value = "split")]
+    pub split_column: String,
+    /// Column of sections; empty for none.
+    #[arg(long, default_value = "section")]
+    pub section_column: String,
+    /// Column of patients; empty for none.
+    #[arg(long, default_value = "patient")]
+    pub patient_column: String,
+    /// Column of classes; empty for none.
+    #[arg(long, default_value = "")]
+    pub class_column: String,
+    /// Column of matrix rows, for `--join row`.
+    #[arg(long, default_value = "row")]
+    pub row_column: String,
+    /// What must not be shared between splits.
+    #[arg(long, value_enum, default_value = "patient")]
+    pub unit: Unit,
+    /// Whole-section image to cut free crops from, as SECTION=PATH; may be repeated.
+    #[arg(long)]
+    pub free: Vec<String>,
+    /// Side of the tile files in pixels.
+    #[arg(long, default_value_t = 256)]
+    pub tile_px: usize,
+    /// Whole factor to shrink by.
+    #[arg(long, default_value_t = 1)]
+    pub downscale: usize,
+    /// JPEG quality of the store (4:4:4); 0 stores raw pixels.
+    #[arg(long, default_value_t = 90)]
+    pub quality: u8,
+    /// How many genes to keep; 0 keeps all.
+    #[arg(long, default_value_t = 0)]
+    pub genes: usize,
+    /// Which genes to keep.
+    #[arg(long, value_enum, default_value = "detected")]
+    pub gene_rule: GeneRule,
+    /// Free crops are added until the file would pass this size.
+    #[arg(long, default_value_t = u64::MAX)]
+    pub max_bytes: u64,
+    /// Short name of the data's licence.
+    #[arg(long, default_value = "")]
+    pub licence: String,
+    /// File with licence, source, citation and changes, kept inside the pack.
+    #[arg(long)]
+    pub notice: Option<PathBuf>,
+}
+
+/// Runs the command and prints what the pack holds.
+pub fn run(args: &PackArgs) -> Result<()> {
+    let report = build(&spec(args)?)?;
+    let list = |m: &std::collections::BTreeMap<String, usize>| {
+        let parts: Vec<String> = m.iter().map(|(k, n)| format!("{k} {n}")).collect();
+        parts.join(", ")
+    };
+    println!("{} ({:.2} MB)", args.out.display(), report.bytes as f64 / 1e6);
+    println!("  tiles with RNA   {}", list(&report.paired));
+    println!("  free crops       {} ({} left out)", list(&report.free), report.left_out);
+    println!("  RNA              {} samples x {} genes", report.samples, report.genes);
+    println!("  image side       {} px", report.tile_size);
+    Ok(())
+}
+
+fn spec(args: &PackArgs) -> Result<BuildSpec> {
+    let row = if args.join == Join::Row { args.row_column.clone() } else { String::new() };
+    let text = match &args.notice {
+        Some(path) => std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?,
+        None => String::new(),
+    };
+    Ok(BuildSpec {
+        out: args.out.clone(),
+        table: args.table.clone(),
+        folder: args.tiles.clone(),
+        columns: TileColumns {
+            tile: args.tile_column.clone(),
+            split: args.split_column.clone(),
+            section: args.section_column.clone(),
+            patient: args.patient_column.clone(),
+            class: args.class_column.clone(),
+            row,
+        },
+        rna: rna_source(args)?,
+        join: args.join,
+        unit: args.unit,
+        free: args.free.iter().map(|f| free_source(f)).collect::<Result<_>>()?,
+        tile_px: args.tile_px,
+        downscale: args.downscale,
+        quality: Some(args.quality).filter(|&q| q > 0),
+        genes: Some(args.genes).filter(|&g| g > 0),
+        rule: args.gene_rule,
+        max_bytes: args.max_bytes,
+        notice: Notice { licence: args.licence.clone(), text },
+    })
+}
+
+fn rna_source(args: &PackArgs) -> Result<RnaSource> {
+    if args.rna.extension().is_some_and(|e| e == "safetensors") {
+        let Some(genes) = args.genes_table.clone() else {
+            let what = "sparse counts carry no gene names";
+            return Err(Error::config("--genes-table", what, "give the table of gene symbols"));
+        };
+        return Ok(RnaSource::Csr { counts: args.rna.clone(), genes });
+    }
+    let spec = DenseSpec {
+        orientation: args.orientation,
+        annotations: args.annotations.clone(),
+        allow_negative: args.allow_negative,
+    };
+    Ok(RnaSource::Dense { path: args.rna.clone(), spec })
+}
+
+fn free_source(text: &str) -> Result<FreeSource> {
+    match text.split_once('=') {
+        Some((section, path)) if !section.is_empty() && Path::new(path).file_name().is_some() => {
+            Ok(FreeSource { section: section.into(), path: path.into() })
+        }
+        _ => Err(Error::config("--free", format!("\"{text}\""), "write SECTION=PATH")),
+    }
+}

@@ -1,0 +1,313 @@
+//! Expression matrices, samples by genes, and their normalisation.
+//!
+//! Counts are scaled to ten thousand a sample, log1p is taken, and each gene is standardised with
+//! the TRAINING samples' mean and deviation (algorithm.md 3.2). The statistics travel in the
+//! checkpoint as two tensors and a JSON value, so a profile is always seen as in training.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::genes::GeneMap;
+use crate::error::{Error, Result};
+use crate::io::safetensors::TensorFile;
+use crate::io::tables::{Dense, Table};
+use crate::tensor::Tensor;
+
+/// Smallest deviation a gene is divided by: a gene that hardly varies in training says nothing.
+pub const SD_FLOOR: f32 = 1e-3;
+
+/// Standardised values are cut at plus and minus this.
+pub const CLIP: f32 = 10.0;
+
+#[derive(Clone, Debug)]
+enum Matrix {
+    /// Row-major, `samples * genes`.
+    Dense(Vec<f32>),
+    /// Compressed rows.
+    Sparse { starts: Vec<usize>, columns: Vec<u32>, values: Vec<f32> },
+}
+
+/// An expression matrix.
+#[derive(Clone, Debug)]
+pub struct Expression {
+    /// Row names.
+    pub samples: Vec<String>,
+    /// Column names.
+    pub genes: Vec<String>,
+    /// Sum of each row over all genes that were measured, kept when genes are left out.
+    pub totals: Vec<f64>,
+    matrix: Matrix,
+}
+
+impl Expression {
+    /// From row-major values; `totals` are the rows' sums unless given.
+    pub fn new(
+        samples: Vec<String>,
+        genes: Vec<String>,
+        values: Vec<f32>,
+        totals: Option<Vec<f64>>,
+    ) -> Result<Self> {
+        let width = genes.len();
+        if values.len() != samples.len() * width
+            || totals.as_ref().is_some_and(|t| t.len() != samples.len())
+        {
+            let what = format!("{} values for {}x{width}", values.len(), samples.len());
+            return Err(Error::shape("expression", what));
+        }
+        let sum = |row: &[f32]| row.iter().map(|&v| f64::from(v)).sum();
+        let totals = totals.unwrap_or_else(|| values.chunks(width.max(1)).map(sum).collect());
+        Ok(Self { samples, genes, totals, matrix: Matrix::Dense(values) })
+    }
+
+    /// From a dense table.
+    pub fn from_dense(table: Dense) -> Result<Self> {
+        Self::new(table.samples, table.genes, table.values, None)
+    }
+
+    /// From compressed sparse counts (`indptr`, `indices`, `counts`, `shape`) and a gene table with
+    /// a `symbol` column, in the order of the matrix's columns. Samples are named by row number.
+    ///
+    /// # Errors
+    /// Missing tensors, indices out of range or order, duplicate symbols, another number of genes.
+    pub fn read_csr(counts: &Path, genes: &Path) -> Result<Self> {
+        let file = TensorFile::open(counts)?;
+        let bad = |what: String| Error::file(counts, what, "write the counts again");
+        let shape = file.u32s("shape")?;
+        let &[rows, width] = shape.as_slice() else {
+            return Err(bad("\"shape\" does not hold rows and columns".into()));
+        };
+        let (rows, width) = (rows as usize, width as usize);
+        let starts: Vec<usize> = file.u32s("indptr")?.iter().map(|&v| v as usize).collect();
+        let columns = file.u32s("indices")?;
+        let values: Vec<f32> = file.u32s("counts")?.iter().map(|&v| v as f32).collect();
+        let ordered = starts.is_sorted() && starts.first() == Some(&0);
+        if starts.len() != rows + 1 || !ordered || starts.last() != Some(&columns.len()) {
+            return Err(bad(format!("\"indptr\" does not describe {rows} rows")));
+        }
+        if values.len() != columns.len() {
+            return Err(bad(format!("{} counts for {} indices", values.len(), columns.len())));
+        }
+        if let Some(at) = columns.iter().position(|&c| c as usize >= width) {
+            return Err(bad(format!("index {at} names column {} of {width}", columns[at])));
+        }
+        let symbols = read_symbols(genes)?;
+        if symbols.len() != width {
+            let what = format!("lists {} genes, {} has {width}", symbols.len(), counts.display());
+            return Err(Error::file(genes, what, "give the gene list of that matrix"));
+        }
+        let total = |r: usize| values[starts[r]..starts[r + 1]].iter().map(|&v| f64::from(v)).sum();
+        let totals = (0..rows).map(total).collect();
+        let samples = (0..rows).map(|r| r.to_string()).collect();
+        Ok(Self {
+            samples,
+            genes: symbols,
+            totals,
+            matrix: Matrix::Sparse { starts, columns, values },
+        })
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// Whether there are no samples.
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
+    /// One sample's values, in the order of `genes`.
+    pub fn row(&self, i: usize) -> Vec<f32> {
+        let width = self.genes.len();
+        match &self.matrix {
+            Matrix::Dense(values) => values[i * width..(i + 1) * width].to_vec(),
+            Matrix::Sparse { starts, columns, values } => {
+                let mut row = vec![0.0; width];
+                for at in starts[i]..starts[i + 1] {
+                    row[columns[at] as usize] += values[at];
+                }
+                row
+            }
+        }
+    }
+
+    /// The same samples with the genes at `columns` only; the totals stay those of all genes.
+    pub fn select(&self, columns: &[usize]) -> Result<Self> {
+        let pick = |i| {
+            let row = self.row(i);
+            columns.iter().map(move |&c| row[c]).collect::<Vec<f32>>()
+        };
+        let values = (0..self.len()).flat_map(pick).collect();
+        let genes = columns.iter().map(|&c| self.genes[c].clone()).collect();
+        Self::new(self.samples.clone(), genes, values, Some(self.totals.clone()))
+    }
+
+    /// Position of a sample; a missing one is an error with the nearest name.
+    pub fn find(&self, sample: &str) -> Result<usize> {
+        self.samples.iter().position(|s| s == sample).ok_or_else(|| {
+            let near = self.samples.iter().max_by(|a, b| {
+                let score = |s: &str| strsim::jaro_winkler(s, sample);
+                score(a).total_cmp(&score(b))
+            });
+            let near = near.map_or(String::new(), |n| format!("; the nearest name is \"{n}\""));
+            let what = format!("no sample \"{sample}\" in the table{near}");
+            Error::data(what, "name a row of the table")
+        })
+    }
+}
+
+/// The `symbol` column of a gene table, without duplicates.
+pub fn read_symbols(path: &Path) -> Result<Vec<String>> {
+    let table = Table::read(path)?;
+    let c = table.column("symbol")?;
+    let mut seen = std::collections::HashMap::new();
+    for (i, cells) in table.rows.iter().enumerate() {
+        if let Some(first) = seen.insert(cells[c].trim().to_string(), i) {
+            let what = format!("gene \"{}\" is also in line {}", cells[c], table.line(first));
+            return Err(table.error(i, what, "keep one of them"));
+        }
+    }
+    Ok(table.rows.iter().map(|cells| cells[c].trim().to_string()).collect())
+}
+
+/// What is done to a value before it is standardised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scaling {
+    /// Divide by the sample's total over ten thousand: for raw counts.
+    pub per_10k: bool,
+    /// Take ln(1 + x): for counts and FPKM, not for values that are logs already.
+    pub log1p: bool,
+}
+
+impl Scaling {
+    /// Raw counts: per ten thousand, then log1p.
+    pub const COUNTS: Self = Self { per_10k: true, log1p: true };
+    /// FPKM or TPM: log1p.
+    pub const FPKM: Self = Self { per_10k: false, log1p: true };
+    /// Values that are logarithms already.
+    pub const LOG: Self = Self { per_10k: false, log1p: false };
+
+    pub(crate) fn apply(self, value: f32, total: f64) -> f64 {
+        let x = f64::from(value);
+        let x = if self.per_10k { x * 1e4 / total } else { x };
+        if self.log1p { x.ln_1p() } else { x }
+    }
+}
+
+/// How a model's RNA input is made: genes, scaling, and the training samples' statistics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RnaNorm {
+    /// The model's genes, in order.
+    pub genes: Vec<String>,
+    /// What is done before standardising.
+    pub scaling: Scaling,
+    /// Mean of each gene over the training samples.
+    pub mean: Vec<f32>,
+    /// Deviation of each gene, at least [`SD_FLOOR`].
+    pub sd: Vec<f32>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct NormHead {
+    genes: Vec<String>,
+    scaling: Scaling,
+}
+
+impl RnaNorm {
+    /// Learns mean and deviation from the samples `rows`, which must be training samples. A sample
+    /// that several tiles share may be listed as often as it has tiles, or once.
+    ///
+    /// # Errors
+    /// No samples, or a sample without counts under `per_10k`.
+    pub fn fit(x: &Expression, rows: &[usize], scaling: Scaling) -> Result<Self> {
+        if rows.is_empty() {
+            return Err(Error::data("no training samples to learn from", "check the split"));
+        }
+        let width = x.genes.len();
+        let (mut sum, mut square) = (vec![0f64; width], vec![0f64; width]);
+        for &r in rows {
+            check_total(x, r, scaling)?;
+            for (g, v) in x.row(r).into_iter().enumerate() {
+                let v = scaling.apply(v, x.totals[r]);
+                sum[g] += v;
+                square[g] += v * v;
+            }
+        }
+        let n = rows.len() as f64;
+        let mean: Vec<f64> = sum.iter().map(|s| s / n).collect();
+        let variance = |(q, m): (&f64, &f64)| (q / n - m * m).max(0.0);
+        let sd = square.iter().zip(&mean).map(variance).map(|v| (v.sqrt() as f32).max(SD_FLOOR));
+        let sd = sd.collect();
+        let mean = mean.iter().map(|&m| m as f32).collect();
+        Ok(Self { genes: x.genes.clone(), scaling, mean, sd })
+    }
+
+    /// One sample's input: values in the order of `genes` (NaN: missing) and the sample's total.
+    pub fn standardise(&self, values: &[f32], total: f64) -> Vec<f32> {
+        let one = |((&v, &m), &sd): ((&f32, &f32), &f32)| {
+            // A missing gene enters as the training mean.
+            if v.is_nan() {
+                return 0.0;
+            }
+            ((self.scaling.apply(v, total) as f32 - m) / sd).clamp(-CLIP, CLIP)
+        };
+        values.iter().zip(&self.mean).zip(&self.sd).map(one).collect()
+    }
+
+    /// Inputs `[rows, genes]` of a matrix whose genes are mapped by `map`.
+    ///
+    /// # Errors
+    /// A row out of range, a map of another gene list, a sample without counts under `per_10k`.
+    pub fn apply(&self, x: &Expression, rows: &[usize], map: &GeneMap) -> Result<Tensor> {
+        if map.columns.len() != self.genes.len() {
+            let what = format!("the map has {} genes, not {}", map.columns.len(), self.genes.len());
+            return Err(Error::shape("rna", what));
+        }
+        let mut out = Vec::with_capacity(rows.len() * self.genes.len());
+        for &r in rows {
+            if r >= x.len() {
+                let what = format!("row {r} of a table of {} samples", x.len());
+                return Err(Error::data(what, "rows count from 0"));
+            }
+            check_total(x, r, self.scaling)?;
+            out.extend(self.standardise(&map.pick(&x.row(r)), x.totals[r]));
+        }
+        Tensor::new(out, [rows.len(), self.genes.len()])
+    }
+
+    /// For a checkpoint: tensors `rna.mean` and `rna.sd`, and a JSON value to keep under the
+    /// metadata key `rna.norm`.
+    pub fn to_parts(&self) -> Result<([(&'static str, Tensor); 2], String)> {
+        let n = self.genes.len();
+        let mean = Tensor::new(self.mean.clone(), [n])?;
+        let sd = Tensor::new(self.sd.clone(), [n])?;
+        let head = NormHead { genes: self.genes.clone(), scaling: self.scaling };
+        let json = serde_json::to_string(&head).map_err(|e| Error::Internal(e.to_string()))?;
+        Ok(([("rna.mean", mean), ("rna.sd", sd)], json))
+    }
+
+    /// From a checkpoint written with [`RnaNorm::to_parts`].
+    pub fn from_file(file: &TensorFile) -> Result<Self> {
+        let json = file.meta("rna.norm")?;
+        let head: NormHead = serde_json::from_str(json).map_err(|e| {
+            Error::file(file.path(), format!("corrupt \"rna.norm\": {e}"), "train again")
+        })?;
+        let n = head.genes.len();
+        let mean = file.shaped("rna.mean", &[n])?.into_f32s()?;
+        let sd = file.shaped("rna.sd", &[n])?.into_f32s()?;
+        if sd.iter().any(|&s| s.is_nan() || s <= 0.0) || mean.iter().any(|m| !m.is_finite()) {
+            let what = "\"rna.mean\" or \"rna.sd\" hold impossible values";
+            return Err(Error::file(file.path(), what, "train again"));
+        }
+        Ok(Self { genes: head.genes, scaling: head.scaling, mean, sd })
+    }
+}
+
+fn check_total(x: &Expression, row: usize, scaling: Scaling) -> Result<()> {
+    if scaling.per_10k && x.totals[row] <= 0.0 {
+        let what = format!("sample \"{}\" has no counts at all", x.samples[row]);
+        return Err(Error::data(what, "leave it out"));
+    }
+    Ok(())
+}
