@@ -1,0 +1,183 @@
+//! Writing safetensors files: collect tensors and metadata, then save them at once.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use half::f16;
+
+use super::{METADATA, element_size};
+use crate::error::{Error, Result};
+use crate::io::atomic;
+use crate::tensor::{DType, Tensor};
+
+/// How the f32 elements of a tensor are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// As they are.
+    Full,
+    /// As IEEE binary16: half the bytes, 11 bits of mantissa.
+    F16,
+}
+
+enum Payload {
+    Tensor(Tensor, Store),
+    Bytes(Vec<u8>),
+}
+
+struct Item {
+    dtype: &'static str,
+    shape: Vec<usize>,
+    payload: Payload,
+}
+
+/// Collects tensors and metadata, then writes them as one file, whole or not at all.
+#[derive(Default)]
+pub struct Writer {
+    items: BTreeMap<String, Item>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Writer {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a value of the metadata.
+    pub fn meta(&mut self, key: impl Into<String>, value: impl Into<String>) {
+        self.metadata.insert(key.into(), value.into());
+    }
+
+    /// Adds a tensor; its elements are shared until they are written.
+    ///
+    /// # Errors
+    /// A name that is taken; under [`Store::F16`], a finite value that binary16 cannot hold.
+    pub fn tensor(&mut self, name: &str, tensor: &Tensor, store: Store) -> Result<()> {
+        let dtype = match (tensor.dtype(), store) {
+            (DType::F32, Store::F16) => {
+                check_f16(name, tensor.f32s()?)?;
+                "F16"
+            }
+            (DType::F32, Store::Full) => "F32",
+            (DType::F64, _) => "F64",
+            (DType::I32, _) => "I32",
+        };
+        let shape = tensor.shape().dims().to_vec();
+        self.add(name, Item { dtype, shape, payload: Payload::Tensor(tensor.clone(), store) })
+    }
+
+    /// Adds bytes as a U8 tensor.
+    pub fn u8s(&mut self, name: &str, shape: &[usize], data: Vec<u8>) -> Result<()> {
+        self.raw(name, "U8", shape, data)
+    }
+
+    /// Adds a U16 tensor.
+    pub fn u16s(&mut self, name: &str, shape: &[usize], data: &[u16]) -> Result<()> {
+        self.raw(name, "U16", shape, data.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    /// Adds a U32 tensor.
+    pub fn u32s(&mut self, name: &str, shape: &[usize], data: &[u32]) -> Result<()> {
+        self.raw(name, "U32", shape, data.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    fn raw(
+        &mut self,
+        name: &str,
+        dtype: &'static str,
+        shape: &[usize],
+        data: Vec<u8>,
+    ) -> Result<()> {
+        let wanted = shape.iter().product::<usize>() * element_size(dtype).unwrap_or(1);
+        if wanted != data.len() {
+            let what = format!("\"{name}\": {} bytes do not fill {shape:?} {dtype}", data.len());
+            return Err(Error::shape("safetensors", what));
+        }
+        self.add(name, Item { dtype, shape: shape.to_vec(), payload: Payload::Bytes(data) })
+    }
+
+    fn add(&mut self, name: &str, item: Item) -> Result<()> {
+        if name == METADATA || self.items.contains_key(name) {
+            return Err(Error::Internal(format!("two tensors are called \"{name}\"")));
+        }
+        self.items.insert(name.to_string(), item);
+        Ok(())
+    }
+
+    /// Size in bytes of what was added so far, the header's entries estimated.
+    pub fn size(&self) -> u64 {
+        let data = |item: &Item| {
+            item.shape.iter().product::<usize>() * element_size(item.dtype).unwrap_or(1)
+        };
+        let tensors: usize = self.items.iter().map(|(n, i)| data(i) + n.len() + 96).sum();
+        // Quotes inside a value are escaped, which JSON lists in metadata have many of.
+        let escaped = |v: &str| v.len() + v.matches('"').count() + v.matches('\n').count();
+        let metadata: usize = self.metadata.iter().map(|(k, v)| k.len() + escaped(v) + 8).sum();
+        (8 + tensors + metadata) as u64
+    }
+
+    /// Writes the file and returns its size in bytes. The same content gives the same bytes.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<u64> {
+        // The widest elements come first, so every tensor is aligned to its element size.
+        let mut order: Vec<(&String, &Item)> = self.items.iter().collect();
+        order.sort_by_key(|(_, item)| std::cmp::Reverse(element_size(item.dtype)));
+        let mut header = serde_json::Map::new();
+        if !self.metadata.is_empty() {
+            header.insert(METADATA.into(), serde_json::json!(self.metadata));
+        }
+        let mut end = 0;
+        for (name, item) in &order {
+            let start = end;
+            end += item.shape.iter().product::<usize>() * element_size(item.dtype).unwrap_or(1);
+            let entry = serde_json::json!({
+                "dtype": item.dtype, "shape": item.shape, "data_offsets": [start, end]
+            });
+            header.insert((*name).clone(), entry);
+        }
+        let mut head = serde_json::Value::Object(header).to_string().into_bytes();
+        head.resize(head.len().next_multiple_of(8), b' ');
+        let total = (8 + head.len() + end) as u64;
+        atomic::write_with(path, total, |out| {
+            out.write_all(&(head.len() as u64).to_le_bytes())?;
+            out.write_all(&head)?;
+            order.iter().try_for_each(|(_, item)| write_payload(out, &item.payload))
+        })?;
+        Ok(total)
+    }
+}
+
+fn check_f16(name: &str, values: &[f32]) -> Result<()> {
+    let lost = |v: &f32| v.is_finite() && f16::from_f32(*v).is_infinite();
+    match values.iter().position(lost) {
+        None => Ok(()),
+        Some(i) => Err(Error::data(
+            format!("tensor \"{name}\" holds {} at {i}, too large for f16", values[i]),
+            "store it in full precision",
+        )),
+    }
+}
+
+fn write_payload(out: &mut impl Write, payload: &Payload) -> std::io::Result<()> {
+    // A tensor of another type than its item cannot be built, so the fallbacks are never reached.
+    let bad = |e: Error| std::io::Error::other(e.to_string());
+    match payload {
+        Payload::Bytes(bytes) => out.write_all(bytes),
+        Payload::Tensor(t, store) => match (t.dtype(), store) {
+            (DType::F32, Store::F16) => t
+                .f32s()
+                .map_err(bad)?
+                .iter()
+                .try_for_each(|v| out.write_all(&f16::from_f32(*v).to_le_bytes())),
+            (DType::F32, Store::Full) => {
+                t.f32s().map_err(bad)?.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
+            }
+            (DType::F64, _) => {
+                t.f64s().map_err(bad)?.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
+            }
+            (DType::I32, _) => {
+                t.i32s().map_err(bad)?.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
+            }
+        },
+    }
+}
