@@ -50,6 +50,13 @@ impl Config {
         toml::to_string(self).map_err(unwritable)
     }
 
+    /// Dotted names of the keys whose values differ from those of `other`.
+    pub fn differences(&self, other: &Self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        compare(&self.table()?, &other.table()?, "", &mut names);
+        Ok(names)
+    }
+
     fn table(&self) -> Result<Table> {
         Table::try_from(self).map_err(unwritable)
     }
@@ -69,6 +76,18 @@ impl TrainConfigs {
 
 fn unwritable(e: toml::ser::Error) -> Error {
     Error::Internal(format!("the configuration cannot be written as TOML: {e}"))
+}
+
+fn compare(a: &Table, b: &Table, place: &str, names: &mut Vec<String>) {
+    for (key, value) in a {
+        match (value, b.get(key)) {
+            (Value::Table(x), Some(Value::Table(y))) => {
+                compare(x, y, &format!("{place}{key}."), names);
+            }
+            (x, Some(y)) if x == y => {}
+            _ => names.push(format!("{place}{key}")),
+        }
+    }
 }
 
 /// Lays `over` on `table`, whose dotted name is `place`; `root` is the whole untouched preset.
@@ -170,7 +189,10 @@ mod tests {
         let c = Config::parse(text).unwrap();
         assert_eq!((c.train.ar.lr, c.train.ar.steps), (1.0, 7));
         assert_eq!(c.mask.kind, super::super::MaskKind::EDistance);
-        assert_eq!(c.msvq, Config::tier("demo").unwrap().msvq);
+        let demo = Config::tier("demo").unwrap();
+        assert_eq!(c.msvq, demo.msvq);
+        let changed = ["mask.kind", "train.ar.lr", "train.ar.steps"];
+        assert_eq!(c.differences(&demo).unwrap(), changed);
     }
 
     fn refusal(text: &str) -> String {

@@ -1,8 +1,8 @@
 //! The log of a run: one JSON object a line, the step first.
 //!
-//! It holds no clock time, so the log of a run that was killed and resumed is, byte for byte, the log
-//! of one that was not: on opening, lines of steps that will run again are dropped, and a line that
-//! the kill tore in two with them.
+//! It holds no clock time, so the log of a run that was killed and resumed is, byte for byte, the
+//! log of one that was not: on opening, lines of steps that will run again are dropped, and a line
+//! that the kill tore in two with them.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;

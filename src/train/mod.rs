@@ -1,8 +1,14 @@
 //! Training: one loop for every stage, and what a long run needs around it.
 //!
-//! What a long run needs: learning rates, a log without clock times, a progress bar, Ctrl-C.
+//! A stage implements [`Stage`]: take a step, say its state, take a state back. [`run`] does the
+//! rest: checkpoints, log, progress bar, the stop on NaN, Ctrl-C, and a resume that gives the bits
+//! of an uninterrupted run.
 
+pub mod checkpoint;
 pub mod interrupt;
 pub mod log;
 pub mod progress;
+mod run;
 pub mod schedule;
+
+pub use run::{Plan, Stage, Summary, run};

@@ -2,7 +2,8 @@
 
 use crate::config::{Schedule, StageConfig};
 
-/// Learning rate of 0-based `step`: a linear warm-up from `warmup_start`, then the schedule's curve.
+/// Learning rate of 0-based `step`: a linear warm-up from `warmup_start`, then the schedule's
+/// curve.
 ///
 /// The curves are VAR's: with p the share of the steps after the warm-up that has passed and m the
 /// final share `min_lr`, cosine is m + (1 - m)(1 + cos(pi p)) / 2, and lin0 stays at the peak until

@@ -1,0 +1,260 @@
+//! The loop, written once: any stage, from any step, to its end.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::checkpoint::{self, Checkpoint, Meta};
+use super::interrupt::Interrupt;
+use super::log::{Log, StepLog};
+use super::progress::Progress;
+use crate::config::{Config, StageConfig};
+use crate::error::{Error, Result, Within};
+use crate::tensor::Tensor;
+
+/// Something that learns in steps.
+///
+/// A step may depend on the state and on its number alone: no clock, no counter of its own, no
+/// random numbers but those named by the step. Then a resumed run has the bits of an uninterrupted.
+pub trait Stage {
+    /// The stage's name, as in the configuration.
+    fn name(&self) -> &'static str;
+
+    /// Takes 0-based `step`. When loss or gradient norm is not finite the step reports it and
+    /// leaves the state as it was, so that [`Stage::diagnose`] can look for the cause.
+    fn step(&mut self, step: u64) -> Result<StepLog>;
+
+    /// Everything that a later step reads: weights, moments, running means, statistics.
+    fn state(&self) -> BTreeMap<String, Tensor>;
+
+    /// Takes back what [`Stage::state`] gave; names, shapes and types were compared already.
+    fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()>;
+
+    /// Repeats `step` checking every value; returns the error that names the first bad op.
+    fn diagnose(&mut self, step: u64) -> Result<()>;
+
+    /// What a reader of the checkpoint needs beside tensors: gene names, data set.
+    fn notes(&self) -> Map<String, Value> {
+        Map::new()
+    }
+}
+
+/// How a stage is run.
+#[derive(Clone, Debug)]
+pub struct Plan<'a> {
+    /// The whole configuration, for the record.
+    pub config: &'a Config,
+    /// The stage's own part of it.
+    pub stage: &'a StageConfig,
+    /// The folder of this stage's log and checkpoints.
+    pub dir: &'a Path,
+    /// Whether to go on from the newest checkpoint in `dir`.
+    pub resume: bool,
+    /// Raised by Ctrl-C.
+    pub interrupt: Interrupt,
+}
+
+/// What a finished run reports.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// Steps taken by this process.
+    pub taken: u64,
+    /// Wall-clock seconds of this process.
+    pub seconds: f64,
+    /// The last step's log, if this process took one.
+    pub last: Option<StepLog>,
+}
+
+/// Drives `stage` from its newest checkpoint (or from the start) to `plan.stage.steps`.
+///
+/// # Errors
+/// - [`Error::Interrupted`] after Ctrl-C, the state being saved.
+/// - [`Error::NotFinite`] with step and op when a loss, gradient or weight is NaN or infinite.
+/// - A folder that holds a run already, unless resuming; a checkpoint that does not fit.
+pub fn run(stage: &mut dyn Stage, plan: &Plan) -> Result<Summary> {
+    let first = start(stage, plan)?;
+    let mut log = Log::open(&plan.dir.join("log.jsonl"), first)?;
+    let mut progress = Progress::new(stage.name(), plan.stage.steps, first);
+    let mut last = None;
+    let mut saved = first;
+    for step in first..plan.stage.steps {
+        let entry = take(stage, step)?;
+        let done = step + 1;
+        let is_last = done == plan.stage.steps;
+        if step.is_multiple_of(plan.stage.log_every) || is_last {
+            log.write(step, &entry)?;
+        }
+        progress.update(done, &format!("loss {:.4}", entry.loss));
+        let stop = plan.interrupt.is_raised() && !is_last;
+        if stop || is_last || done.is_multiple_of(plan.stage.checkpoint_every) {
+            log.sync()?;
+            save(stage, plan, done)?;
+            saved = done;
+        }
+        if stop {
+            progress.finish();
+            let what = format!("{} is saved at step {saved}; --resume goes on", stage.name());
+            return Err(Error::Interrupted { resume: what });
+        }
+        last = Some(entry);
+    }
+    progress.finish();
+    Ok(Summary { taken: plan.stage.steps.saturating_sub(first), seconds: progress.seconds(), last })
+}
+
+/// One step, or the error that says which value went bad first.
+fn take(stage: &mut dyn Stage, step: u64) -> Result<StepLog> {
+    let place = format!("{}: step {step}", stage.name());
+    let entry = stage.step(step).within(&place)?;
+    if let Some(bad) = entry.not_finite().map(str::to_string) {
+        stage.diagnose(step).within(&place)?;
+        let error = Error::NotFinite { place: bad, count: 1, len: 1, first: 0 };
+        return Err(error).within(place);
+    }
+    Ok(entry)
+}
+
+fn save(stage: &dyn Stage, plan: &Plan, step: u64) -> Result<()> {
+    let mut meta = Meta::new(stage.name(), step, plan.config.to_toml()?);
+    meta.notes = stage.notes();
+    checkpoint::save(plan.dir, plan.stage.keep, &meta, &stage.state()).map(|_| ())
+}
+
+/// Restores the newest checkpoint when resuming; returns the first step to take.
+fn start(stage: &mut dyn Stage, plan: &Plan) -> Result<u64> {
+    crate::io::atomic::create_folder(plan.dir)?;
+    let Some(found) = checkpoint::find(plan.dir)? else { return Ok(0) };
+    if !plan.resume {
+        let fix = "add --resume to go on, or give another --out";
+        return Err(Error::file(plan.dir, "holds a run already", fix));
+    }
+    let loaded = checkpoint::load(&found)?;
+    loaded.check(stage.name(), &stage.state())?;
+    tell_changes(plan.config, &loaded)?;
+    let step = loaded.meta.step;
+    stage.restore(loaded.tensors).within(found.display())?;
+    Ok(step)
+}
+
+/// Says which keys differ from those the run began with: a change is allowed, but not in silence.
+fn tell_changes(config: &Config, loaded: &Checkpoint) -> Result<()> {
+    let before = Config::parse(&loaded.meta.config).within(loaded.path.display())?;
+    let changed = config.differences(&before)?;
+    if !changed.is_empty() {
+        eprintln!("resuming with other settings than before: {}", changed.join(", "));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::{Purpose, Stream};
+
+    /// Follows a random target; its weights depend on every step taken.
+    struct Toy {
+        weights: Vec<f32>,
+        spoil_at: u64,
+        raise_at: Option<(u64, Interrupt)>,
+    }
+
+    impl Toy {
+        fn new() -> Self {
+            Self { weights: vec![0.5; 8], spoil_at: u64::MAX, raise_at: None }
+        }
+    }
+
+    impl Stage for Toy {
+        fn name(&self) -> &'static str {
+            "toy"
+        }
+
+        fn step(&mut self, step: u64) -> Result<StepLog> {
+            if step == self.spoil_at {
+                return Ok(StepLog::new(f64::NAN, 0.1));
+            }
+            if let Some((_, flag)) = self.raise_at.as_ref().filter(|(at, _)| *at == step) {
+                flag.raise();
+            }
+            let target = Stream::new(1, step, 0, Purpose::Batch).normals(8);
+            let mut loss = 0.0;
+            for (w, t) in self.weights.iter_mut().zip(target) {
+                loss += f64::from((*w - t).powi(2));
+                *w += 0.1 * (t - *w);
+            }
+            Ok(StepLog::new(loss, 0.1).with("w0", f64::from(self.weights[0])))
+        }
+
+        fn state(&self) -> BTreeMap<String, Tensor> {
+            let w = Tensor::new(self.weights.clone(), [8]).unwrap();
+            BTreeMap::from([("w".to_string(), w)])
+        }
+
+        fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
+            self.weights = state["w"].f32s()?.to_vec();
+            Ok(())
+        }
+
+        fn diagnose(&mut self, _: u64) -> Result<()> {
+            Err(Error::NotFinite { place: "exp".into(), count: 1, len: 8, first: 3 })
+        }
+    }
+
+    fn go(toy: &mut Toy, dir: &Path, resume: bool) -> Result<Summary> {
+        let config = Config::tier("t0").unwrap();
+        let stage =
+            StageConfig { steps: 23, log_every: 3, checkpoint_every: 5, ..StageConfig::default() };
+        let interrupt = toy.raise_at.as_ref().map(|(_, f)| f.clone()).unwrap_or_default();
+        run(toy, &Plan { config: &config, stage: &stage, dir, resume, interrupt })
+    }
+
+    #[test]
+    fn stopping_and_resuming_anywhere_gives_the_same_bits_and_the_same_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = dir.path().join("whole");
+        let mut toy = Toy::new();
+        let summary = go(&mut toy, &whole, false).unwrap();
+        assert_eq!(summary.taken, 23);
+        let file = |dir: &Path, name: &str| std::fs::read(dir.join(name)).unwrap();
+        for stop in 0..22 {
+            let broken = dir.path().join(format!("stop-{stop}"));
+            let mut first = Toy::new();
+            first.raise_at = Some((stop, Interrupt::default()));
+            let error = go(&mut first, &broken, false).unwrap_err();
+            assert_eq!(error.exit_code(), 130);
+            assert!(error.to_string().contains(&format!("step {}", stop + 1)), "{error}");
+            let rest = go(&mut Toy::new(), &broken, true).unwrap();
+            assert_eq!(rest.taken, 22 - stop);
+            for name in ["log.jsonl", "LATEST", "step-00000023/state.safetensors"] {
+                assert!(file(&whole, name) == file(&broken, name), "{name} after {stop}");
+            }
+        }
+        assert_eq!(go(&mut Toy::new(), &whole, true).unwrap().taken, 0);
+    }
+
+    #[test]
+    fn a_run_is_not_overwritten_and_another_stage_is_not_resumed() {
+        let dir = tempfile::tempdir().unwrap();
+        go(&mut Toy::new(), dir.path(), false).unwrap();
+        let error = go(&mut Toy::new(), dir.path(), false).unwrap_err().to_string();
+        assert!(error.contains("holds a run already") && error.contains("--resume"), "{error}");
+        let mut other = Toy::new();
+        other.weights.push(1.0);
+        let config = Config::tier("t0").unwrap();
+        let found = checkpoint::load(dir.path()).unwrap();
+        let wanted = BTreeMap::from([("w".to_string(), Tensor::new(vec![0.0; 9], [9]).unwrap())]);
+        assert!(found.check("toy", &wanted).is_err());
+        assert_eq!(Config::parse(&found.meta.config).unwrap(), config);
+    }
+
+    #[test]
+    fn nan_stops_the_run_naming_step_and_op_and_saves_nothing_bad() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut toy = Toy::new();
+        toy.spoil_at = 12;
+        let error = go(&mut toy, dir.path(), false).unwrap_err().to_string();
+        assert!(error.contains("toy: step 12") && error.contains("exp"), "{error}");
+        assert_eq!(checkpoint::load(dir.path()).unwrap().meta.step, 10);
+    }
+}
