@@ -11,6 +11,7 @@ pub mod kinds;
 pub mod op;
 pub mod real;
 pub mod reduce;
+mod table;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape, Tensor};
@@ -18,6 +19,7 @@ use crate::tensor::{DType, Shape, Tensor};
 pub use cases::{Case, Cases, Draw, Fill, Input};
 pub use op::{CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Op, Out, Saved, Saves};
 pub use real::{Dual, Real, Running};
+pub use table::table_markdown;
 
 /// A row of the table.
 pub struct Row {

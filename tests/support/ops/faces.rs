@@ -1,0 +1,264 @@
+//! Running the faces of an op at every scalar, on buffers with sentinels on both sides.
+
+use genevar::ops::{Dual, DynOp, In, Out, Running};
+use genevar::tensor::{Shape, Tensor};
+
+use super::data::Data;
+
+/// Why a check failed.
+pub type Verdict = Result<(), String>;
+
+/// Sentinel elements before and after every output.
+pub const PAD: usize = 24;
+/// The quiet NaN that outputs and sentinels hold before a face runs; no arithmetic makes this
+/// payload.
+pub const POISON: f32 = f32::from_bits(0x7fc5_eed5);
+/// The same for integers.
+pub const POISON_INT: i32 = 0x5eed_5eed;
+
+/// Inputs at some scalar.
+pub struct Lifted<'a, R> {
+    data: &'a [Data],
+    reals: Vec<Vec<R>>,
+}
+
+/// Inputs with each real element mapped by `f(input, element, value)`.
+pub fn lift<R>(data: &[Data], f: impl Fn(usize, usize, f64) -> R) -> Lifted<'_, R> {
+    let one = |(i, d): (usize, &Data)| {
+        d.real.iter().enumerate().map(|(j, &x)| f(i, j, f64::from(x))).collect()
+    };
+    Lifted { data, reals: data.iter().enumerate().map(one).collect() }
+}
+
+impl<R> Lifted<'_, R> {
+    pub fn views(&self) -> Vec<In<'_, R>> {
+        let pairs = self.data.iter().zip(&self.reals);
+        pairs
+            .map(|(d, r)| match d.is_int {
+                true => In::int(&d.shape, &d.int),
+                false => In::real(&d.shape, r),
+            })
+            .collect()
+    }
+}
+
+/// Outputs of a face, sentinels included.
+pub struct Outs<R> {
+    reals: Vec<Vec<R>>,
+    ints: Vec<Vec<i32>>,
+    is_int: Vec<bool>,
+}
+
+impl<R> Outs<R> {
+    /// How many outputs there are.
+    pub fn count(&self) -> usize {
+        self.is_int.len()
+    }
+    /// The elements of output `i`; none if it is of integers.
+    pub fn real(&self, i: usize) -> &[R] {
+        if self.is_int[i] { &[] } else { inner(&self.reals[i]) }
+    }
+    /// The elements of output `i`; none if it is real.
+    pub fn int(&self, i: usize) -> &[i32] {
+        if self.is_int[i] { inner(&self.ints[i]) } else { &[] }
+    }
+    /// The integer outputs, in order.
+    pub fn all_ints(&self) -> Vec<Vec<i32>> {
+        (0..self.count()).filter(|&i| self.is_int[i]).map(|i| self.int(i).to_vec()).collect()
+    }
+}
+
+fn inner<T>(padded: &[T]) -> &[T] {
+    &padded[PAD..padded.len() - PAD]
+}
+
+impl Outs<f32> {
+    /// That no sentinel was touched.
+    pub fn sentinels(&self) -> Verdict {
+        for i in 0..self.count() {
+            let broken = match self.is_int[i] {
+                true => touched(&self.ints[i], |&n| n == POISON_INT),
+                false => touched(&self.reals[i], |x| x.to_bits() == POISON.to_bits()),
+            };
+            if let Some(at) = broken {
+                return Err(format!("output {i}: wrote outside its buffer, at element {at}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// That the bits equal those of another run.
+    pub fn same_bits(&self, other: &Self, how: &str) -> Verdict {
+        for i in 0..self.count() {
+            let (a, b) = (self.real(i), other.real(i));
+            let real = a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits());
+            let int = self.int(i).iter().zip(other.int(i)).position(|(a, b)| a != b);
+            if let Some(j) = real {
+                return Err(format!("output {i}[{j}] {how}: {:e} and {:e}", a[j], b[j]));
+            }
+            if let Some(j) = int {
+                let (a, b) = (self.int(i)[j], other.int(i)[j]);
+                return Err(format!("output {i}[{j}] {how}: {a} and {b}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Index, relative to the buffer's begin, of the first sentinel that does not hold `is_sentinel`.
+fn touched<T>(padded: &[T], is_sentinel: impl Fn(&T) -> bool) -> Option<isize> {
+    let end = padded.len() - PAD;
+    let mut at = (0..PAD).chain(end..padded.len());
+    at.find(|&j| !is_sentinel(&padded[j])).map(|j| j as isize - PAD as isize)
+}
+
+/// Runs `face` on outputs whose elements are `blank` and whose sentinels are the same.
+pub fn evaluate<R: Copy>(
+    op: &dyn DynOp,
+    shapes: &[Shape],
+    blank: (R, i32),
+    sentinel: (R, i32),
+    face: impl FnOnce(&mut [Out<'_, R>]),
+) -> Outs<R> {
+    let is_int: Vec<bool> = (0..shapes.len()).map(|i| op.int_outputs().contains(&i)).collect();
+    let mut outs = Outs {
+        reals: shapes.iter().map(|s| padded(s.len(), blank.0, sentinel.0)).collect(),
+        ints: shapes.iter().map(|s| padded(s.len(), blank.1, sentinel.1)).collect(),
+        is_int,
+    };
+    let buffers = outs.reals.iter_mut().zip(&mut outs.ints);
+    let mut views: Vec<Out<'_, R>> = buffers
+        .zip(&outs.is_int)
+        .map(|((r, n), &int)| match int {
+            true => Out::Int(middle(n)),
+            false => Out::Real(middle(r)),
+        })
+        .collect();
+    face(&mut views);
+    drop(views);
+    outs
+}
+
+fn padded<T: Copy>(len: usize, blank: T, sentinel: T) -> Vec<T> {
+    let mut v = vec![sentinel; len + 2 * PAD];
+    v[PAD..PAD + len].fill(blank);
+    v
+}
+
+fn middle<T>(padded: &mut [T]) -> &mut [T] {
+    let end = padded.len() - PAD;
+    &mut padded[PAD..end]
+}
+
+/// A face in f32: the fast one or the reference.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Face {
+    Cpu,
+    Reference,
+}
+
+impl Face {
+    pub const ALL: [Face; 2] = [Face::Cpu, Face::Reference];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Face::Cpu => "cpu face",
+            Face::Reference => "reference in f32",
+        }
+    }
+
+    /// Runs it on poisoned outputs.
+    pub fn run(self, op: &dyn DynOp, data: &[Data]) -> Result<Outs<f32>, String> {
+        self.run_on(op, data, (POISON, POISON_INT))
+    }
+
+    /// Runs it on outputs that hold `blank`.
+    pub fn run_on(
+        self,
+        op: &dyn DynOp,
+        data: &[Data],
+        blank: (f32, i32),
+    ) -> Result<Outs<f32>, String> {
+        let outs = out_shapes(op, data)?;
+        let x: Vec<In<'_, f32>> = data.iter().map(Data::view).collect();
+        calmly(self.name(), || {
+            evaluate(op, &outs, blank, (POISON, POISON_INT), |y| match self {
+                Face::Cpu => op.cpu(&x, y),
+                Face::Reference => op.reference_f32(&x, y),
+            })
+        })
+    }
+}
+
+/// The output shapes the op states for these inputs.
+pub fn out_shapes(op: &dyn DynOp, data: &[Data]) -> Result<Vec<Shape>, String> {
+    let shapes: Vec<&Shape> = data.iter().map(|d| &d.shape).collect();
+    match calmly("shapes", || op.shapes(&shapes))? {
+        Ok(outs) => Ok(outs),
+        Err(e) => Err(format!("its own case is refused: {e}")),
+    }
+}
+
+/// The reference in f64.
+pub fn in_f64(op: &dyn DynOp, data: &[Data]) -> Result<Outs<f64>, String> {
+    let outs = out_shapes(op, data)?;
+    let x = lift(data, |_, _, x| x);
+    let blank = (f64::NAN, POISON_INT);
+    calmly("reference in f64", || {
+        evaluate(op, &outs, blank, blank, |y| op.reference_f64(&x.views(), y))
+    })
+}
+
+/// The reference with rounding bounds.
+pub fn in_running(op: &dyn DynOp, data: &[Data]) -> Result<Outs<Running>, String> {
+    let outs = out_shapes(op, data)?;
+    let x = lift(data, |_, _, x| Running::exact(x));
+    let blank = (Running::exact(f64::NAN), POISON_INT);
+    calmly("reference at Running", || {
+        evaluate(op, &outs, blank, blank, |y| op.reference_running(&x.views(), y))
+    })
+}
+
+/// The reference with derivatives along `d`, one direction for each input (`None` is zero).
+pub fn in_dual(op: &dyn DynOp, data: &[Data], d: &[Option<&Tensor>]) -> Result<Outs<Dual>, String> {
+    let outs = out_shapes(op, data)?;
+    let x = lift(data, |i, j, v| Dual { v, d: d[i].map_or(0.0, |t| t.at(j)) });
+    let blank = (Dual { v: f64::NAN, d: f64::NAN }, POISON_INT);
+    calmly("reference at Dual", || {
+        evaluate(op, &outs, blank, blank, |y| op.reference_dual(&x.views(), y))
+    })
+}
+
+/// Runs `f`, turning a panic into a message.
+pub fn calmly<T>(what: &str, f: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).map_err(|payload| {
+        let text = payload.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| payload.downcast_ref::<&str>().map(ToString::to_string));
+        format!("{what} panicked: {}", text.unwrap_or_default())
+    })
+}
+
+/// A sentinel that was overwritten is seen, on either side and in either type.
+pub fn sentinels_can_fail() -> Verdict {
+    let fresh = || Outs {
+        reals: vec![padded(5, 0.0, POISON), Vec::new()],
+        ints: vec![Vec::new(), padded(3, 0, POISON_INT)],
+        is_int: vec![false, true],
+    };
+    fresh().sentinels()?;
+    for at in [0, PAD - 1, PAD + 5, 2 * PAD + 4] {
+        let mut outs = fresh();
+        outs.reals[0][at] = 0.0;
+        if outs.sentinels().is_ok() {
+            return Err(format!("a real written at {at} was not noticed"));
+        }
+    }
+    for at in [PAD - 1, PAD + 3] {
+        let mut outs = fresh();
+        outs.ints[1][at] = 0;
+        if outs.sentinels().is_ok() {
+            return Err(format!("an integer written at {at} was not noticed"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,9 @@
+//! What the op tests are made of; `tests/ops.rs` is the program.
+
+pub mod coverage;
+pub mod data;
+pub mod derivative;
+pub mod faces;
+pub mod planted;
+pub mod special;
+pub mod value;

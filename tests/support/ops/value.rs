@@ -1,0 +1,101 @@
+//! Checks of values: within the rounding bound, inside the buffers, the same bits again.
+
+use std::sync::OnceLock;
+
+use genevar::ops::{DynOp, In};
+
+use super::data::Data;
+use super::faces::{Face, POISON, POISON_INT, Verdict, in_f64, in_running, lift};
+
+/// A bound above this share of the output's largest value would let a wrong digit pass.
+const VACUOUS: f64 = 0.05;
+
+/// Both f32 faces lie within the bound that `Running` derives from the reference, at each element;
+/// integer answers satisfy the op's predicate. A case whose bound says nothing is refused, not
+/// excused.
+pub fn value(op: &dyn DynOp, data: &[Data]) -> Verdict {
+    let want = in_f64(op, data)?;
+    let bound = in_running(op, data)?;
+    for i in 0..want.count() {
+        let wide: Vec<f64> = bound.real(i).iter().map(|b| b.e).collect();
+        meaningful(i, want.real(i), &wide)?;
+    }
+    for face in Face::ALL {
+        let got = face.run(op, data)?;
+        for i in 0..want.count() {
+            let elements = got.real(i).iter().zip(want.real(i)).zip(bound.real(i));
+            for (j, ((&got, &want), bound)) in elements.enumerate() {
+                // Not `>`: a NaN must fail too.
+                let near = (f64::from(got) - want).abs() <= bound.e;
+                if !near {
+                    let e = bound.e;
+                    let name = face.name();
+                    return Err(format!(
+                        "{name}: output {i}[{j}] is {got:e}, wanted {want:e} within {e:e}"
+                    ));
+                }
+            }
+        }
+        if !op.int_outputs().is_empty() {
+            let x = lift(data, |_, _, x| x);
+            let x: Vec<In<'_, f64>> = x.views();
+            if let Some(why) = op.refuses(&x, &got.all_ints()) {
+                return Err(format!("{}: {why}", face.name()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fails unless most bounds are small against the output and its values are finite.
+fn meaningful(i: usize, want: &[f64], wide: &[f64]) -> Verdict {
+    if let Some(j) = want.iter().position(|v| !v.is_finite()) {
+        let v = want[j];
+        return Err(format!("output {i}[{j}] is {v} in f64: change the case to stay finite"));
+    }
+    let scale = want.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-30);
+    let vacuous = wide.iter().filter(|&&e| e.is_nan() || e > VACUOUS * scale).count();
+    if 2 * vacuous > want.len() {
+        let n = want.len();
+        return Err(format!(
+            "output {i}: {vacuous} of {n} bounds exceed {VACUOUS} of its scale {scale:e}: the case \
+             is ill-conditioned, change the case (never the bound)"
+        ));
+    }
+    Ok(())
+}
+
+/// Nothing outside the outputs is written, everything inside is, and what was there before is not
+/// read.
+pub fn guards(op: &dyn DynOp, data: &[Data]) -> Verdict {
+    for face in Face::ALL {
+        let fault = |e: String| format!("{}: {e}", face.name());
+        let poisoned = face.run(op, data)?;
+        poisoned.sentinels().map_err(fault)?;
+        for i in 0..poisoned.count() {
+            let left = poisoned.real(i).iter().position(|x| x.to_bits() == POISON.to_bits());
+            let left_int = poisoned.int(i).iter().position(|&n| n == POISON_INT);
+            if let Some(j) = left.or(left_int) {
+                return Err(fault(format!("output {i}[{j}] was not written, or was added to")));
+            }
+        }
+        let zeroed = face.run_on(op, data, (0.0, 0))?;
+        zeroed.same_bits(&poisoned, "depends on what the buffer held").map_err(fault)?;
+    }
+    Ok(())
+}
+
+/// The same bits twice, and on one thread as on all.
+pub fn repeat(op: &dyn DynOp, data: &[Data]) -> Verdict {
+    static ONE: OnceLock<rayon::ThreadPool> = OnceLock::new();
+    let one = ONE.get_or_init(|| rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
+    for face in Face::ALL {
+        let first = face.run(op, data)?;
+        let again = face.run(op, data)?;
+        let alone = one.install(|| face.run(op, data))?;
+        let fault = |e: String| format!("{}: {e}", face.name());
+        first.same_bits(&again, "differs from run to run").map_err(fault)?;
+        first.same_bits(&alone, "differs on one thread").map_err(fault)?;
+    }
+    Ok(())
+}
