@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod interrupt;
+pub mod learner;
 pub mod log;
 pub mod progress;
 mod run;
