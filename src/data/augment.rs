@@ -1,4 +1,4 @@
-//! Image operators: flips and rotations, free crops, area downscaling, blur, and the three
+//! Image operators: flips and rotations, free crops, area downscaling, and the three
 //! counterfactual operators of algorithm.md 5.3 (colour anomaly, contrast, sharpening).
 //!
 //! Images stay 8-bit RGB between operators; inside one they are f32 in 0..255. Every random number
@@ -105,19 +105,6 @@ pub fn grey_sd(image: &Rgb, x: usize, y: usize, width: usize, height: usize) -> 
     (square / n - (sum / n) * (sum / n)).max(0.0).sqrt()
 }
 
-/// Gaussian blur of standard deviation `radius` pixels, edges repeated, cut at 3 deviations. A
-/// radius of 0 changes nothing.
-pub fn blur(image: &Rgb, radius: f32) -> Rgb {
-    let soft = blur_f32(&widen(image), image.width, image.height, radius);
-    narrow(image, soft)
-}
-
-/// The image with every pixel its mean colour.
-pub fn mean_colour(image: &Rgb) -> Rgb {
-    let mean = means(&widen(image)).map(|m| (m + 0.5) as u8);
-    Rgb::filled(image.width, image.height, mean)
-}
-
 /// A counterfactual operator: what it destroys carries no biology that RNA could explain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counterfactual {
@@ -213,10 +200,8 @@ pub fn unsharp(image: &Rgb, sigma: f32, amount: f32) -> Rgb {
     narrow(image, sharp.iter().zip(&soft).map(|(x, s)| x + amount * (x - s)).collect())
 }
 
+/// Gaussian blur of standard deviation `radius` pixels, edges repeated, cut at 3 deviations.
 fn blur_f32(data: &[f32], width: usize, height: usize, radius: f32) -> Vec<f32> {
-    if radius <= 0.0 {
-        return data.to_vec();
-    }
     let reach = (3.0 * radius).ceil() as usize;
     let bell = |i: usize| (-0.5 * (i as f32 / radius).powi(2)).exp();
     let sum = bell(0) + 2.0 * (1..=reach).map(bell).sum::<f32>();
@@ -312,15 +297,14 @@ mod tests {
     }
 
     #[test]
-    fn downscaling_takes_means_and_blur_keeps_a_flat_image() {
+    fn downscaling_takes_means_and_sharpening_keeps_a_flat_image() {
         let image = Rgb::new(2, 2, vec![0, 10, 1, 2, 20, 1, 4, 30, 1, 6, 40, 2]).unwrap();
         assert_eq!(downscale(&image, 2).unwrap().data, [3, 25, 1]);
         let flat = Rgb::filled(9, 7, [10, 200, 33]);
-        assert_eq!(blur(&flat, 2.0), flat);
-        assert_eq!(mean_colour(&flat), flat);
+        assert_eq!(unsharp(&flat, 2.0, 3.0), flat);
         let sharp = noise(16, 16);
         let sd = |x: &Rgb| grey_sd(x, 0, 0, 16, 16);
-        assert!(sd(&blur(&sharp, 1.0)) < 0.5 * sd(&sharp));
+        assert!(sd(&unsharp(&sharp, 1.0, -1.0)) < 0.5 * sd(&sharp));
         assert!(sd(&unsharp(&sharp, 1.5, 2.0)) > 1.2 * sd(&sharp));
     }
 

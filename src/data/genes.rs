@@ -1,17 +1,14 @@
 //! Finding a model's genes in somebody's table, by symbol, with a report of what was not found.
+//!
+//! A missing gene enters as z = 0, its training mean. That is what input dropout shows the beta-VAE,
+//! which is trained with half of its inputs dropped: so half of the genes is the least that a
+//! profile may have by default (`data.min_gene_match`). Below it a table is nearly always a panel,
+//! another species, or in other identifiers, and the profile would be mostly invented.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use crate::error::{Error, Result};
-
-/// The largest share of a model's genes that may be missing before a profile is refused.
-///
-/// A missing gene enters as z = 0, the training mean, which is what input dropout shows the
-/// beta-VAE: it is trained with half of its inputs dropped. A quarter stays well inside what it has
-/// seen, and leaves room for the usual differences between annotations (the her2st list and TCGA's
-/// share 84 %). Above it a table is almost always a panel, another species, or in other identifiers.
-pub const MISSING_LIMIT: f64 = 0.25;
 
 /// What a mapping found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,9 +50,9 @@ impl GeneMap {
     /// Maps `model` onto `table`, symbols compared exactly but for surrounding blanks.
     ///
     /// # Errors
-    /// No common genes, more than `limit` (a share, see [`MISSING_LIMIT`]) missing, or a gene of
-    /// the model that the table has twice.
-    pub fn new(model: &[String], table: &[String], limit: f64) -> Result<Self> {
+    /// No common genes, fewer than the share `min_match` of the model's genes, or a gene of the
+    /// model that the table has twice.
+    pub fn new(model: &[String], table: &[String], min_match: f64) -> Result<Self> {
         let mut places: HashMap<&str, Vec<usize>> = HashMap::new();
         for (i, gene) in table.iter().enumerate() {
             places.entry(gene.trim()).or_default().push(i);
@@ -76,7 +73,7 @@ impl GeneMap {
         }
         let used: HashSet<&str> = model.iter().map(|g| g.trim()).collect();
         report.unused = table.iter().filter(|g| !used.contains(g.trim())).count();
-        refuse(model, table, limit, &report)?;
+        refuse(model, table, min_match, &report)?;
         Ok(Self { columns, report })
     }
 
@@ -87,7 +84,7 @@ impl GeneMap {
     }
 }
 
-fn refuse(model: &[String], table: &[String], limit: f64, report: &GeneReport) -> Result<()> {
+fn refuse(model: &[String], table: &[String], min_match: f64, report: &GeneReport) -> Result<()> {
     if report.matched == 0 {
         let what = format!(
             "no common genes: the model has {}, the table has {}",
@@ -100,12 +97,12 @@ fn refuse(model: &[String], table: &[String], limit: f64, report: &GeneReport) -
         let what = format!("duplicate genes in the table: {}", some(&report.duplicated));
         return Err(Error::data(what, "keep one of each, or sum them if they are counts"));
     }
-    let share = report.missing.len() as f64 / model.len() as f64;
-    if share > limit {
+    let share = report.matched as f64 / model.len() as f64;
+    if share < min_match {
         let what = format!(
-            "{:.1} % of the model's genes are missing, at most {:.1} % may be: {report}",
+            "{:.1} % of the model's genes are in the table, at least {:.1} % must be: {report}",
             100.0 * share,
-            100.0 * limit
+            100.0 * min_match
         );
         return Err(Error::data(what, hint(model, table)));
     }
@@ -146,7 +143,7 @@ mod tests {
     #[test]
     fn maps_by_symbol_and_reports() {
         let model = list(&["A", "B", "C", "D"]);
-        let map = GeneMap::new(&model, &list(&["D", "x", " A", "B"]), 0.25).unwrap();
+        let map = GeneMap::new(&model, &list(&["D", "x", " A", "B"]), 0.75).unwrap();
         assert_eq!(map.columns, [Some(2), Some(3), None, Some(0)]);
         assert_eq!(map.report.missing, ["C"]);
         assert_eq!((map.report.matched, map.report.unused), (3, 1));
@@ -158,10 +155,9 @@ mod tests {
     #[test]
     fn refuses_too_few_duplicated_and_foreign_genes() {
         let model = list(&["ACTB", "ERBB2", "CD3E", "KRT8"]);
-        let error = |table: &[&str]| {
-            GeneMap::new(&model, &list(table), MISSING_LIMIT).unwrap_err().to_string()
-        };
-        assert!(error(&["ACTB", "ERBB2"]).contains("50.0 %"));
+        let error =
+            |table: &[&str]| GeneMap::new(&model, &list(table), 0.75).unwrap_err().to_string();
+        assert!(error(&["ACTB", "ERBB2"]).contains("50.0 % of"));
         assert!(error(&["ACTB", "ERBB2", "CD3E", "ERBB2"]).contains("duplicate genes"));
         assert!(error(&["Actb", "Erbb2", "Cd3e"]).contains("another species"));
         assert!(error(&["ENSG01", "ENSG02"]).contains("Ensembl"));

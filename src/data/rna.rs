@@ -14,12 +14,6 @@ use crate::io::safetensors::TensorFile;
 use crate::io::tables::{Dense, Table};
 use crate::tensor::Tensor;
 
-/// Smallest deviation a gene is divided by: a gene that hardly varies in training says nothing.
-pub const SD_FLOOR: f32 = 1e-3;
-
-/// Standardised values are cut at plus and minus this.
-pub const CLIP: f32 = 10.0;
-
 #[derive(Clone, Debug)]
 enum Matrix {
     /// Row-major, `samples * genes`.
@@ -171,26 +165,31 @@ pub fn read_symbols(path: &Path) -> Result<Vec<String>> {
     Ok(table.rows.iter().map(|cells| cells[c].trim().to_string()).collect())
 }
 
-/// What is done to a value before it is standardised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How a value becomes an input: what is done before it is standardised, and the guards after.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scaling {
-    /// Divide by the sample's total over ten thousand: for raw counts.
-    pub per_10k: bool,
+    /// Counts are scaled to this sum a sample; 0 leaves values as they are.
+    pub counts_per: f64,
     /// Take ln(1 + x): for counts and FPKM, not for values that are logs already.
     pub log1p: bool,
+    /// Smallest deviation a gene is divided by: one that hardly varies in training says nothing.
+    pub sd_floor: f32,
+    /// Standardised values are cut at plus and minus this.
+    pub clip: f32,
 }
 
 impl Scaling {
     /// Raw counts: per ten thousand, then log1p.
-    pub const COUNTS: Self = Self { per_10k: true, log1p: true };
+    pub const COUNTS: Self = Self { counts_per: 1e4, ..Self::FPKM };
     /// FPKM or TPM: log1p.
-    pub const FPKM: Self = Self { per_10k: false, log1p: true };
+    pub const FPKM: Self = Self { counts_per: 0.0, log1p: true, sd_floor: 1e-3, clip: 10.0 };
     /// Values that are logarithms already.
-    pub const LOG: Self = Self { per_10k: false, log1p: false };
+    pub const LOG: Self = Self { log1p: false, ..Self::FPKM };
 
-    pub(crate) fn apply(self, value: f32, total: f64) -> f64 {
+    /// A value of a sample whose values sum to `total`, before it is standardised.
+    pub fn apply(self, value: f32, total: f64) -> f64 {
         let x = f64::from(value);
-        let x = if self.per_10k { x * 1e4 / total } else { x };
+        let x = if self.counts_per > 0.0 { x * self.counts_per / total } else { x };
         if self.log1p { x.ln_1p() } else { x }
     }
 }
@@ -204,7 +203,7 @@ pub struct RnaNorm {
     pub scaling: Scaling,
     /// Mean of each gene over the training samples.
     pub mean: Vec<f32>,
-    /// Deviation of each gene, at least [`SD_FLOOR`].
+    /// Deviation of each gene, at least the floor.
     pub sd: Vec<f32>,
 }
 
@@ -219,7 +218,7 @@ impl RnaNorm {
     /// that several tiles share may be listed as often as it has tiles, or once.
     ///
     /// # Errors
-    /// No samples, or a sample without counts under `per_10k`.
+    /// No samples, or a sample without counts whose counts are to be scaled.
     pub fn fit(x: &Expression, rows: &[usize], scaling: Scaling) -> Result<Self> {
         if rows.is_empty() {
             return Err(Error::data("no training samples to learn from", "check the split"));
@@ -237,7 +236,8 @@ impl RnaNorm {
         let n = rows.len() as f64;
         let mean: Vec<f64> = sum.iter().map(|s| s / n).collect();
         let variance = |(q, m): (&f64, &f64)| (q / n - m * m).max(0.0);
-        let sd = square.iter().zip(&mean).map(variance).map(|v| (v.sqrt() as f32).max(SD_FLOOR));
+        let sd =
+            square.iter().zip(&mean).map(variance).map(|v| (v.sqrt() as f32).max(scaling.sd_floor));
         let sd = sd.collect();
         let mean = mean.iter().map(|&m| m as f32).collect();
         Ok(Self { genes: x.genes.clone(), scaling, mean, sd })
@@ -245,12 +245,13 @@ impl RnaNorm {
 
     /// One sample's input: values in the order of `genes` (NaN: missing) and the sample's total.
     pub fn standardise(&self, values: &[f32], total: f64) -> Vec<f32> {
+        let clip = self.scaling.clip;
         let one = |((&v, &m), &sd): ((&f32, &f32), &f32)| {
             // A missing gene enters as the training mean.
             if v.is_nan() {
                 return 0.0;
             }
-            ((self.scaling.apply(v, total) as f32 - m) / sd).clamp(-CLIP, CLIP)
+            ((self.scaling.apply(v, total) as f32 - m) / sd).clamp(-clip, clip)
         };
         values.iter().zip(&self.mean).zip(&self.sd).map(one).collect()
     }
@@ -258,7 +259,7 @@ impl RnaNorm {
     /// Inputs `[rows, genes]` of a matrix whose genes are mapped by `map`.
     ///
     /// # Errors
-    /// A row out of range, a map of another gene list, a sample without counts under `per_10k`.
+    /// A row out of range, a map of another gene list, a sample without counts whose counts are to be scaled.
     pub fn apply(&self, x: &Expression, rows: &[usize], map: &GeneMap) -> Result<Tensor> {
         if map.columns.len() != self.genes.len() {
             let what = format!("the map has {} genes, not {}", map.columns.len(), self.genes.len());
@@ -305,7 +306,7 @@ impl RnaNorm {
 }
 
 fn check_total(x: &Expression, row: usize, scaling: Scaling) -> Result<()> {
-    if scaling.per_10k && x.totals[row] <= 0.0 {
+    if scaling.counts_per > 0.0 && x.totals[row] <= 0.0 {
         let what = format!("sample \"{}\" has no counts at all", x.samples[row]);
         return Err(Error::data(what, "leave it out"));
     }
