@@ -1,6 +1,7 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod autograd;
+pub mod cli;
 pub mod config;
 pub mod data;
 pub mod device;
