@@ -200,6 +200,11 @@ pub fn unsharp(image: &Rgb, sigma: f32, amount: f32) -> Rgb {
     narrow(image, sharp.iter().zip(&soft).map(|(x, s)| x + amount * (x - s)).collect())
 }
 
+/// Gaussian blur of standard deviation `sigma` pixels, which must be positive.
+pub fn blur(image: &Rgb, sigma: f32) -> Rgb {
+    narrow(image, blur_f32(&widen(image), image.width, image.height, sigma))
+}
+
 /// Gaussian blur of standard deviation `radius` pixels, edges repeated, cut at 3 deviations.
 fn blur_f32(data: &[f32], width: usize, height: usize, radius: f32) -> Vec<f32> {
     let reach = (3.0 * radius).ceil() as usize;

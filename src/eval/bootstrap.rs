@@ -25,8 +25,8 @@ pub fn resample(n: usize, seed: u64, rep: u64, lane: u16) -> Vec<usize> {
     (0..n).map(|i| stream.below(i, n)).collect()
 }
 
-/// The middle `level` (0.95) of the repetitions, with linear interpolation between order statistics;
-/// NaN ends when there are none.
+/// The middle `level` (0.95) of the repetitions, with linear interpolation between order
+/// statistics; NaN ends when there are none.
 pub fn percentile(repeats: &[f64], level: f64) -> Interval {
     let mut sorted = repeats.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -34,8 +34,8 @@ pub fn percentile(repeats: &[f64], level: f64) -> Interval {
     Interval { low: quantile(&sorted, tail), high: quantile(&sorted, 1.0 - tail) }
 }
 
-/// The percentile interval moved so that the mean repetition falls on `estimate`; its lower end is not
-/// below zero when the estimate is not.
+/// The percentile interval moved so that the mean repetition falls on `estimate`; its lower end is
+/// not below zero when the estimate is not.
 pub fn spread_around(estimate: f64, repeats: &[f64], level: f64) -> Interval {
     let mean = repeats.iter().sum::<f64>() / repeats.len() as f64;
     let Interval { low, high } = percentile(repeats, level);
@@ -76,7 +76,8 @@ pub struct Paired {
 }
 
 impl Paired {
-    /// Whether the whole interval of the difference lies above zero: the RNA is visible in the tiles.
+    /// Whether the whole interval of the difference lies above zero: the RNA is visible in the
+    /// tiles.
     pub fn rna_matters(&self) -> bool {
         self.difference_interval.low > 0.0
     }
@@ -239,7 +240,8 @@ mod tests {
 
     #[test]
     fn tiles_of_one_profile_count_once() {
-        // Repeating every tile of a profile adds no information, so it must not narrow the interval.
+        // Repeating every tile of a profile adds no information, so it must not narrow the
+        // interval.
         let n = 40;
         let labels: Vec<bool> = (0..n).map(|i| i % 2 == 0).collect();
         let x = uniforms(n, 4);

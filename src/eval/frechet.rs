@@ -1,11 +1,12 @@
 //! Frechet distance between two sets of features, as between Gaussians fitted to them:
 //! `|mu1 - mu2|^2 + Tr S1 + Tr S2 - 2 Tr (S1 S2)^(1/2)`, in f64, with unbiased covariances.
 //!
-//! With A, B the centred rows, `S1 = A'A/(n1-1)` and `S2 = B'B/(n2-1)`, so the nonzero eigenvalues of
+//! With A, B the centred rows, `S1 = A'A/(n1-1)` and `S2 = B'B/(n2-1)`, so the nonzero eigenvalues
+//! of
 //! `S1 S2` are the squared singular values of `A B' / sqrt((n1-1)(n2-1))`: no covariance, no matrix
-//! square root, and no harm when n is below d. A set with more rows than features is first replaced by
-//! the triangle R of its QR factorisation, for which `R'R = A'A`. The estimate is biased upwards in 1/n:
-//! compare distances only at equal n.
+//! square root, and no harm when n is below d. A set with more rows than features is first replaced
+//! by the triangle R of its QR factorisation, for which `R'R = A'A`. The estimate is biased upwards
+//! in 1/n: compare distances only at equal n.
 
 use rayon::prelude::*;
 
@@ -42,9 +43,9 @@ pub fn distance(a: &Features, b: &Features) -> Result<f64> {
 
 /// The distance with an interval of `level` (0.95) from `reps` bootstrap repetitions of both sets.
 ///
-/// A resample repeats rows, has lower rank and so lies further from the other set; the repetitions are
-/// therefore centred on the estimate. The interval says how much the number would move with other
-/// tiles at this n. It does not remove the bias that every distance at this n has.
+/// A resample repeats rows, has lower rank and so lies further from the other set; the repetitions
+/// are therefore centred on the estimate. The interval says how much the number would move with
+/// other tiles at this n. It does not remove the bias that every distance at this n has.
 ///
 /// # Errors
 /// As [`distance`].
@@ -92,7 +93,8 @@ fn sum_of_squares(x: &[f64]) -> f64 {
     x.iter().map(|v| v * v).sum()
 }
 
-/// The rows themselves, or a triangle with the same Gram matrix when there are more rows than columns.
+/// The rows themselves, or a triangle with the same Gram matrix when there are more rows than
+/// columns.
 fn compact(rows: &[f64], n: usize, d: usize) -> Mat<f64> {
     let m = linalg::view(rows, n, d);
     if n > d { linalg::triangle(m) } else { m.to_owned() }

@@ -1,7 +1,8 @@
 //! The pieces of dense f64 linear algebra that evaluation needs, over faer.
 //!
-//! All run on one thread: callers are parallel over repetitions, and results then cannot depend on the
-//! number of threads. Matrices are row-major slices outside and faer's column-major `Mat` inside.
+//! All run on one thread: callers are parallel over repetitions, and results then cannot depend on
+//! the number of threads. Matrices are row-major slices outside and faer's column-major `Mat`
+//! inside.
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -75,7 +76,8 @@ pub fn right_vectors(a: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
     Ok((s.column_vector().iter().copied().collect(), v))
 }
 
-/// Solves `a x = b` for a symmetric positive definite `a` by Cholesky, overwriting both; `None` when
+/// Solves `a x = b` for a symmetric positive definite `a` by Cholesky, overwriting both; `None`
+/// when
 /// `a` is not positive definite. Row-major `[n, n]` and `[n]`; n is a few dozen, so plain loops do.
 pub fn solve_spd(a: &mut [f64], b: &mut [f64]) -> Option<()> {
     let n = b.len();

@@ -1,10 +1,13 @@
 //! Evaluation: how far apart two sets of tiles are, and whether the RNA can be seen in the tiles.
 //!
-//! Everything here works on plain `f64` feature rows or RGB bytes. The distance is FD-EffNet, a Frechet
-//! distance in the features of EfficientNet-Lite0: a named surrogate that must never be called FID.
+//! Everything here works on plain `f64` feature rows or RGB bytes. The distance is FD-EffNet, a
+//! Frechet distance in the features of EfficientNet-Lite0: a named surrogate that must never be
+//! called FID.
 
 pub mod anchors;
 pub mod bootstrap;
+pub mod effnet;
+pub mod features;
 pub mod frechet;
 mod linalg;
 pub mod probe;

@@ -1,8 +1,10 @@
-//! A linear tissue-class probe: standardised features, principal components, L2 logistic regression.
+//! A linear tissue-class probe: standardised features, principal components, L2 logistic
+//! regression.
 //!
-//! It is fitted on real training tiles and asked about other tiles, real or synthesised, by AUC: the
-//! threshold may shift between real and synthesised tiles, the order need not. Newton's method on a
-//! strictly convex loss has one answer and no random numbers, so the same tiles give the same probe.
+//! It is fitted on real training tiles and asked about other tiles, real or synthesised, by AUC:
+//! the threshold may shift between real and synthesised tiles, the order need not. Newton's method
+//! on a strictly convex loss has one answer and no random numbers, so the same tiles give the same
+//! probe.
 
 use faer::Mat;
 use serde::{Deserialize, Serialize};
@@ -46,7 +48,8 @@ pub struct ProbeConfig {
 
 impl Default for ProbeConfig {
     fn default() -> Self {
-        Self { components: 64, l2: 0.1 }
+        // The best mean AUC (.828) when leaving out one training section of HER2ST after another.
+        Self { components: 64, l2: 0.3 }
     }
 }
 
@@ -62,7 +65,8 @@ impl Probe {
     /// Fits on `features` with one label a row.
     ///
     /// # Errors
-    /// `Data` when the labels do not fit or a class has fewer than two tiles, `Config` for a bad size.
+    /// `Data` when the labels do not fit or a class has fewer than two tiles, `Config` for a bad
+    /// size.
     pub fn fit(features: &Features, labels: &[bool], config: ProbeConfig) -> Result<Self> {
         check(features, labels, config)?;
         let (n, d) = (features.n(), features.d());
@@ -101,7 +105,8 @@ impl Probe {
     }
 }
 
-/// Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+/// Area under the ROC curve: the chance that a positive scores above a negative, ties counting
+/// half.
 ///
 /// # Errors
 /// `Data` when lengths differ, a class is missing or a score is not a number.
@@ -175,7 +180,8 @@ fn inverse_deviation(f: &Features, mean: &[f64]) -> Vec<f64> {
     squares.iter().zip(mean).map(|(&s, &m)| deviation(s, m)).collect()
 }
 
-/// Newton's method for logistic regression; the last column of `rows` is the constant 1, unpenalised.
+/// Newton's method for logistic regression; the last column of `rows` is the constant 1,
+/// unpenalised.
 fn logistic(rows: &[Vec<f64>], labels: &[bool], l2: f64) -> Result<Vec<f64>> {
     const STEPS: usize = 100;
     let p = rows[0].len();

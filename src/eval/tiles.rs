@@ -1,40 +1,38 @@
 //! A named set of equally large RGB tiles: what is compared with what.
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
+use crate::io::images::Rgb;
 use crate::tensor::{Purpose, Stream};
 
-/// RGB tiles of one size, each `[height, width, 3]` bytes.
+/// RGB tiles of one size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tiles {
     name: String,
-    width: usize,
-    height: usize,
-    pixels: Vec<Vec<u8>>,
+    size: (usize, usize),
+    images: Vec<Rgb>,
 }
 
 impl Tiles {
-    /// Checks that every tile is `width` x `height` RGB.
+    /// Checks that there are tiles and that all have the first one's size.
     ///
     /// # Errors
-    /// `Data` naming the first tile of another length, or for tiles without pixels.
-    pub fn new(
-        name: impl Into<String>,
-        width: usize,
-        height: usize,
-        pixels: Vec<Vec<u8>>,
-    ) -> Result<Self> {
+    /// `Data` for no tiles, for tiles without pixels, or naming the first tile of another size.
+    pub fn new(name: impl Into<String>, images: Vec<Rgb>) -> Result<Self> {
         let name = name.into();
-        let bytes = width.checked_mul(height).and_then(|p| p.checked_mul(3)).unwrap_or(0);
-        if bytes == 0 {
-            return Err(Error::data(format!("{name}: tiles of {width}x{height}"), "give pixels"));
-        }
-        if let Some(i) = pixels.iter().position(|p| p.len() != bytes) {
+        let size = match images.first() {
+            Some(t) if t.width > 0 && t.height > 0 => (t.width, t.height),
+            _ => return Err(Error::data(format!("{name}: no tiles"), "give at least one tile")),
+        };
+        if let Some(i) = images.iter().position(|t| (t.width, t.height) != size) {
+            let (t, (w, h)) = (&images[i], size);
             return Err(Error::data(
-                format!("{name}: tile {i} has {} bytes, not {width}x{height}x3", pixels[i].len()),
-                "give RGB tiles of one size",
+                format!("{name}: tile {i} is {}x{}, tile 0 is {w}x{h}", t.width, t.height),
+                "give tiles of one size",
             ));
         }
-        Ok(Self { name, width, height, pixels })
+        Ok(Self { name, size, images })
     }
 
     /// What the set is called in tables and errors.
@@ -50,28 +48,23 @@ impl Tiles {
 
     /// Number of tiles.
     pub fn n(&self) -> usize {
-        self.pixels.len()
+        self.images.len()
     }
 
-    /// Width in pixels.
-    pub fn width(&self) -> usize {
-        self.width
+    /// (width, height) of every tile in pixels.
+    pub fn size(&self) -> (usize, usize) {
+        self.size
     }
 
-    /// Height in pixels.
-    pub fn height(&self) -> usize {
-        self.height
-    }
-
-    /// The tiles' bytes.
-    pub fn pixels(&self) -> &[Vec<u8>] {
-        &self.pixels
+    /// The tiles.
+    pub fn images(&self) -> &[Rgb] {
+        &self.images
     }
 
     /// The tiles `which`, in that order; every index must be below `n`.
     pub fn select(&self, which: &[usize]) -> Self {
-        let pixels = which.iter().map(|&i| self.pixels[i].clone()).collect();
-        Self { name: self.name.clone(), pixels, ..*self }
+        let images = which.iter().map(|&i| self.images[i].clone()).collect();
+        Self { name: self.name.clone(), images, ..*self }
     }
 
     /// `n` tiles drawn without replacement; all of them, in order, when there are no more.
@@ -91,11 +84,10 @@ impl Tiles {
         (self.select(&order[..half]), self.select(&order[half..2 * half]))
     }
 
-    /// The same set with `f` applied to every tile's bytes.
-    pub fn map(&self, name: impl Into<String>, f: impl Fn(&[u8]) -> Vec<u8> + Sync) -> Self {
-        use rayon::prelude::*;
-        let pixels = self.pixels.par_iter().map(|p| f(p)).collect();
-        Self { name: name.into(), pixels, ..*self }
+    /// The same set with `f` applied to every tile; `f` must keep the size.
+    pub fn map(&self, name: impl Into<String>, f: impl Fn(&Rgb) -> Rgb + Sync + Send) -> Self {
+        let images = self.images.par_iter().map(f).collect();
+        Self { name: name.into(), images, ..*self }
     }
 }
 
@@ -111,14 +103,14 @@ mod tests {
     use super::*;
 
     fn tiles(n: u8) -> Tiles {
-        Tiles::new("t", 2, 1, (0..n).map(|i| vec![i; 6]).collect()).unwrap()
+        Tiles::new("t", (0..n).map(|i| Rgb::filled(2, 1, [i; 3])).collect()).unwrap()
     }
 
     #[test]
     fn halves_are_disjoint_equal_and_repeatable() {
         let (a, b) = tiles(11).halves(4);
         assert_eq!((a.n(), b.n()), (5, 5));
-        assert!(a.pixels().iter().all(|p| !b.pixels().contains(p)));
+        assert!(a.images().iter().all(|p| !b.images().contains(p)));
         assert_eq!(tiles(11).halves(4), (a.clone(), b));
         assert_ne!(tiles(11).halves(5).0, a);
     }
@@ -126,7 +118,7 @@ mod tests {
     #[test]
     fn draws_do_not_repeat_a_tile() {
         let d = tiles(9).draw(6, 1);
-        let mut firsts: Vec<u8> = d.pixels().iter().map(|p| p[0]).collect();
+        let mut firsts: Vec<u8> = d.images().iter().map(|p| p.data[0]).collect();
         firsts.sort_unstable();
         firsts.dedup();
         assert_eq!(firsts.len(), 6);
@@ -135,9 +127,9 @@ mod tests {
 
     #[test]
     fn refuses_tiles_of_another_size() {
-        let e = Tiles::new("mine", 2, 1, vec![vec![0; 6], vec![0; 5]]).unwrap_err();
-        assert!(e.to_string().contains("mine: tile 1 has 5 bytes"), "{e}");
-        assert!(Tiles::new("x", 0, 4, vec![]).is_err());
-        assert!(Tiles::new("x", usize::MAX, 4, vec![]).is_err());
+        let [a, b] = [(2, 1), (1, 2)].map(|(w, h)| Rgb::filled(w, h, [0; 3]));
+        let e = Tiles::new("mine", vec![a, b]).unwrap_err();
+        assert!(e.to_string().contains("mine: tile 1 is 1x2, tile 0 is 2x1"), "{e}");
+        assert!(Tiles::new("x", vec![]).is_err());
     }
 }

@@ -97,7 +97,7 @@ impl Chart {
         let mut text = format!("Line chart: {}. {} against {}.", self.title, self.y, self.x);
         for (name, points) in &self.series {
             let ys = || points.iter().map(|p| p.1).filter(|y| y.is_finite());
-            if let (Some(first), Some(last)) = (ys().next(), ys().last()) {
+            if let (Some(first), Some(last)) = (ys().next(), ys().next_back()) {
                 let low = ys().fold(f64::INFINITY, f64::min);
                 let _ = write!(
                     text,
