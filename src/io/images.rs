@@ -149,11 +149,10 @@ pub fn decode(bytes: &[u8], path: &Path, expect: Expect) -> Result<Rgb> {
 }
 
 fn check_size((width, height): (u32, u32), path: &Path, expect: Expect) -> Result<()> {
-    if let Some((w, h)) = expect.size {
-        if (width as usize, height as usize) != (w, h) {
-            let what = format!("the image is {width}x{height} pixels, expected {w}x{h}");
-            return Err(Error::file(path, what, "cut the tile to that size, or set the tile size"));
-        }
+    let found = (width as usize, height as usize);
+    if let Some((w, h)) = expect.size.filter(|wanted| *wanted != found) {
+        let what = format!("the image is {width}x{height} pixels, expected {w}x{h}");
+        return Err(Error::file(path, what, "cut the tile to that size, or set the tile size"));
     }
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 || pixels > expect.max_pixels {

@@ -1,4 +1,4 @@
-//! A made-up data set of six tiles in four sections of two patients, written as a lab would ship it.
+//! A made-up data set: six tiles in four sections of two patients, written as a lab would ship it.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
