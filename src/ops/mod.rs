@@ -4,6 +4,7 @@
 
 pub mod activation;
 pub mod cases;
+pub mod conv;
 pub mod depthwise;
 pub mod elementwise;
 pub mod fast;
@@ -52,6 +53,7 @@ table! {
     reduce: SumTo, BroadcastTo;
     gemm: MatMul, Linear;
     depthwise: DepthwiseConv;
+    conv: Conv2d, Conv2dDx, Conv2dDw;
 }
 
 /// Runs an op on tensors: checks types and shapes, then the fast path, or the reference in f64.
