@@ -4,6 +4,7 @@
 //! rest: checkpoints, log, progress bar, the stop on NaN, Ctrl-C, and a resume that gives the bits
 //! of an uninterrupted run.
 
+pub mod bundle;
 pub mod checkpoint;
 pub mod interrupt;
 pub mod learner;
