@@ -10,6 +10,7 @@
 #[path = "support/ops/mod.rs"]
 mod support;
 
+use std::cell::Cell;
 use std::process::ExitCode;
 
 use genevar::ops::{Case, Diff, Draw, DynOp, OPS, Row};
@@ -69,16 +70,7 @@ fn named(row: &'static Row) -> Vec<Trial> {
 
 /// All checks on random shapes.
 fn drawn(row: &'static Row) -> Verdict {
-    let mut config = Config { cases: DRAWS, rng_seed: RngSeed::Fixed(seed(row.name)), ..cheap() };
-    let given = Config::default();
-    if std::env::var_os("PROPTEST_CASES").is_some() {
-        config.cases = given.cases;
-    }
-    if std::env::var_os("PROPTEST_RNG_SEED").is_some() {
-        config.rng_seed = given.rng_seed;
-    }
     let file = format!("{}/tests/regressions/{}.txt", env!("CARGO_MANIFEST_DIR"), row.name);
-    config.failure_persistence = Some(Box::new(FileFailurePersistence::Direct(file.leak())));
     let draw = (row.cases)().draw;
     let property = |words: Vec<u32>| {
         let case = draw(&mut Draw::new(&words));
@@ -89,16 +81,59 @@ fn drawn(row: &'static Row) -> Verdict {
         }
         Ok(())
     };
-    match TestRunner::new(config).run(&vec(0u32..1 << 16, WORDS), property) {
+    match hunt(row.name, file, property) {
         Ok(()) => Ok(()),
         Err(TestError::Fail(why, words)) => Err(format!("{why}; words {words:?}")),
         Err(TestError::Abort(why)) => Err(format!("gave up: {why}")),
     }
 }
 
-/// Shrinking stops after this many steps: a small failing shape is wanted, not the smallest.
-fn cheap() -> Config {
-    Config { max_shrink_iters: 400, ..Config::default() }
+/// Runs a property of drawn words; failures are kept in `file` and tried first the next time.
+fn hunt(
+    name: &str,
+    file: String,
+    property: impl Fn(Vec<u32>) -> Result<(), TestCaseError>,
+) -> Result<(), TestError<Vec<u32>>> {
+    let given = Config::default();
+    let set = |variable| std::env::var_os(variable).is_some();
+    let config = Config {
+        cases: if set("PROPTEST_CASES") { given.cases } else { DRAWS },
+        rng_seed: match set("PROPTEST_RNG_SEED") {
+            true => given.rng_seed,
+            false => RngSeed::Fixed(seed(name)),
+        },
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file.leak()))),
+        // Enough to halve every word to its least.
+        max_shrink_iters: 1024,
+        ..given
+    };
+    TestRunner::new(config).run(&vec(0u32..1 << 16, WORDS), property)
+}
+
+/// A fault of extents above 5 is shrunk to a case of extent 6, and the next run meets it at once.
+fn shrinking() -> Verdict {
+    let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let file = || dir.path().join("planted.txt").to_string_lossy().into_owned();
+    let fails = |words: Vec<u32>| match Draw::new(&words).size(1, 40) {
+        n if n > 5 => Err(TestCaseError::fail(format!("extent {n}"))),
+        _ => Ok(()),
+    };
+    match hunt("planted", file(), fails) {
+        Err(TestError::Fail(why, words)) if why.message() == "extent 6" && words[0] == 5 => {}
+        other => return Err(format!("wanted a failure at extent 6, found {other:?}")),
+    }
+    let calls = Cell::new(0);
+    let at_once = Cell::new(false);
+    let replayed = hunt("another seed", file(), |words: Vec<u32>| {
+        let verdict = fails(words);
+        at_once.set(at_once.get() || calls.get() == 0 && verdict.is_err());
+        calls.set(calls.get() + 1);
+        verdict
+    });
+    match (replayed, at_once.get()) {
+        (Err(_), true) => Ok(()),
+        (other, _) => Err(format!("the stored failure was not tried first: {other:?}")),
+    }
 }
 
 /// The sound op passes every check, and each planted fault is noticed.
@@ -116,7 +151,8 @@ fn faults() -> Vec<Trial> {
             notices(*check, (fault, word)).map_err(Into::into)
         })
     });
-    sound.chain(noticed).collect()
+    let shrunk = Trial::test("planted/shrinking", || shrinking().map_err(Into::into));
+    sound.chain(noticed).chain([shrunk]).collect()
 }
 
 fn main() -> ExitCode {
