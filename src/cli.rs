@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, TIERS};
 use crate::data::pack;
 use crate::error::{Error, Result};
+use crate::ops;
 
 /// RNA-Seq profiles to H&E tiles.
 #[derive(Parser)]
@@ -28,6 +29,8 @@ enum Command {
     /// Prepares data.
     #[command(subcommand)]
     Data(DataCommand),
+    /// Prints the table of operations: shapes, faces, derivatives, test cases.
+    Ops,
 }
 
 #[derive(Subcommand)]
@@ -79,6 +82,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Config(args) => print(&args.read()?.to_toml()?),
         Command::Data(DataCommand::Pack(args)) => pack::run(&args),
+        Command::Ops => print(&ops::table_markdown()),
     }
 }
 
