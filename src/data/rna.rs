@@ -218,7 +218,7 @@ impl RnaNorm {
     /// that several tiles share may be listed as often as it has tiles, or once.
     ///
     /// # Errors
-    /// No samples, or a sample without counts whose counts are to be scaled.
+    /// No samples, or a sample without counts that are to be scaled.
     pub fn fit(x: &Expression, rows: &[usize], scaling: Scaling) -> Result<Self> {
         if rows.is_empty() {
             return Err(Error::data("no training samples to learn from", "check the split"));
@@ -259,7 +259,8 @@ impl RnaNorm {
     /// Inputs `[rows, genes]` of a matrix whose genes are mapped by `map`.
     ///
     /// # Errors
-    /// A row out of range, a map of another gene list, a sample without counts whose counts are to be scaled.
+    /// A row out of range, a map of another gene list, a sample without counts that are to be
+    /// scaled.
     pub fn apply(&self, x: &Expression, rows: &[usize], map: &GeneMap) -> Result<Tensor> {
         if map.columns.len() != self.genes.len() {
             let what = format!("the map has {} genes, not {}", map.columns.len(), self.genes.len());

@@ -87,7 +87,7 @@ pub struct DenseSpec {
     pub orientation: Orientation,
     /// Columns of text after the first that describe the row (cohort, patient): kept aside.
     pub annotations: Vec<String>,
-    /// Whether negative values are right: yes for log ratios or batch-corrected logs, no for counts.
+    /// Whether negative values are right: yes for logs, no for counts.
     pub allow_negative: bool,
 }
 
