@@ -47,6 +47,26 @@ pub fn par_rows<T: Send>(y: &mut [T], cols: usize, f: impl Fn(usize, &mut [T]) +
     par_chunks(y, rows * cols, |start, part| f(start / cols, part));
 }
 
+/// [`par_rows`] over two outputs at once: `f(first row, rows of y, rows of z)`, with `per_row` elements of z to
+/// a row of y.
+pub fn par_rows_and<T: Send>(
+    y: &mut [T],
+    cols: usize,
+    z: &mut [T],
+    per_row: usize,
+    f: impl Fn(usize, &mut [T], &mut [T]) + Sync,
+) {
+    let rows = (SMALL / cols.max(1)).max(1);
+    let (ys, zs) = ((rows * cols).max(1), (rows * per_row).max(1));
+    if y.len() <= SMALL || !may_spread() {
+        let parts = y.chunks_mut(ys).zip(z.chunks_mut(zs));
+        parts.enumerate().for_each(|(i, (y, z))| f(i * rows, y, z));
+    } else {
+        let parts = y.par_chunks_mut(ys).zip(z.par_chunks_mut(zs));
+        parts.enumerate().for_each(|(i, (y, z))| f(i * rows, y, z));
+    }
+}
+
 /// Runs `f(i)` for i in 0..n, spread over the pool when allowed, and collects the results in order.
 pub fn par_map<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
     if n <= 1 || !may_spread() {

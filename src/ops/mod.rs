@@ -3,6 +3,8 @@
 //! Tests, benches and the docs' table are derived from it. An op that no row names is dead code.
 
 pub mod activation;
+pub mod attention;
+pub mod batch_norm;
 pub mod cases;
 pub mod conv;
 pub mod depthwise;
@@ -10,6 +12,9 @@ pub mod elementwise;
 pub mod fast;
 pub mod gemm;
 pub mod kinds;
+mod lanes;
+pub mod layout;
+pub mod norm;
 pub mod op;
 pub mod real;
 pub mod reduce;
@@ -52,6 +57,10 @@ table! {
         Square, SquareVjp, Abs, AbsVjp, Clamp, ClampVjp, Power, PowerVjp;
     reduce: SumTo, BroadcastTo;
     gemm: MatMul, Linear;
+    layout: Narrow, Place, Concat, Reshape;
+    norm: LayerNorm, LayerNormVjp, L2Normalize, L2NormalizeVjp;
+    batch_norm: BatchNormTrain, BatchNormTrainVjp;
+    attention: Attention, AttentionJvp, AttentionVjp;
     depthwise: DepthwiseConv;
     conv: Conv2d, Conv2dDx, Conv2dDw;
 }

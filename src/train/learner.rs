@@ -104,6 +104,20 @@ impl Learner {
         Ok(())
     }
 
+    /// Runs `f` while the parameters hold the running mean, then puts them back, also after an
+    /// error. Without a running mean it only runs `f`.
+    pub fn averaged<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let old: Vec<Tensor> = self.params.iter().map(Param::value).collect();
+        for ((p, slot), value) in self.params.iter().zip(&self.slots).zip(&old) {
+            if !slot.ema.is_empty() {
+                p.set(Tensor::new(slot.ema.clone(), value.shape())?)?;
+            }
+        }
+        let answer = f();
+        self.params.iter().zip(old).try_for_each(|(p, value)| p.set(value))?;
+        answer
+    }
+
     /// Weights, moments and running mean under `{prefix}param.`, `adam_m.`, `adam_v.` and `ema.`.
     pub fn state(&self, prefix: &str) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::new();
@@ -315,6 +329,7 @@ mod tests {
         }
         let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
         assert!(close(&values(&params), &want));
+        assert!(close(&learner.averaged(|| Ok(values(&params))).unwrap(), &mean));
         learner.swap_ema().unwrap();
         assert!(close(&values(&params), &mean));
         learner.swap_ema().unwrap();

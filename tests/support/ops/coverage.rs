@@ -189,7 +189,10 @@ fn markdown() -> Verdict {
     let text = table_markdown();
     all_or(
         OPS.iter()
-            .filter(|row| text.matches(&format!("| {} |", row.name)).count() != 1)
+            .filter(|row| {
+                let start = format!("| {} |", row.name);
+                text.lines().filter(|line| line.starts_with(&start)).count() != 1
+            })
             .map(|row| format!("{} has not one row in the markdown table", row.name))
             .collect(),
     )

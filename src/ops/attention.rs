@@ -1,0 +1,388 @@
+//! Attention: softmax(scale q k^T + mask) v per head, its tangent and its gradients, without an n x m matrix.
+//!
+//! With s = scale q k^T, p = softmax(s) = e^(s - lse) and, per query, <a> = sum_j p_j a_j:
+//!   tangent    o' = (p (s' - <s'>)) v + p v'
+//!   gradients  gv = p^T go,  gs = scale p (c - <c>) with c = go v^T,  gq = gs k,  gk = gs^T q
+//! q is [B, n, H, D], k and v are [B, m, H, D], lse is [B, n, H]. The fast faces are in `cpu`.
+
+mod cpu;
+
+use super::{
+    Case, Cases, CpuFace, Diff, Draw, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves,
+    call, run,
+};
+use crate::error::{Error, Result};
+use crate::tensor::{Shape, Tensor};
+
+/// Which keys a query sees. The queries are the last n of the m positions when it matters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// All of them.
+    Full,
+    /// Block-causal: cumulative ends of the scales; a query sees its own scale and those before. The number of
+    /// keys must be one of the ends (fewer queries than keys is decoding with a cache).
+    Blocks(Vec<usize>),
+}
+
+/// softmax(scale q k^T + mask) v. Second output: the log-sum-exp of the scaled scores, [B, n, H].
+#[derive(Clone, Debug)]
+pub struct Attention {
+    /// Factor of the scores.
+    pub scale: f64,
+    /// Which keys a query sees.
+    pub mask: Mask,
+}
+
+/// Tangent of [`Attention`], from (q, k, v, lse) and those of (dq, dk, dv) that are not zero.
+#[derive(Clone, Debug)]
+pub struct AttentionJvp {
+    /// The op.
+    pub of: Attention,
+    /// Which tangents are given.
+    pub given: [bool; 3],
+}
+
+/// Gradients (gq, gk, gv) of [`Attention`], from (q, k, v, lse, go).
+#[derive(Clone, Debug)]
+pub struct AttentionVjp {
+    /// The op.
+    pub of: Attention,
+}
+
+/// Extents.
+#[derive(Clone, Copy)]
+struct Dims {
+    batch: usize,
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    width: usize,
+}
+
+impl Dims {
+    /// Of shapes that fit.
+    fn of(q: &Shape, k: &Shape) -> Self {
+        let (q, keys) = (q.dims(), k.dims()[1]);
+        Self { batch: q[0], queries: q[1], keys, heads: q[2], width: q[3] }
+    }
+    /// Index of the first element of (sample, position, head) among `rows` positions a sample.
+    fn at(&self, rows: usize, b: usize, row: usize, h: usize) -> usize {
+        ((b * rows + row) * self.heads + h) * self.width
+    }
+    /// Every (sample, position of the query, head).
+    fn each_query(self) -> impl Iterator<Item = (usize, usize, usize)> {
+        (0..self.batch * self.queries * self.heads).map(move |i| {
+            let (row, h) = (i / self.heads, i % self.heads);
+            (row / self.queries, row % self.queries, h)
+        })
+    }
+}
+
+impl Mask {
+    /// (first query, end, keys seen) of the runs of queries that see the same keys.
+    fn spans(&self, queries: usize, keys: usize) -> Vec<(usize, usize, usize)> {
+        let Self::Blocks(ends) = self else { return vec![(0, queries, keys)] };
+        let before = keys - queries;
+        let mut first = 0;
+        let mut spans = Vec::new();
+        for &end in ends.iter().filter(|&&end| end > before && end <= keys) {
+            spans.push((first, end - before, end));
+            first = end - before;
+        }
+        spans
+    }
+
+    fn check(&self, op: &'static str, queries: usize, keys: usize) -> Result<()> {
+        let Self::Blocks(ends) = self else { return Ok(()) };
+        if !ends.is_sorted() || queries > keys || (keys > 0 && !ends.contains(&keys)) {
+            let what = format!(
+                "{queries} queries and {keys} keys do not fit the scales that end at {ends:?}"
+            );
+            return Err(Error::shape(op, what));
+        }
+        Ok(())
+    }
+}
+
+impl Attention {
+    /// Checks q, k, v and hands back the extents and the shape of the log-sum-exp.
+    fn check(&self, op: &'static str, x: &[&Shape]) -> Result<(Dims, Shape)> {
+        let fits = x.iter().take(3).all(|s| s.rank() == 4) && x.len() >= 3 && x[1] == x[2] && {
+            let (q, k) = (x[0].dims(), x[1].dims());
+            q[0] == k[0] && q[2..] == k[2..] && (q[1] == 0 || k[1] > 0)
+        };
+        if !fits {
+            let found: Vec<String> = x.iter().map(ToString::to_string).collect();
+            let what =
+                format!("wants q [B, n, H, D], k, v [B, m, H, D]; found {}", found.join(", "));
+            return Err(Error::shape(op, what));
+        }
+        let d = Dims::of(x[0], x[1]);
+        self.mask.check(op, d.queries, d.keys)?;
+        Ok((d, Shape::from([d.batch, d.queries, d.heads])))
+    }
+
+    /// How many keys each query sees.
+    fn seen(&self, d: Dims) -> Vec<usize> {
+        let spans = self.mask.spans(d.queries, d.keys);
+        spans.iter().flat_map(|&(first, end, keys)| (first..end).map(move |_| keys)).collect()
+    }
+
+    /// Scaled products of a query row with the first `n` keys.
+    fn scores<R: Real>(&self, d: Dims, q: &[R], k: &[R], at: [usize; 3], n: usize) -> Vec<R> {
+        let [b, row, h] = at;
+        let q = &q[d.at(d.queries, b, row, h)..][..d.width];
+        let k = |j| &k[d.at(d.keys, b, j, h)..][..d.width];
+        let dot = |j| R::sum(q.iter().zip(k(j)).map(|(&q, &k)| q * k));
+        (0..n).map(|j| R::of(self.scale) * dot(j)).collect()
+    }
+
+    /// Softmax weights of a query from its log-sum-exp.
+    fn weights<R: Real>(&self, d: Dims, x: &[In<'_, R>], at: [usize; 3], n: usize) -> Vec<R> {
+        let [b, row, h] = at;
+        let lse = x[3].r()[(b * d.queries + row) * d.heads + h];
+        let s = self.scores(d, x[0].r(), x[1].r(), at, n);
+        s.into_iter().map(|s| (s - lse).exp()).collect()
+    }
+}
+
+/// Shapes a case is made of: (name, batch, queries, keys, heads, width, ends).
+type Sizes = (&'static str, [usize; 5], &'static [usize]);
+
+const SIZES: &[Sizes] = &[
+    ("one", [1, 1, 1, 1, 4], &[]),
+    ("odd", [2, 5, 7, 3, 5], &[]),
+    ("single_head", [2, 16, 16, 1, 32], &[]),
+    ("cross", [1, 33, 4, 2, 16], &[]),
+    ("no_queries", [2, 0, 3, 2, 8], &[]),
+    ("scales", [2, 30, 30, 2, 16], &[1, 5, 14, 30, 55]),
+    ("cached", [2, 9, 14, 3, 8], &[1, 5, 14]),
+    ("several_cached", [1, 13, 14, 1, 8], &[1, 5, 14]),
+    ("tiled", [1, 300, 300, 1, 16], &[]),
+];
+
+fn sized(s: &Sizes) -> (Attention, [usize; 4], [usize; 4]) {
+    let [b, n, m, h, d] = s.1;
+    let mask = if s.2.is_empty() { Mask::Full } else { Mask::Blocks(s.2.to_vec()) };
+    (Attention { scale: 1.0 / (d as f64).sqrt(), mask }, [b, n, h, d], [b, m, h, d])
+}
+
+fn drawn(d: &mut Draw<'_>) -> (Attention, [usize; 4], [usize; 4]) {
+    let (b, h, width) = (d.size(1, 2), d.size(1, 3), d.size(1, 20));
+    let scale = 1.0 / (width as f64).sqrt();
+    let scales = d.size(0, 3);
+    if scales == 0 {
+        let (n, m) = (d.size(1, 20), d.size(1, 20));
+        return (Attention { scale, mask: Mask::Full }, [b, n, h, width], [b, m, h, width]);
+    }
+    let mut end = 0;
+    let ends: Vec<usize> = (0..scales)
+        .map(|_| {
+            end += d.size(1, 8);
+            end
+        })
+        .collect();
+    let n = d.size(1, end);
+    (Attention { scale, mask: Mask::Blocks(ends) }, [b, n, h, width], [b, end, h, width])
+}
+
+/// (q, k, v, lse) and then `more`.
+fn derived(q: [usize; 4], k: [usize; 4], more: &[Input]) -> Vec<Input> {
+    let lse = Input::uniform([q[0], q[1], q[2]], 1.0, 4.0);
+    let mut inputs = vec![Input::normal(q), Input::normal(k), Input::normal(k), lse];
+    inputs.extend_from_slice(more);
+    inputs
+}
+
+/// Timed shapes: a training batch of the small tier, and the last scale of the reference's sampler.
+const TIMED: &[Sizes] = &[
+    ("small_tier", [16, 130, 130, 4, 64], &[1, 5, 14, 30, 66, 130]),
+    ("d16_last_scale", [2, 256, 680, 16, 64], &[]),
+    ("full_256", [16, 256, 256, 3, 64], &[]),
+];
+
+impl Op for Attention {
+    const NAME: &'static str = "attention";
+    const SAVES: Saves = Saves::inputs(&[0, 1, 2]).and_extras();
+    const CPU: Option<CpuFace<Self>> = Some(cpu::forward);
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        let (_, lse) = self.check(Self::NAME, x)?;
+        Ok(vec![x[0].clone(), lse])
+    }
+    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        let d = Dims::of(x[0].shape, x[1].shape);
+        let seen = self.seen(d);
+        for (i, (b, row, h)) in d.each_query().enumerate() {
+            let s = self.scores(d, x[0].r(), x[1].r(), [b, row, h], seen[row]);
+            let top = s.iter().fold(s[0], |m, &s| m.max(s));
+            let e: Vec<R> = s.iter().map(|&s| (s - top).exp()).collect();
+            let total = R::sum(e.iter().copied());
+            for c in 0..d.width {
+                let v = |j| x[2].r()[d.at(d.keys, b, j, h) + c];
+                y[0].r()[i * d.width + c] =
+                    R::sum(e.iter().enumerate().map(|(j, &e)| e / total * v(j)));
+            }
+            y[1].r()[i] = top + total.ln();
+        }
+    }
+    fn jvp(&self, at: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
+        let given = [dx[0].is_some(), dx[1].is_some(), dx[2].is_some()];
+        if given == [false; 3] {
+            return Ok(None);
+        }
+        let mut x = vec![at.x(0)?, at.x(1)?, at.x(2)?, at.extra(0)?];
+        x.extend(dx.iter().flatten());
+        call(&AttentionJvp { of: self.clone(), given }, &x).map(Some)
+    }
+    fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
+        let x = [at.x(0)?, at.x(1)?, at.x(2)?, at.extra(0)?, gy];
+        let grads = run(&AttentionVjp { of: self.clone() }, &x)?;
+        Ok(grads.into_iter().zip(want).map(|(g, &want)| want.then_some(g)).collect())
+    }
+    fn cases() -> Cases {
+        let case = |s: &Sizes| {
+            let (op, q, k) = sized(s);
+            Case::new(s.0, op, vec![Input::normal(q), Input::normal(k), Input::normal(k)])
+        };
+        Cases {
+            named: SIZES.iter().map(case).collect(),
+            draw: |d| {
+                let (op, q, k) = drawn(d);
+                Case::new("drawn", op, vec![Input::normal(q), Input::normal(k), Input::normal(k)])
+            },
+            bench: TIMED.iter().map(case).collect(),
+        }
+    }
+}
+
+impl AttentionJvp {
+    /// The given tangents by input, from what follows the log-sum-exp.
+    fn tangents<'a, T>(&self, x: &'a [T]) -> [Option<&'a T>; 3] {
+        let mut rest = x[4..].iter();
+        self.given.map(|given| if given { rest.next() } else { None })
+    }
+}
+
+impl Op for AttentionJvp {
+    const NAME: &'static str = "attention_jvp";
+    const DIFF: Diff = FIRST_ORDER;
+    const CPU: Option<CpuFace<Self>> = Some(cpu::tangent);
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        let (_, lse) = self.of.check(Self::NAME, x)?;
+        let count = self.given.iter().filter(|&&given| given).count();
+        let fits = x.len() == 4 + count && *x[3] == lse && {
+            let tangents = self.tangents(x);
+            tangents.iter().zip(x).all(|(t, x)| t.is_none_or(|t| t == x))
+        };
+        match fits {
+            true => Ok(vec![x[0].clone()]),
+            false => Err(Error::shape(Self::NAME, "lse or a tangent has the wrong shape")),
+        }
+    }
+    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        let d = Dims::of(x[0].shape, x[1].shape);
+        let [dq, dk, dv] = self.tangents(x);
+        let seen = self.of.seen(d);
+        for (i, (b, row, h)) in d.each_query().enumerate() {
+            let (at, n) = ([b, row, h], seen[row]);
+            let p = self.of.weights(d, x, at, n);
+            let by_q = dq.map(|dq| self.of.scores(d, dq.r(), x[1].r(), at, n));
+            let by_k = dk.map(|dk| self.of.scores(d, x[0].r(), dk.r(), at, n));
+            let ds: Option<Vec<R>> = match (by_q, by_k) {
+                (Some(a), Some(b)) => Some(a.iter().zip(b).map(|(&a, b)| a + b).collect()),
+                (a, b) => a.or(b),
+            };
+            let dp: Option<Vec<R>> = ds.map(|ds| {
+                let mean = R::sum(p.iter().zip(&ds).map(|(&p, &ds)| p * ds));
+                p.iter().zip(ds).map(|(&p, ds)| p * (ds - mean)).collect()
+            });
+            for c in 0..d.width {
+                let v = |v: &In<'_, R>, j| v.r()[d.at(d.keys, b, j, h) + c];
+                let moved = dp.iter().flatten().enumerate().map(|(j, &dp)| dp * v(&x[2], j));
+                let carried = (0..n).filter_map(|j| dv.map(|dv| p[j] * v(dv, j)));
+                y[0].r()[i * d.width + c] = R::sum(moved.chain(carried));
+            }
+        }
+    }
+    fn cases() -> Cases {
+        let make =
+            |name: &str, (of, q, k): (Attention, [usize; 4], [usize; 4]), given: [bool; 3]| {
+                let all = [Input::normal(q), Input::normal(k), Input::normal(k)];
+                let some: Vec<Input> =
+                    all.into_iter().zip(given).filter(|(_, g)| *g).map(|(t, _)| t).collect();
+                Case::new(name, AttentionJvp { of, given }, derived(q, k, &some))
+            };
+        let all = [true; 3];
+        let mut named: Vec<Case> = SIZES.iter().map(|s| make(s.0, sized(s), all)).collect();
+        named.push(make("queries_only", sized(&SIZES[1]), [true, false, false]));
+        named.push(make("values_only", sized(&SIZES[5]), [false, false, true]));
+        Cases {
+            named,
+            draw: |d| {
+                let (of, q, k) = drawn(d);
+                let some = [Input::normal(k), Input::normal(k)];
+                let op = AttentionJvp { of, given: [false, true, true] };
+                Case::new("drawn", op, derived(q, k, &some))
+            },
+            bench: TIMED.iter().map(|s| make(s.0, sized(s), all)).collect(),
+        }
+    }
+}
+
+impl Op for AttentionVjp {
+    const NAME: &'static str = "attention_vjp";
+    const DIFF: Diff = FIRST_ORDER;
+    const CPU: Option<CpuFace<Self>> = Some(cpu::gradients);
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        let (_, lse) = self.of.check(Self::NAME, x)?;
+        match x.len() == 5 && *x[3] == lse && x[4] == x[0] {
+            true => Ok(vec![x[0].clone(), x[1].clone(), x[2].clone()]),
+            false => Err(Error::shape(Self::NAME, "lse or the gradient has the wrong shape")),
+        }
+    }
+    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        let d = Dims::of(x[0].shape, x[1].shape);
+        let seen = self.of.seen(d);
+        let [q, k, v, go] = [x[0].r(), x[1].r(), x[2].r(), x[4].r()];
+        // Sums over queries are collected term by term: `Real::sum` bounds any order of them.
+        let mut gk: Vec<Vec<R>> = vec![Vec::new(); k.len()];
+        let mut gv: Vec<Vec<R>> = vec![Vec::new(); v.len()];
+        for (i, (b, row, h)) in d.each_query().enumerate() {
+            let (n, query) = (seen[row], i * d.width);
+            let p = self.of.weights(d, x, [b, row, h], n);
+            let key = |j| d.at(d.keys, b, j, h);
+            let dot = |j| R::sum((0..d.width).map(|c| go[query + c] * v[key(j) + c]));
+            let gp: Vec<R> = (0..n).map(dot).collect();
+            let mean = R::sum(p.iter().zip(&gp).map(|(&p, &g)| p * g));
+            let gs = |j: usize| R::of(self.of.scale) * p[j] * (gp[j] - mean);
+            for c in 0..d.width {
+                y[0].r()[query + c] = R::sum((0..n).map(|j| gs(j) * k[key(j) + c]));
+                for j in 0..n {
+                    gk[key(j) + c].push(gs(j) * q[query + c]);
+                    gv[key(j) + c].push(p[j] * go[query + c]);
+                }
+            }
+        }
+        for (out, terms) in y[1..].iter_mut().zip([gk, gv]) {
+            for (g, t) in out.r().iter_mut().zip(terms) {
+                *g = R::sum(t.into_iter());
+            }
+        }
+    }
+    fn cases() -> Cases {
+        let make = |name: &str, (of, q, k): (Attention, [usize; 4], [usize; 4])| {
+            Case::new(name, AttentionVjp { of }, derived(q, k, &[Input::normal(q)]))
+        };
+        Cases {
+            named: SIZES.iter().map(|s| make(s.0, sized(s))).collect(),
+            draw: |d| {
+                let (of, q, k) = drawn(d);
+                Case::new("drawn", AttentionVjp { of }, derived(q, k, &[Input::normal(q)]))
+            },
+            bench: TIMED.iter().map(|s| make(s.0, sized(s))).collect(),
+        }
+    }
+}
