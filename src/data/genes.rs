@@ -1,9 +1,9 @@
 //! Finding a model's genes in somebody's table, by symbol, with a report of what was not found.
 //!
-//! A missing gene enters as z = 0, its training mean. Input dropout shows the beta-VAE just that: it
-//! is trained with half of its inputs dropped: so half of the genes is the least that a
-//! profile may have by default (`data.min_gene_match`). Below it a table is nearly always a panel,
-//! another species, or in other identifiers, and the profile would be mostly invented.
+//! A missing gene enters as z = 0, its training mean. Input dropout shows the beta-VAE just that,
+//! for half of its inputs at a time: so half of the genes is the least that a profile may have by
+//! default (`data.min_gene_match`). Below it a table is nearly always a panel, another species, or
+//! in other identifiers, and the profile would be mostly invented.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
