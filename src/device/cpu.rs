@@ -67,6 +67,19 @@ pub fn par_rows_and<T: Send>(
     }
 }
 
+/// Splits three outputs of one length alike and runs `f(first element, parts)`.
+pub fn par_thirds<T: Send>(y: [&mut [T]; 3], f: impl Fn(usize, [&mut [T]; 3]) + Sync) {
+    let [a, b, c] = y;
+    if a.len() <= SMALL || !may_spread() {
+        let parts = a.chunks_mut(SMALL).zip(b.chunks_mut(SMALL)).zip(c.chunks_mut(SMALL));
+        parts.enumerate().for_each(|(i, ((a, b), c))| f(i * SMALL, [a, b, c]));
+    } else {
+        let ab = a.par_chunks_mut(SMALL).zip(b.par_chunks_mut(SMALL));
+        let parts = ab.zip(c.par_chunks_mut(SMALL));
+        parts.enumerate().for_each(|(i, ((a, b), c))| f(i * SMALL, [a, b, c]));
+    }
+}
+
 /// Runs `f(i)` for i in 0..n, spread over the pool when allowed, and collects the results in order.
 pub fn par_map<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
     if n <= 1 || !may_spread() {

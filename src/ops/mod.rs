@@ -9,15 +9,19 @@ pub mod cases;
 pub mod conv;
 pub mod depthwise;
 pub mod elementwise;
+pub mod embed;
 pub mod fast;
 pub mod gemm;
 pub mod kinds;
 mod lanes;
 pub mod layout;
+pub mod loss;
 pub mod norm;
 pub mod op;
+pub mod optim;
 pub mod real;
 pub mod reduce;
+pub mod sample;
 mod table;
 
 use crate::error::{Error, Result};
@@ -63,6 +67,10 @@ table! {
     attention: Attention, AttentionJvp, AttentionVjp;
     depthwise: DepthwiseConv;
     conv: Conv2d, Conv2dDx, Conv2dDw;
+    embed: GatherRows, ScatterRows, TimeEmbed, TimeEmbedSlope;
+    loss: CrossEntropy, CrossEntropyVjp;
+    sample: SampleToken;
+    optim: AdamW, Ema;
 }
 
 /// Runs an op on tensors: checks types and shapes, then the fast path, or the reference in f64.

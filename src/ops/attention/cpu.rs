@@ -244,3 +244,48 @@ fn gradients_head(
     }
     [gq, gk, gv]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Attention, Mask};
+    use crate::ops::run;
+    use crate::tensor::{Purpose, Stream, Tensor};
+
+    const ENDS: [usize; 4] = [1, 5, 14, 130];
+
+    fn random(sample: u64, shape: [usize; 4]) -> Tensor {
+        let n = shape.iter().product();
+        Tensor::new(Stream::new(9, sample, 0, Purpose::Test).normals(n), shape).unwrap()
+    }
+
+    fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Vec<f32> {
+        let op = Attention { scale: 0.125, mask: Mask::Blocks(ENDS.to_vec()) };
+        run(&op, &[q, k, v]).unwrap().swap_remove(0).into_f32s().unwrap()
+    }
+
+    #[test]
+    fn a_sample_has_the_same_bits_alone_and_in_a_batch() {
+        let x: Vec<Tensor> = (0..3).map(|i| random(i, [3, 130, 2, 32])).collect();
+        let one: Vec<Tensor> = x.iter().map(|t| t.rows(1, 1).unwrap()).collect();
+        let (all, alone) = (attend(&x[0], &x[1], &x[2]), attend(&one[0], &one[1], &one[2]));
+        assert_eq!(all[alone.len()..2 * alone.len()], alone);
+    }
+
+    #[test]
+    fn the_last_scale_with_a_cache_has_the_bits_of_the_whole_sequence() {
+        let x: Vec<Tensor> = (0..3).map(|i| random(i, [1, 130, 2, 32])).collect();
+        let all = attend(&x[0], &x[1], &x[2]);
+        let row = 2 * 32;
+        let q = x[0].f32s().unwrap()[14 * row..].to_vec();
+        let last = attend(&Tensor::new(q, [1, 116, 2, 32]).unwrap(), &x[1], &x[2]);
+        assert_eq!(all[14 * row..], last);
+    }
+
+    #[test]
+    fn what_does_not_fit_the_scales_is_refused() {
+        let x = random(0, [1, 13, 1, 4]);
+        let op = Attention { scale: 1.0, mask: Mask::Blocks(ENDS.to_vec()) };
+        let message = run(&op, &[&x, &x, &x]).unwrap_err().to_string();
+        assert!(message.contains("13 queries and 13 keys do not fit the scales"), "{message}");
+    }
+}
