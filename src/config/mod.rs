@@ -67,6 +67,8 @@ impl Default for Config {
 pub struct DataConfig {
     /// Counts are scaled to this sum per profile before log1p; 0 leaves them as they are (FPKM).
     pub counts_per: f64,
+    /// Takes ln(1 + x); off for values that are logarithms already.
+    pub log1p: bool,
     /// Floor of a gene's standard deviation in the z-score.
     pub sigma_floor: f64,
     /// z-scores are clipped to +- this many standard deviations.
@@ -86,6 +88,7 @@ impl Default for DataConfig {
     fn default() -> Self {
         Self {
             counts_per: 0.0,
+            log1p: true,
             sigma_floor: 1e-3,
             z_clip: 10.0,
             min_gene_match: 0.5,
