@@ -32,8 +32,8 @@ impl Tape {
         self.nodes.len() - 1
     }
 
-    /// Brings `seed`, the gradient of node `from`, back to every leaf. Each node is dropped as soon as it has
-    /// been passed, so memory falls as the pass goes.
+    /// Brings `seed`, the gradient of node `from`, back to every leaf. Each node is dropped as soon
+    /// as it has been passed, so memory falls as the pass goes.
     pub(super) fn backward(mut self, from: usize, seed: Tensor) -> Result<Gradients> {
         let mut grads: Vec<Option<Tensor>> = Vec::new();
         grads.resize_with(self.nodes.len(), || None);

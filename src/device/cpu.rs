@@ -1,8 +1,8 @@
 //! The CPU device: run-time SIMD dispatch, fixed work splitting and the matrix product.
 //!
-//! Work is split by the problem alone, never by the number of threads, so results are the same bits on one
-//! core and on sixty-four. Called from a rayon worker, everything here stays on that worker: whoever splits
-//! work at the outer level (a tile each) gets sequential kernels inside.
+//! Work is split by the problem alone, never by the number of threads, so results are the same bits
+//! on one core and on sixty-four. Called from a rayon worker, everything here stays on that worker:
+//! whoever splits work at the outer level (a tile each) gets sequential kernels inside.
 
 #![allow(unsafe_code)]
 
@@ -30,7 +30,8 @@ pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(Body(f))
 }
 
-/// Splits `y` into chunks of `chunk` elements and runs `f(index of the chunk's first element, chunk)`.
+/// Splits `y` into chunks of `chunk` elements and runs `f(index of the chunk's first element,
+/// chunk)`.
 pub fn par_chunks<T: Send>(y: &mut [T], chunk: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     let chunk = chunk.max(1);
     if y.len() <= SMALL || !may_spread() {
@@ -40,15 +41,16 @@ pub fn par_chunks<T: Send>(y: &mut [T], chunk: usize, f: impl Fn(usize, &mut [T]
     }
 }
 
-/// Splits a row-major matrix into groups of rows (about 16 Ki elements each) and runs `f(first row, rows)`.
+/// Splits a row-major matrix into groups of rows (about 16 Ki elements each) and runs `f(first row,
+/// rows)`.
 pub fn par_rows<T: Send>(y: &mut [T], cols: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     let cols = cols.max(1);
     let rows = (SMALL / cols).max(1);
     par_chunks(y, rows * cols, |start, part| f(start / cols, part));
 }
 
-/// [`par_rows`] over two outputs at once: `f(first row, rows of y, rows of z)`, with `per_row` elements of z to
-/// a row of y.
+/// [`par_rows`] over two outputs at once: `f(first row, rows of y, rows of z)`, with `per_row`
+/// elements of z to a row of y.
 pub fn par_rows_and<T: Send>(
     y: &mut [T],
     cols: usize,
@@ -142,8 +144,9 @@ pub fn gemm(c: &mut [f32], stride: usize, a: Mat<'_>, b: Mat<'_>, accumulate: bo
         true => gemm::Parallelism::Rayon(0),
         false => gemm::Parallelism::None,
     };
-    // SAFETY: `Mat::check` and the assertion above keep every access of the m x k, k x n and m x n index ranges
-    // inside the three buffers, and `c` is exclusively borrowed with non-overlapping rows.
+    // SAFETY: `Mat::check` and the assertion above keep every access of the m x k, k x n and m x n
+    // index ranges inside the three buffers, and `c` is exclusively borrowed with non-overlapping
+    // rows.
     unsafe {
         gemm::gemm(
             m,

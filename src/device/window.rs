@@ -1,9 +1,10 @@
 //! Products over sliding windows: what convolutions and their gradients are made of.
 //!
-//! Nothing is unrolled into columns. A worker copies the few image rows that it needs, with their zero padding,
-//! into a strip that stays in its cache, and a register tile of 8 windows by up to 3 vectors multiplies
-//! straight out of it: the kw taps of a kernel row are one contiguous run of a channels-last image. An output
-//! element is one chain of fused multiply-adds in a fixed order, whatever the batch or the threads.
+//! Nothing is unrolled into columns. A worker copies the few image rows that it needs, with their
+//! zero padding, into a strip that stays in its cache, and a register tile of 8 windows by up to 3
+//! vectors multiplies straight out of it: the kw taps of a kernel row are one contiguous run of a
+//! channels-last image. An output element is one chain of fused multiply-adds in a fixed order,
+//! whatever the batch or the threads.
 
 #![allow(unsafe_code)]
 
@@ -89,8 +90,8 @@ pub struct Panels {
 }
 
 impl Panels {
-    /// `fill(k, first, row)` writes entries (k, first..) of the matrix; `row` arrives as zeros and ends with the
-    /// matrix.
+    /// `fill(k, first, row)` writes entries (k, first..) of the matrix; `row` arrives as zeros and
+    /// ends with the matrix.
     pub fn new(depth: usize, outs: usize, fill: impl Fn(usize, usize, &mut [f32]) + Sync) -> Self {
         let width = outs.next_multiple_of(PANEL / 2);
         let mut data = vec![0.0; width * depth];
@@ -110,7 +111,8 @@ impl Panels {
     }
 }
 
-/// y = windows * weights + bias: y is [batch, windows down, windows across, outs], all of it written.
+/// y = windows * weights + bias: y is [batch, windows down, windows across, outs], all of it
+/// written.
 pub fn product(y: &mut [f32], at: &Windows, x: &[f32], w: &Panels, bias: Option<&[f32]>) {
     let [down, across] = at.count;
     let line = across * w.outs;
@@ -219,7 +221,8 @@ impl Block<'_> {
         }
     }
 
-    /// One register tile: all taps, in order. `(stride, col)` locate the columns in the panel, in vectors.
+    /// One register tile: all taps, in order. `(stride, col)` locate the columns in the panel, in
+    /// vectors.
     #[inline(always)]
     fn tile<S: Simd, const N: usize>(
         &self,
@@ -264,7 +267,8 @@ const OUTS: usize = 32;
 /// Rows of a partial sum are padded to the widest vector.
 const LANES: usize = 16;
 
-/// gw = sum over windows of g (outer) window: g is [batch, down, across, outs], gw [outs, kernel, channels].
+/// gw = sum over windows of g (outer) window: g is [batch, down, across, outs], gw [outs, kernel,
+/// channels].
 ///
 /// Partial sums cover a fixed number of images and are added in order, whatever the threads.
 pub fn outer(gw: &mut [f32], at: &Windows, x: &[f32], g: &[f32]) {
@@ -401,8 +405,8 @@ impl Patch<'_> {
         }
     }
 
-    /// Adds all windows to a register tile. The sums come and go by value: were they borrowed, each step would
-    /// store them.
+    /// Adds all windows to a register tile. The sums come and go by value: were they borrowed, each
+    /// step would store them.
     #[inline(always)]
     fn windows<S: Simd, const N: usize>(
         &self,

@@ -1,9 +1,10 @@
-//! Batch norm in training mode: each column of [B, C] normalised over the batch, then scaled and shifted.
+//! Batch norm in training mode: each column of [B, C] normalised over the batch, then scaled and
+//! shifted.
 //!
 //! With h = (x - mean) rstd and P g = rstd (g - mean(g) - h mean(h g)) down each column:
 //!   gx = w P gy,   gw = sum(h gy),   gb = sum(gy),   dy = w P dx + h dw + db.
-//! P is symmetric, so the tangent reuses the gradient's kernel; evaluation mode is an affine map and lives in
-//! the layer.
+//! P is symmetric, so the tangent reuses the gradient's kernel; evaluation mode is an affine map
+//! and lives in the layer.
 
 use super::elementwise::ADD;
 use super::{
@@ -14,8 +15,9 @@ use crate::device::cpu;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
-/// y = (x - mean) rstd w + b with statistics over the rows: x [B, C], w [C], b [C]. Further outputs: mean [C]
-/// and variance [C] of the batch (divided by B), which a layer keeps running averages of.
+/// y = (x - mean) rstd w + b with statistics over the rows: x [B, C], w [C], b [C]. Further
+/// outputs: mean [C] and variance [C] of the batch (divided by B), which a layer keeps running
+/// averages of.
 #[derive(Clone, Debug)]
 pub struct BatchNormTrain {
     /// Added to the variance.
@@ -32,7 +34,8 @@ pub struct BatchNormTrainVjp {
 /// Columns of a parallel piece.
 const COLUMNS: usize = 256;
 
-/// Sums of columns `first..first + n` of `rows` rows: `f(row, column)` added up from the first row on.
+/// Sums of columns `first..first + n` of `rows` rows: `f(row, column)` added up from the first row
+/// on.
 #[inline(always)]
 fn column_sums(rows: usize, first: usize, n: usize, f: impl Fn(usize, usize) -> f32) -> Vec<f32> {
     let mut sums = vec![0.0; n];

@@ -61,8 +61,8 @@ impl Case {
     }
 }
 
-/// A source of small numbers for a random case: proptest draws the words and shrinks them towards zero, which
-/// shrinks the shapes towards their lower ends.
+/// A source of small numbers for a random case: proptest draws the words and shrinks them towards
+/// zero, which shrinks the shapes towards their lower ends.
 pub struct Draw<'a> {
     words: &'a [u32],
     next: usize,

@@ -1,7 +1,8 @@
 //! Convolutions over channels-last maps, and the two products that their gradients are.
 //!
-//! y[b,i,j,o] = bias[o] + sum_{p,q,c} x[b, i s + p - top, j s + q - left, c] w[o,p,q,c], x being zero outside.
-//! The zeros take part in the products, so a weight that is not finite shows at the border too.
+//! y[b,i,j,o] = bias[o] + sum_{p,q,c} x[b, i s + p - top, j s + q - left, c] w[o,p,q,c], x being
+//! zero outside. The zeros take part in the products, so a weight that is not finite shows at the
+//! border too.
 
 use super::elementwise::ADD;
 use super::reduce::{SumTo, broadcast_into};
@@ -61,7 +62,8 @@ impl Conv2d {
         Self { kernel: [side; 2], stride: 1, pad: [side / 2; 4] }
     }
 
-    /// Rows and columns of the result for an input of this size; `None` when the kernel does not fit.
+    /// Rows and columns of the result for an input of this size; `None` when the kernel does not
+    /// fit.
     pub fn out_size(&self, [h, w]: [usize; 2]) -> Option<[usize; 2]> {
         let [top, bottom, left, right] = self.pad;
         let count = |n: usize, k: usize| Some(n.checked_sub(k)? / self.stride.max(1) + 1);
@@ -298,8 +300,8 @@ impl Axis {
 }
 
 impl Conv2dDx {
-    /// The elements of gx that share one remainder by the stride: a plain convolution of gy with every
-    /// stride-th tap, turned round.
+    /// The elements of gx that share one remainder by the stride: a plain convolution of gy with
+    /// every stride-th tap, turned round.
     fn phase(&self, phase: [usize; 2], x: &[In<'_, f32>], gx: &mut [f32]) {
         let [outs, kh, kw, c] = dims(x[1].shape);
         let ([b, ..], [h, w], s) = (dims(x[0].shape), self.size, self.conv.stride);

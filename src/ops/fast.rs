@@ -1,6 +1,8 @@
-//! Elementary functions of binary32 that a compiler can vectorise: no tables, no calls, no branches.
+//! Elementary functions of binary32 that a compiler can vectorise: no tables, no calls, no
+//! branches.
 
-/// e^x to 2 units in the last place, overflowing to infinity and underflowing through subnormals to zero.
+/// e^x to 2 units in the last place, overflowing to infinity and underflowing through subnormals to
+/// zero.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LN2_HI: f32 = 0.693_359_4;
@@ -26,7 +28,8 @@ pub fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { p * two(a) * two(b) }
 }
 
-/// tanh x to a few units of 1 (2^-24): exact enough for activations, not for tiny x in the relative sense.
+/// tanh x to a few units of 1 (2^-24): exact enough for activations, not for tiny x in the relative
+/// sense.
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)

@@ -1,6 +1,7 @@
 //! Kinds: ops whose rules follow from what they are, so that a new one is a formula and a name.
 //!
-//! A pointwise op is a function and its derivative; forward and reverse mode are then the same kernel,
+//! A pointwise op is a function and its derivative; forward and reverse mode are then the same
+//! kernel,
 //! `gx = gy * f'(x)`, which is itself an op with its own row in the table.
 
 use super::{Case, Cases, Draw, In, Input, Out, Real};
@@ -84,7 +85,7 @@ pub fn same_shape(op: &'static str, x: &[&Shape], arity: usize) -> Result<Vec<Sh
 /// Gives a [`Pointwise`] type its op and the op of its derivative.
 macro_rules! pointwise {
     ($op:ident, $vjp:ident, $name:literal, $vjp_name:literal, $input:expr, $sample:expr) => {
-        #[doc = concat!("Derivative kernel of [`", stringify!($op), "`]: gx = gy f'(x), from (x, gy).")]
+        #[doc = concat!("Derivative of [`", stringify!($op), "`]: gx = gy f'(x), from (x, gy).")]
         #[derive(Clone, Debug)]
         pub struct $vjp(pub $op);
 

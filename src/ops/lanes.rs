@@ -1,6 +1,8 @@
-//! Sums and maxima over a run in sixteen lanes: what rows of norms, softmax and losses are reduced with.
+//! Sums and maxima over a run in sixteen lanes: what rows of norms, softmax and losses are reduced
+//! with.
 //!
-//! The tree depends on the run's length alone. Everything inlines into [`crate::device::cpu::simd`].
+//! The tree depends on the run's length alone. Everything inlines into
+//! [`crate::device::cpu::simd`].
 
 /// Lanes of a reduction: one AVX-512 register, two of AVX2.
 const LANES: usize = 16;
@@ -56,7 +58,8 @@ pub fn map_sum(x: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
     fold(lanes)
 }
 
-/// The largest element; minus infinity for an empty run. NaN is passed over: the sums that follow meet it.
+/// The largest element; minus infinity for an empty run. NaN is passed over: the sums that follow
+/// meet it.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];

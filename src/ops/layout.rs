@@ -1,6 +1,8 @@
-//! Layout: ops that move elements and compute nothing. Each is linear, so forward mode is the op itself.
+//! Layout: ops that move elements and compute nothing. Each is linear, so forward mode is the op
+//! itself.
 //!
-//! An axis splits a shape into (outer, extent, inner): the op copies runs of `extent * inner` elements.
+//! An axis splits a shape into (outer, extent, inner): the op copies runs of `extent * inner`
+//! elements.
 
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;

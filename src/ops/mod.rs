@@ -5,6 +5,7 @@
 pub mod activation;
 pub mod attention;
 pub mod batch_norm;
+mod broadcast;
 pub mod cases;
 pub mod conv;
 pub mod depthwise;

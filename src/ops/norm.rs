@@ -1,8 +1,8 @@
 //! Norms over the last axis: layer norm and L2 normalisation, both without an affine part.
 //!
-//! Their Jacobians are symmetric, so one kernel serves both modes. With h the normalised row and r its factor:
-//!   layer norm   r (g - mean(g) - h mean(h g))
-//!   L2           r (g - h sum(h g)),  or r g where the length was clamped
+//! Their Jacobians are symmetric, so one kernel serves both modes. With h the normalised row and r
+//! its factor: layer norm   r (g - mean(g) - h mean(h g)) L2           r (g - h sum(h g)),  or r g
+//! where the length was clamped
 
 use super::{
     Case, Cases, CpuFace, Diff, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
@@ -12,7 +12,8 @@ use crate::device::cpu;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
-/// y = (x - mean) rstd over the last axis, with rstd = 1 / sqrt(variance + eps). Second output: rstd [.., 1].
+/// y = (x - mean) rstd over the last axis, with rstd = 1 / sqrt(variance + eps). Second output:
+/// rstd [.., 1].
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
     /// Added to the variance.

@@ -1,8 +1,9 @@
 //! Op: one operation with its faces side by side.
 //!
-//! A file of this folder defines ops; each states its shapes, its mathematics once ([`Op::reference`]), an
-//! optional fast f32 path ([`Op::CPU`]), its derivative rules and its test cases. [`DynOp`] is the same thing
-//! behind a pointer: what the tape stores and what the tests walk. A CUDA face becomes one more method.
+//! A file of this folder defines ops; each states its shapes, its mathematics once
+//! ([`Op::reference`]), an optional fast f32 path ([`Op::CPU`]), its derivative rules and its test
+//! cases. [`DynOp`] is the same thing behind a pointer: what the tape stores and what the tests
+//! walk. A CUDA face becomes one more method.
 
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
@@ -38,7 +39,8 @@ impl<'a, R> In<'a, R> {
     }
 }
 
-/// An output as a face writes it. Every element must be written: buffers arrive with arbitrary contents.
+/// An output as a face writes it. Every element must be written: buffers arrive with arbitrary
+/// contents.
 pub enum Out<'a, R> {
     /// Real elements.
     Real(&'a mut [R]),
@@ -78,7 +80,8 @@ pub const FIRST_ORDER: Diff = Diff::No(
      derivative of a derivative is ever needed",
 );
 
-/// What the tape must keep for the backward pass. Asking [`Saved`] for anything else is an internal error.
+/// What the tape must keep for the backward pass. Asking [`Saved`] for anything else is an internal
+/// error.
 #[derive(Clone, Copy, Debug)]
 pub struct Saves {
     /// Indices of inputs.
@@ -112,8 +115,8 @@ pub type CpuFace<O> = fn(&O, &[In<'_, f32>], &mut [Out<'_, f32>]);
 /// Gradients by input, `None` where not wanted or zero.
 pub type Grads = Vec<Option<Tensor>>;
 
-/// One operation. The first output is the result; further outputs are results of fused derivative ops or
-/// statistics kept for the backward pass.
+/// One operation. The first output is the result; further outputs are results of fused derivative
+/// ops or statistics kept for the backward pass.
 pub trait Op: Clone + Send + Sync + Sized + 'static {
     /// The name in messages, tests and benches.
     const NAME: &'static str;
@@ -144,8 +147,8 @@ pub trait Op: Clone + Send + Sync + Sized + 'static {
         Err(Error::NotDifferentiable { op: Self::NAME, reason: "no vjp rule" })
     }
 
-    /// Integer answers: why `got` is not acceptable for these inputs. The default wants the f64 reference's
-    /// own answer; an op where ties or rounding may decide states its predicate here.
+    /// Integer answers: why `got` is not acceptable for these inputs. The default wants the f64
+    /// reference's own answer; an op where ties or rounding may decide states its predicate here.
     fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String> {
         let shapes: Vec<&Shape> = x.iter().map(|i| i.shape).collect();
         let outs = self.shapes(&shapes).ok()?;

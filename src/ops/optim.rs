@@ -1,4 +1,5 @@
-//! Optimiser updates: AdamW with decoupled decay, the moving average of weights, the global gradient norm.
+//! Optimiser updates: AdamW with decoupled decay, the moving average of weights, the global
+//! gradient norm.
 
 use super::activation::Square;
 use super::kinds::same_shape;
@@ -14,7 +15,8 @@ const UPDATE: Diff = Diff::No("updates happen between steps, outside of any deri
 /// AdamW (Loshchilov and Hutter 2019): (p, m, v, g) to (p', m', v').
 ///
 /// m' = b1 m + (1 - b1) g, v' = b2 v + (1 - b2) g^2 and
-/// p' = p - lr (decay p + (m' / (1 - b1^t)) / (sqrt(v' / (1 - b2^t)) + eps)), with g first multiplied by `clip`.
+/// p' = p - lr (decay p + (m' / (1 - b1^t)) / (sqrt(v' / (1 - b2^t)) + eps)), with g first
+/// multiplied by `clip`.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     /// Learning rate.
@@ -47,7 +49,8 @@ pub fn global_norm<'a>(grads: impl Iterator<Item = &'a Tensor>) -> Result<f64> {
     Ok(total.sqrt())
 }
 
-/// The factor that brings gradients of norm `norm` down to at most `limit`; a limit of 0 clips nothing.
+/// The factor that brings gradients of norm `norm` down to at most `limit`; a limit of 0 clips
+/// nothing.
 pub fn clip_factor(norm: f64, limit: f64) -> f64 {
     if limit > 0.0 && norm > limit { limit / norm } else { 1.0 }
 }

@@ -5,9 +5,10 @@
 //! | `f32` | the plain CPU backend |
 //! | `f64` | the oracle for values |
 //! | [`Dual`] | value and derivative: the oracle for both derivative modes |
-//! | [`Running`] | value and an accumulated rounding bound: the permitted error of each `f32` output |
+//! | [`Running`] | value and rounding bound: the permitted error of each `f32` output |
 //!
-//! `f32` uses [`super::fast`]'s polynomials, so loops over it vectorise; their errors are counted by `Running`.
+//! `f32` uses [`super::fast`]'s polynomials, so loops over it vectorise; their errors are counted
+//! by `Running`.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -276,7 +277,8 @@ impl Div for Running {
     type Output = Self;
     fn div(self, o: Self) -> Self {
         let v = self.v / o.v;
-        // A divisor whose error reaches its value bounds nothing; the case is then rejected as vacuous.
+        // A divisor whose error reaches its value bounds nothing; the case is then rejected as
+        // vacuous.
         let room = o.v.abs() - o.e;
         let e = if room > 0.0 { (self.e + v.abs() * o.e) / room } else { f64::INFINITY };
         // Two roundings: a reciprocal followed by a product is admitted.

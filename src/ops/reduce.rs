@@ -1,19 +1,22 @@
-//! Reductions: the sum that undoes a broadcast, and the broadcast that undoes a sum. Each is the other's adjoint.
+//! Reductions: the sum that undoes a broadcast, and the broadcast that undoes a sum. Each is the
+//! other's adjoint.
 
-use super::elementwise::Rows;
+use super::broadcast::Rows;
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
-/// Sums x over the axes that `to` lacks or has as 1 (aligned at the last axis). The result has the shape `to`.
+/// Sums x over the axes that `to` lacks or has as 1 (aligned at the last axis). The result has the
+/// shape `to`.
 #[derive(Clone, Debug)]
 pub struct SumTo {
     /// The result's shape.
     pub to: Shape,
 }
 
-/// Repeats x along the axes it lacks or has as 1 (aligned at the last axis). The result has the shape `to`.
+/// Repeats x along the axes it lacks or has as 1 (aligned at the last axis). The result has the
+/// shape `to`.
 #[derive(Clone, Debug)]
 pub struct BroadcastTo {
     /// The result's shape.

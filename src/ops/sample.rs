@@ -9,9 +9,10 @@ use crate::tensor::Shape;
 
 /// A token for each row: logits [.., V] and u [..] in [0, 1) to integers [..].
 ///
-/// Top-k keeps the logits that are at least the k-th largest. Top-p sorts what is left by (logit, then lower
-/// index first), drops the tail whose probabilities add up to at most 1 - p, and always keeps the best. A row
-/// with NaN or +infinity, or with nothing above -infinity, is no distribution: its token is -1.
+/// Top-k keeps the logits that are at least the k-th largest. Top-p sorts what is left by (logit,
+/// then lower index first), drops the tail whose probabilities add up to at most 1 - p, and always
+/// keeps the best. A row with NaN or +infinity, or with nothing above -infinity, is no
+/// distribution: its token is -1.
 #[derive(Clone, Debug)]
 pub struct SampleToken {
     /// How many logits top-k keeps; 0 keeps all.
@@ -77,7 +78,8 @@ impl SampleToken {
                 return i as i32;
             }
         }
-        // Rounding may leave the whole sum at the target: then it is the last token that has any weight.
+        // Rounding may leave the whole sum at the target: then it is the last token that has any
+        // weight.
         let last = kept.iter().rev().find(|c| c.0 > R::of(0.0));
         last.map_or(-1, |c| c.1 as i32)
     }
@@ -216,7 +218,8 @@ mod tests {
         assert_eq!(all(SampleToken { top_k: 2, top_p: 1.0 }), [1, 2, 3]);
         assert_eq!(all(SampleToken { top_k: 1, top_p: 1.0 }), [1]);
         assert_eq!(all(SampleToken { top_k: 0, top_p: 0.0 }), [1]);
-        // Probabilities .07, .51, .19, .19, .03: the tail .03 + .07 is dropped, .03 + .07 + .19 is not.
+        // Probabilities .07, .51, .19, .19, .03: the tail .03 + .07 is dropped, .03 + .07 + .19 is
+        // not.
         assert_eq!(all(SampleToken { top_k: 0, top_p: 0.75 }), [1, 2, 3]);
         // Of the two equal ones the later goes first.
         assert_eq!(all(SampleToken { top_k: 0, top_p: 0.6 }), [1, 2]);

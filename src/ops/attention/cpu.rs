@@ -1,13 +1,15 @@
 //! Fast attention faces: one job a (sample, head), tiles of queries whose scores stay in the cache.
 //!
-//! A tile never crosses a scale, so the keys its queries see are a prefix and masked scores are not computed.
-//! Each job writes its own dense [rows, D] block; the blocks are then laid between the other heads'.
+//! A tile never crosses a scale, so the keys its queries see are a prefix and masked scores are not
+//! computed. Each job writes its own dense [rows, D] block; the blocks are then laid between the
+//! other heads'.
 
 use super::{Attention, AttentionJvp, AttentionVjp, Dims};
 use crate::device::cpu::{Mat, gemm, par_map, par_rows, simd};
 use crate::ops::{In, Out, lanes};
 
-/// Scores of a tile: 192 KiB, so that two such blocks and the operands stay in a second-level cache.
+/// Scores of a tile: 192 KiB, so that two such blocks and the operands stay in a second-level
+/// cache.
 const SCORES: usize = 48 * 1024;
 /// Bounds on the queries of a tile.
 const TILE: (usize, usize) = (16, 256);
@@ -23,7 +25,8 @@ fn tiles(op: &Attention, d: Dims) -> Vec<(usize, usize, usize)> {
     tiles
 }
 
-/// One head of one sample: rows `first..end` of an input, a row being `heads * width` elements from the next.
+/// One head of one sample: rows `first..end` of an input, a row being `heads * width` elements from
+/// the next.
 struct Head {
     d: Dims,
     b: usize,
