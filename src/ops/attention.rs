@@ -386,3 +386,24 @@ impl Op for AttentionVjp {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_sees_its_own_scale_and_those_before() {
+        let ends = vec![1, 5, 14, 30];
+        for keys in ends.clone() {
+            for queries in 0..=keys {
+                let op = Attention { scale: 1.0, mask: Mask::Blocks(ends.clone()) };
+                let d = Dims { batch: 1, queries, keys, heads: 1, width: 1 };
+                let scale_end = |position: usize| ends.iter().copied().find(|&e| e > position);
+                let want: Option<Vec<usize>> = (keys - queries..keys).map(scale_end).collect();
+                assert_eq!(Some(op.seen(d)), want, "{queries} queries, {keys} keys");
+            }
+        }
+        let full = Attention { scale: 1.0, mask: Mask::Full };
+        assert_eq!(full.seen(Dims { batch: 1, queries: 2, keys: 7, heads: 1, width: 1 }), [7, 7]);
+    }
+}
