@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, TIERS};
 use crate::data::pack;
 use crate::error::{Error, Result};
+use crate::eval;
 use crate::ops;
 
 /// RNA-Seq profiles to H&E tiles.
@@ -29,6 +30,9 @@ enum Command {
     /// Prepares data.
     #[command(subcommand)]
     Data(DataCommand),
+    /// Judges tiles.
+    #[command(subcommand)]
+    Eval(EvalCommand),
     /// Prints the table of operations: shapes, faces, derivatives, test cases.
     Ops,
 }
@@ -37,6 +41,12 @@ enum Command {
 enum DataCommand {
     /// Puts tiles and RNA into one memory-mapped file.
     Pack(Box<pack::PackArgs>),
+}
+
+#[derive(Subcommand)]
+enum EvalCommand {
+    /// Distance (FD-EffNet) between two sets of tiles, beside its floor and anchors.
+    Fd(eval::fd::FdArgs),
 }
 
 /// Where a configuration comes from.
@@ -82,6 +92,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Config(args) => print(&args.read()?.to_toml()?),
         Command::Data(DataCommand::Pack(args)) => pack::run(&args),
+        Command::Eval(EvalCommand::Fd(args)) => print(&eval::fd::run(&args)?.to_string()),
         Command::Ops => print(&ops::table_markdown()),
     }
 }

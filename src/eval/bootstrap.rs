@@ -10,13 +10,26 @@ use super::probe::auc;
 use crate::error::{Error, Result};
 use crate::tensor::{Purpose, Stream};
 
-/// A two-sided interval.
+/// A two-sided interval; in JSON the pair `[low, high]`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "[f64; 2]", into = "[f64; 2]")]
 pub struct Interval {
     /// Lower end.
     pub low: f64,
     /// Upper end.
     pub high: f64,
+}
+
+impl From<[f64; 2]> for Interval {
+    fn from([low, high]: [f64; 2]) -> Self {
+        Self { low, high }
+    }
+}
+
+impl From<Interval> for [f64; 2] {
+    fn from(i: Interval) -> Self {
+        [i.low, i.high]
+    }
 }
 
 /// `n` draws with replacement from 0..n; `lane` separates draws of one repetition.

@@ -52,6 +52,11 @@ impl Extractor {
         Ok(self)
     }
 
+    /// What a distance in these features is called.
+    pub fn name(&self) -> String {
+        format!("FD-EffNet (EfficientNet-Lite0 at {} px)", self.side)
+    }
+
     /// The features of every tile, in order. Tiles are spread over threads, each whole on one, so
     /// the result does not depend on how many there are.
     ///

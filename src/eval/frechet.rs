@@ -10,7 +10,7 @@
 
 use rayon::prelude::*;
 
-use super::bootstrap::{Interval, resample, spread_around};
+use super::bootstrap::{Draws, Interval, resample, spread_around};
 use super::{Features, linalg};
 use crate::error::{Error, Result};
 use faer::Mat;
@@ -41,32 +41,26 @@ pub fn distance(a: &Features, b: &Features) -> Result<f64> {
     Ok((shift + traces - 2.0 * overlap / (degrees[0] * degrees[1]).sqrt()).max(0.0))
 }
 
-/// The distance with an interval of `level` (0.95) from `reps` bootstrap repetitions of both sets.
+/// The distance with its bootstrap interval, resampling both sets.
 ///
 /// A resample repeats rows, has lower rank and so lies further from the other set; the repetitions
-/// are therefore centred on the estimate. The interval says how much the number would move with
-/// other tiles at this n. It does not remove the bias that every distance at this n has.
+/// are therefore centred on the estimate. The interval says how much the number would move with other
+/// tiles at this n. It does not remove the bias that every distance at this n has.
 ///
 /// # Errors
 /// As [`distance`].
-pub fn distance_interval(
-    a: &Features,
-    b: &Features,
-    reps: usize,
-    level: f64,
-    seed: u64,
-) -> Result<(f64, Interval)> {
+pub fn distance_interval(a: &Features, b: &Features, draws: Draws) -> Result<(f64, Interval)> {
     let estimate = distance(a, b)?;
     let grams = Grams::of(a, b);
-    let repeats: Vec<f64> = (0..reps)
+    let repeats: Vec<f64> = (0..draws.reps)
         .into_par_iter()
         .map(|rep| {
-            let rows = resample(a.n(), seed, rep as u64, 0);
-            let cols = resample(b.n(), seed, rep as u64, 1);
+            let rows = resample(a.n(), draws.seed, rep as u64, 0);
+            let cols = resample(b.n(), draws.seed, rep as u64, 1);
             grams.distance(&rows, &cols)
         })
         .collect::<Result<_>>()?;
-    Ok((estimate, spread_around(estimate, &repeats, level)))
+    Ok((estimate, spread_around(estimate, &repeats, draws.level)))
 }
 
 fn check(a: &Features, b: &Features) -> Result<()> {
@@ -232,10 +226,12 @@ mod tests {
     #[test]
     fn an_interval_holds_its_estimate_and_repeats() {
         let (a, b) = (normals(30, 50, 6), map(&normals(30, 50, 7), |_, x| 1.2 * x));
-        let (estimate, i) = distance_interval(&a, &b, 40, 0.9, 3).unwrap();
+        let draws = Draws { reps: 40, level: 0.9, seed: 3 };
+        let (estimate, i) = distance_interval(&a, &b, draws).unwrap();
         assert!(i.low < estimate && estimate < i.high, "{i:?} {estimate}");
-        assert_eq!(distance_interval(&a, &b, 40, 0.9, 3).unwrap(), (estimate, i));
-        assert_ne!(distance_interval(&a, &b, 40, 0.9, 4).unwrap().1, i);
+        assert_eq!(distance_interval(&a, &b, draws).unwrap(), (estimate, i));
+        let other = Draws { seed: 4, ..draws };
+        assert_ne!(distance_interval(&a, &b, other).unwrap().1, i);
     }
 
     #[test]

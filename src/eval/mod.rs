@@ -7,10 +7,14 @@
 pub mod anchors;
 pub mod bootstrap;
 pub mod effnet;
+pub mod fd;
 pub mod features;
 pub mod frechet;
 mod linalg;
+pub mod metrics;
 pub mod probe;
+pub mod suite;
+pub mod table;
 pub mod tiles;
 
 use crate::error::{Error, Result};

@@ -1,0 +1,126 @@
+//! The distance table: one reference set, and how far other sets of the same n lie from it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::anchors::{BLURS, blurred, mean_colour};
+use super::bootstrap::{Draws, Interval};
+use super::features::Extractor;
+use super::frechet::distance_interval;
+use super::tiles::Tiles;
+use crate::error::{Error, Result, Within};
+
+/// One set's distance from the reference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Short name for programs: `fd_generated`, `fd_blur2`.
+    pub key: String,
+    /// What the set holds, for people.
+    pub set: String,
+    /// FD-EffNet.
+    pub fd: f64,
+    /// Bootstrap interval about it.
+    pub interval: Interval,
+}
+
+/// Distances of several sets from one reference, all of n tiles.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Table {
+    /// The distance's name.
+    pub distance: String,
+    /// What the reference holds.
+    pub reference: String,
+    /// Tiles in the reference and in every set.
+    pub n: usize,
+    /// Level of the intervals.
+    pub level: f64,
+    /// Bootstrap repetitions behind them.
+    pub reps: usize,
+    /// The sets, as they were given.
+    pub rows: Vec<Row>,
+}
+
+impl Table {
+    /// Measures every set against `real`; each comes with its key.
+    ///
+    /// # Errors
+    /// `Data` when sets differ in n or in the size of their tiles, or hold fewer than two.
+    pub fn measure(
+        extractor: &Extractor,
+        real: &Tiles,
+        sets: &[(&str, &Tiles)],
+        draws: Draws,
+        mut step: impl FnMut(&str),
+    ) -> Result<Self> {
+        for (_, set) in sets {
+            check_like(real, set)?;
+        }
+        step(real.name());
+        let reference = extractor.extract(real)?;
+        let mut rows = Vec::with_capacity(sets.len());
+        for (key, set) in sets {
+            step(set.name());
+            let features = extractor.extract(set)?;
+            let (fd, interval) = distance_interval(&reference, &features, draws)
+                .within(format!("{} against {}", set.name(), real.name()))?;
+            rows.push(Row { key: (*key).into(), set: set.name().into(), fd, interval });
+        }
+        Ok(Self {
+            distance: extractor.name(),
+            reference: real.name().into(),
+            n: real.n(),
+            level: draws.level,
+            reps: draws.reps,
+            rows,
+        })
+    }
+
+    /// The row of a key.
+    pub fn row(&self, key: &str) -> Option<&Row> {
+        self.rows.iter().find(|r| r.key == key)
+    }
+}
+
+/// The floor and the anchors: `other`, real tiles disjoint from the reference, as they are and made
+/// worse in steps.
+pub fn with_anchors(other: &Tiles) -> Vec<(&'static str, Tiles)> {
+    let [half, one, two] = BLURS.map(|sigma| blurred(other, sigma));
+    vec![
+        ("fd_real_floor", other.clone()),
+        ("fd_blur05", half),
+        ("fd_blur1", one),
+        ("fd_blur2", two),
+        ("fd_mean_colour", mean_colour(other)),
+    ]
+}
+
+fn check_like(real: &Tiles, set: &Tiles) -> Result<()> {
+    if real.n() != set.n() {
+        return Err(Error::data(
+            format!("{} has {} tiles, {} has {}", real.name(), real.n(), set.name(), set.n()),
+            "compare distances only at equal n: draw as many from each",
+        ));
+    }
+    if real.size() != set.size() {
+        let ((w, h), (v, u)) = (real.size(), set.size());
+        return Err(Error::data(
+            format!("tiles of {} are {w}x{h}, of {} {v}x{u}", real.name(), set.name()),
+            "bring both to one size and one resolution first",
+        ));
+    }
+    Ok(())
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}, n = {} against {}: {}", self.distance, self.n, self.n, self.reference)?;
+        let wide = self.rows.iter().map(|r| r.set.chars().count()).max().unwrap_or(0);
+        for row in &self.rows {
+            let Interval { low, high } = row.interval;
+            writeln!(f, "  {:wide$}  {:8.2}  [{low:.2}, {high:.2}]", row.set, row.fd)?;
+        }
+        let percent = 100.0 * self.level;
+        writeln!(f, "Brackets: {percent:.0} % bootstrap intervals, {} repetitions.", self.reps)
+    }
+}
