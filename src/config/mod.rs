@@ -65,6 +65,8 @@ impl Default for Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
+    /// Pack of tiles and RNA to train on (`genevar data pack` makes one); `--data` overrides it.
+    pub pack: String,
     /// Counts are scaled to this sum per profile before log1p; 0 leaves them as they are (FPKM).
     pub counts_per: f64,
     /// Takes ln(1 + x); off for values that are logarithms already.
@@ -87,6 +89,7 @@ pub struct DataConfig {
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
+            pack: String::new(),
             counts_per: 0.0,
             log1p: true,
             sigma_floor: 1e-3,

@@ -1,0 +1,130 @@
+//! `genevar train` and `genevar export`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::bundle::Bundle;
+use super::interrupt::Interrupt;
+use super::pipeline::Work;
+use crate::config::{Config, TIERS};
+use crate::data::pack::Pack;
+use crate::error::{Error, Result};
+use crate::io::safetensors::Store;
+
+/// Where a configuration comes from.
+#[derive(Args)]
+pub struct ConfigArgs {
+    /// TOML file; it names a tier and overrides keys.
+    #[arg(long, conflicts_with = "tier")]
+    config: Option<PathBuf>,
+    /// Preset: t0, demo, t1, t2 or t3.
+    #[arg(long)]
+    tier: Option<String>,
+}
+
+impl ConfigArgs {
+    /// The configuration, checked.
+    pub fn read(&self) -> Result<Config> {
+        match (&self.config, &self.tier) {
+            (Some(path), _) => Config::load(path),
+            (None, Some(tier)) => Config::tier(tier),
+            (None, None) => {
+                let fix = format!("give --config FILE or --tier {}", TIERS.join("|"));
+                Err(Error::config("--config", "is missing", fix))
+            }
+        }
+    }
+}
+
+/// What is trained.
+#[derive(Clone, Copy, ValueEnum)]
+enum What {
+    BetaVae,
+    Msvq,
+    Meanflow,
+    Ar,
+    All,
+}
+
+/// Trains one stage or all.
+#[derive(Args)]
+pub struct TrainArgs {
+    /// The stage; those before it must be trained already.
+    #[arg(value_enum)]
+    stage: What,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Pack of tiles and RNA, made by `genevar data pack`; the configuration's `data.pack` if left
+    /// out.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Folder of the run: logs and checkpoints.
+    #[arg(long, default_value = "runs/train")]
+    out: PathBuf,
+    /// Go on from the newest checkpoints.
+    #[arg(long)]
+    resume: bool,
+    /// Begin from the weights of another run or bundle.
+    #[arg(long)]
+    warm: Option<PathBuf>,
+}
+
+/// Runs `genevar train`.
+pub fn run(args: &TrainArgs) -> Result<()> {
+    let config = args.config.read()?;
+    let pack = Pack::open(pack_path(args, &config)?)?;
+    let warm = args.warm.as_deref().map(Bundle::load).transpose()?;
+    let work = Work {
+        config: &config,
+        pack: &pack,
+        out: &args.out,
+        resume: args.resume,
+        warm: warm.as_ref(),
+        interrupt: Interrupt::from_keyboard()?,
+    };
+    let finished = match args.stage {
+        What::All => work.all()?,
+        What::BetaVae => vec![("beta_vae", work.stage("beta_vae")?)],
+        What::Msvq => vec![("msvq", work.stage("msvq")?)],
+        What::Meanflow => vec![("meanflow", work.stage("meanflow")?)],
+        What::Ar => vec![("ar", work.stage("ar")?)],
+    };
+    for (name, summary) in finished {
+        let loss = summary.last.map_or(String::new(), |l| format!(", loss {:.4}", l.loss));
+        eprintln!("{name}: {} steps in {:.0} s{loss}", summary.taken, summary.seconds);
+    }
+    Ok(())
+}
+
+fn pack_path(args: &TrainArgs, config: &Config) -> Result<PathBuf> {
+    match &args.data {
+        Some(path) => Ok(path.clone()),
+        None if config.data.pack.is_empty() => {
+            Err(Error::config("data.pack", "is not set", "name a pack there, or with --data"))
+        }
+        None => Ok(PathBuf::from(&config.data.pack)),
+    }
+}
+
+/// Puts what a run trained into one file.
+#[derive(Args)]
+pub struct ExportArgs {
+    /// Folder of the run.
+    #[arg(long)]
+    run: PathBuf,
+    /// File to write (.safetensors).
+    #[arg(long)]
+    out: PathBuf,
+    /// Store weights as 16-bit floats.
+    #[arg(long)]
+    f16: bool,
+}
+
+/// Runs `genevar export`.
+pub fn export(args: &ExportArgs) -> Result<()> {
+    let store = if args.f16 { Store::F16 } else { Store::Full };
+    let bytes = Bundle::load(&args.run)?.save(&args.out, store)?;
+    eprintln!("{} ({:.2} MB)", args.out.display(), bytes as f64 / 1e6);
+    Ok(())
+}
