@@ -1,5 +1,7 @@
-//! The four passes on a small model: values agree, tangents and gradients agree with each other and with
-//! central differences, and what must not be possible is refused.
+//! The four passes on a small model: values agree, tangents and gradients agree with each other and
+//! with central differences, and what must not be possible is refused.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 
 use genevar::autograd::{Params, Pass, Var};
 use genevar::ops::activation::{Gelu, Square};

@@ -1,4 +1,5 @@
-//! Attention: softmax(scale q k^T + mask) v per head, its tangent and its gradients, without an n x m matrix.
+//! Attention: softmax(scale q k^T + mask) v per head, its tangent and its gradients, without an n x
+//! m matrix.
 //!
 //! With s = scale q k^T, p = softmax(s) = e^(s - lse) and, per query, <a> = sum_j p_j a_j:
 //!   tangent    o' = (p (s' - <s'>)) v + p v'
@@ -19,8 +20,9 @@ use crate::tensor::{Shape, Tensor};
 pub enum Mask {
     /// All of them.
     Full,
-    /// Block-causal: cumulative ends of the scales; a query sees its own scale and those before. The number of
-    /// keys must be one of the ends (fewer queries than keys is decoding with a cache).
+    /// Block-causal: cumulative ends of the scales; a query sees its own scale and those before.
+    /// The number of keys must be one of the ends (fewer queries than keys is decoding with a
+    /// cache).
     Blocks(Vec<usize>),
 }
 

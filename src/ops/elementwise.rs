@@ -185,15 +185,10 @@ impl Op for Affine {
     }
     fn cases() -> Cases {
         let op = || Affine { scale: -1.5, shift: 0.25 };
-        super::kinds::map_cases(
-            op,
-            |s| Input::normal(s),
-            1,
-            |d| {
-                let shape = [d.size(1, 9), d.size(1, 40)];
-                Case::new("drawn", Affine { scale: 0.3, shift: -2.0 }, vec![Input::normal(shape)])
-            },
-        )
+        super::kinds::map_cases(op, Input::normal, 1, |d| {
+            let shape = [d.size(1, 9), d.size(1, 40)];
+            Case::new("drawn", Affine { scale: 0.3, shift: -2.0 }, vec![Input::normal(shape)])
+        })
     }
 }
 

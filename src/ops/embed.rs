@@ -1,7 +1,8 @@
 //! Embeddings: rows of a table by index, their adjoint, and the sinusoidal embedding of a time.
 //!
-//! An index outside the table cannot be refused by shape: its row becomes NaN, which every check of finiteness
-//! names, and its gradient goes nowhere. [`check_indices`] refuses it beforehand, where indices enter.
+//! An index outside the table cannot be refused by shape: its row becomes NaN, which every check of
+//! finiteness names, and its gradient goes nowhere. [`check_indices`] refuses it beforehand, where
+//! indices enter.
 
 use super::elementwise::Mul;
 use super::reduce::SumTo;
@@ -16,15 +17,16 @@ use crate::tensor::{Shape, Tensor};
 #[derive(Clone, Debug)]
 pub struct GatherRows;
 
-/// Adjoint of [`GatherRows`]: g [.., C] and integers idx [..] to [rows, C], rows of equal index added up in
-/// the order in which they stand.
+/// Adjoint of [`GatherRows`]: g [.., C] and integers idx [..] to [rows, C], rows of equal index
+/// added up in the order in which they stand.
 #[derive(Clone, Debug)]
 pub struct ScatterRows {
     /// Rows of the table.
     pub rows: usize,
 }
 
-/// cos(t f_i) | sin(t f_i) with f_i = max_period^(-i / half) for i in 0..half: t [B] to [B, 2 half].
+/// cos(t f_i) | sin(t f_i) with f_i = max_period^(-i / half) for i in 0..half: t [B] to [B, 2
+/// half].
 ///
 /// MeanFlow feeds t in [0, 1] as it is: a factor of 1000 would blow up the derivative by t.
 #[derive(Clone, Debug)]
@@ -123,7 +125,8 @@ impl Op for ScatterRows {
     const SAVES: Saves = Saves::inputs(&[1]);
     const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {
         let (cols, g, idx) = (x[0].shape.last(), x[0].r(), x[1].i());
-        // Each piece of the table walks all indices, so the order of additions is that of the indices.
+        // Each piece of the table walks all indices, so the order of additions is that of the
+        // indices.
         cpu::par_rows(y[0].r(), cols, |first, part| {
             part.fill(0.0);
             let rows = part.len() / cols.max(1);
@@ -210,7 +213,7 @@ impl TimeEmbed {
 
     fn check(&self, op: &'static str, x: &[&Shape]) -> Result<Vec<Shape>> {
         match x {
-            [t] if t.rank() == 1 && self.dim % 2 == 0 => {
+            [t] if t.rank() == 1 && self.dim.is_multiple_of(2) => {
                 Ok(vec![Shape::from([t.last(), self.dim])])
             }
             _ => {
