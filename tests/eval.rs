@@ -1,7 +1,8 @@
 //! Evaluation from outside: the distance command on folders, and the whole suite on made-up tissue.
 //!
-//! Made-up tissue is coloured noise whose grain differs by class, so that every answer is known: which
-//! set is nearer, whether the probe must find the class, whether the RNA must be seen to matter.
+//! Made-up tissue is coloured noise whose grain differs by class, so that every answer is known:
+//! which set is nearer, whether the probe must find the class, whether the RNA must be seen to
+//! matter.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 

@@ -1,8 +1,8 @@
 //! `genevar eval fd`: the distance between two sets of tiles, beside anchors that give it a scale.
 //!
-//! The real set is split into two disjoint halves. One is the reference; the other is the floor and,
-//! blurred or flattened, the anchors. As many tiles are drawn from the other set, so that every row of
-//! the table has the same n.
+//! The real set is split into two disjoint halves. One is the reference; the other is the floor
+//! and, blurred or flattened, the anchors. As many tiles are drawn from the other set, so that
+//! every row of the table has the same n.
 
 use std::path::{Path, PathBuf};
 

@@ -44,8 +44,8 @@ pub fn distance(a: &Features, b: &Features) -> Result<f64> {
 /// The distance with its bootstrap interval, resampling both sets.
 ///
 /// A resample repeats rows, has lower rank and so lies further from the other set; the repetitions
-/// are therefore centred on the estimate. The interval says how much the number would move with other
-/// tiles at this n. It does not remove the bias that every distance at this n has.
+/// are therefore centred on the estimate. The interval says how much the number would move with
+/// other tiles at this n. It does not remove the bias that every distance at this n has.
 ///
 /// # Errors
 /// As [`distance`].

@@ -1,9 +1,9 @@
 //! Everything a run is judged by, from sets of tiles to the numbers of `metrics.json`.
 //!
-//! Distances ask whether tiles look real. They cannot ask whether the RNA matters: shuffling the RNA
-//! among tiles leaves the set as it was. That is asked of a probe fitted on real training tiles: does
-//! it find the tissue class of a profile in the tile painted from it, and lose it when the tile comes
-//! from another profile?
+//! Distances ask whether tiles look real. They cannot ask whether the RNA matters: shuffling the
+//! RNA among tiles leaves the set as it was. That is asked of a probe fitted on real training
+//! tiles: does it find the tissue class of a profile in the tile painted from it, and lose it when
+//! the tile comes from another profile?
 
 use super::bootstrap::{Draws, Paired, Scored, auc_interval, paired_auc};
 use super::features::Extractor;

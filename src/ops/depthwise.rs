@@ -21,9 +21,6 @@ pub struct DepthwiseConv {
     pub after: usize,
 }
 
-/// Channels handled together: one vector register of f32 on the widest machine.
-const LANES: usize = 16;
-
 /// Extents of one call.
 #[derive(Clone, Copy)]
 struct Extents {
@@ -48,36 +45,18 @@ impl DepthwiseConv {
         (i * self.stride + p).checked_sub(self.before).filter(|&at| at < n)
     }
 
-    /// All channels of one output pixel; `x` is one image.
+    /// All channels of one output pixel, tap after tap; `x` is one image, its filter and bias.
     #[inline(always)]
     fn pixel(&self, e: Extents, at: [usize; 2], x: [&[f32]; 3], y: &mut [f32]) {
         let [x, filter, bias] = x;
-        let whole = e.c / LANES * LANES;
-        for c in (0..whole).step_by(LANES) {
-            let mut sum = [0f32; LANES];
-            sum.copy_from_slice(&bias[c..c + LANES]);
-            for p in 0..e.k {
-                let Some(row) = self.source(at[0], p, e.h) else { continue };
-                for q in 0..e.k {
-                    let Some(col) = self.source(at[1], q, e.w) else { continue };
-                    let from = (row * e.w + col) * e.c + c;
-                    let tap = (p * e.k + q) * e.c + c;
-                    let (x, f) = (&x[from..from + LANES], &filter[tap..tap + LANES]);
-                    for l in 0..LANES {
-                        sum[l] += x[l] * f[l];
-                    }
-                }
-            }
-            y[c..c + LANES].copy_from_slice(&sum);
-        }
-        for c in whole..e.c {
-            y[c] = bias[c];
-            for p in 0..e.k {
-                let Some(row) = self.source(at[0], p, e.h) else { continue };
-                for q in 0..e.k {
-                    let Some(col) = self.source(at[1], q, e.w) else { continue };
-                    y[c] += x[(row * e.w + col) * e.c + c] * filter[(p * e.k + q) * e.c + c];
-                }
+        y.copy_from_slice(bias);
+        for p in 0..e.k {
+            let Some(row) = self.source(at[0], p, e.h) else { continue };
+            for q in 0..e.k {
+                let Some(col) = self.source(at[1], q, e.w) else { continue };
+                let (from, tap) = ((row * e.w + col) * e.c, (p * e.k + q) * e.c);
+                let taps = x[from..from + e.c].iter().zip(&filter[tap..tap + e.c]);
+                y.iter_mut().zip(taps).for_each(|(y, (x, f))| *y += x * f);
             }
         }
     }
