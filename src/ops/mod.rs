@@ -13,6 +13,7 @@ pub mod elementwise;
 pub mod embed;
 pub mod fast;
 pub mod gemm;
+pub mod group_norm;
 pub mod kinds;
 mod lanes;
 pub mod layout;
@@ -20,8 +21,10 @@ pub mod loss;
 pub mod norm;
 pub mod op;
 pub mod optim;
+pub mod quantize;
 pub mod real;
 pub mod reduce;
+pub mod resample;
 pub mod sample;
 mod table;
 
@@ -72,6 +75,9 @@ table! {
     loss: CrossEntropy, CrossEntropyVjp;
     sample: SampleToken;
     optim: AdamW, Ema;
+    group_norm: GroupNorm, GroupNormJvp, GroupNormVjp;
+    resample: Resample;
+    quantize: NearestCode;
 }
 
 /// Runs an op on tensors: checks types and shapes, then the fast path, or the reference in f64.
