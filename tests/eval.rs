@@ -13,8 +13,9 @@ use std::sync::OnceLock;
 
 use genevar::eval::bootstrap::Draws;
 use genevar::eval::features::{Extractor, default_weights};
-use genevar::eval::metrics::{Costs, Metrics};
-use genevar::eval::suite::{DistanceSets, Inputs, Labelled, Painted, ProbeSplit, Settings, suite};
+use genevar::eval::metrics::{Costs, Metrics, Verdict};
+use genevar::eval::protocol::Windows;
+use genevar::eval::suite::{HeldOut, Judge, Settings};
 use genevar::eval::tiles::Tiles;
 use genevar::io::images::{Rgb, write_png};
 use genevar::tensor::{Purpose, Stream};
@@ -34,117 +35,114 @@ fn tissue(number: usize, grain: usize) -> Rgb {
     Rgb::new(SIDE, SIDE, (0..SIDE * SIDE).flat_map(at).collect()).unwrap()
 }
 
-/// Tiles `first..first + n`, alternating cancer (coarse) and immune (fine), with classes and ids.
-fn split(name: &str, first: usize, n: usize) -> (Tiles, Vec<String>, Vec<String>) {
+/// Tiles `first..first + n`, alternating cancer (coarse) and immune (fine), each of its own profile.
+fn split(name: &str, first: usize, n: usize) -> Windows {
     let class = |i: usize| if i.is_multiple_of(2) { "cancer" } else { "immune" };
     let grain = |i: usize| if i.is_multiple_of(2) { 8 } else { 2 };
     let all = first..first + n;
-    (
-        Tiles::new(name, all.clone().map(|i| tissue(i, grain(i))).collect()).unwrap(),
-        all.clone().map(|i| class(i).to_string()).collect(),
-        all.map(|i| format!("tile{i}")).collect(),
-    )
+    Windows {
+        tiles: Tiles::new(name, all.clone().map(|i| tissue(i, grain(i))).collect()).unwrap(),
+        images: all.clone().collect(),
+        ids: all.clone().map(|i| format!("tile{i}")).collect(),
+        classes: all.map(|i| class(i).to_string()).collect(),
+    }
 }
 
 fn extractor() -> Extractor {
     // A small side: what is tested here is not the network.
-    Extractor::load(&default_weights()).unwrap().at(32).unwrap()
+    Extractor::load(&default_weights()).unwrap().at(64).unwrap()
 }
 
 /// Everything judged on made-up tissue; painted tiles follow the RNA if `faithful`.
-fn judge(faithful: bool, train_first: usize) -> genevar::Result<Metrics> {
-    let (train, train_classes, train_ids) = split("train", train_first, 40);
-    let (real, classes, ids) = split("val", 100, 32);
-    let (other, ..) = split("other", 200, 30);
-    let (followed, ..) = split("own", 300, 32);
+fn judge(faithful: bool, train_first: usize) -> genevar::Result<Verdict> {
+    let (train, real) = (split("train", train_first, 40), split("val", 100, 32));
+    let (floor, followed) = (split("other", 200, 32).tiles, split("own", 300, 32).tiles);
     let scrambled = |seed| Stream::new(seed, 0, 0, Purpose::Test).permutation(32);
     // A model deaf to its RNA paints the same mixture whatever the profile.
     let own = if faithful { followed.clone() } else { followed.select(&scrambled(5)) };
     let shuffled = followed.select(&scrambled(4)).named("shuffled");
-    let validation = ProbeSplit {
-        name: "validation",
-        real: Labelled { tiles: &real, classes: &classes, ids: &ids },
-        painted: Painted {
-            own: &own,
-            shuffled: &shuffled,
-            classes: &classes,
-            profiles: &(0..32).collect::<Vec<_>>(),
-        },
-    };
-    let inputs = Inputs {
-        distances: DistanceSets {
-            real: &real,
-            other: &other,
-            generated: &own,
-            recon: &other,
-            recon_fhat: None,
-        },
-        train: Labelled { tiles: &train, classes: &train_classes, ids: &train_ids },
-        validation,
-        unseen: Some(ProbeSplit { name: "unseen patient", ..validation }),
-    };
     let settings = Settings {
         draws: Draws { reps: 200, ..Draws::default() },
         fd_reps: 10,
         ..Settings::default()
     };
-    let costs = Costs { train_seconds: 3.5, sample_seconds_per_tile: 0.1, peak_rss_bytes: 7 };
-    suite(&extractor(), &inputs, costs, &settings, &mut |_| ())
+    let extractor = extractor();
+    let look = |tiles: &Tiles| extractor.extract(tiles);
+    let judge = Judge::new(&look, extractor.name(), &train, settings)?;
+    judge.verdict(&HeldOut {
+        name: "validation",
+        real: &real,
+        floor: &floor,
+        own: &own,
+        shuffled: &shuffled,
+        recon: &floor,
+        recon_fhat: None,
+    })
 }
 
 /// A model that follows its RNA, judged once for all tests.
-fn faithful() -> &'static Metrics {
-    static JUDGED: OnceLock<Metrics> = OnceLock::new();
+fn faithful() -> &'static Verdict {
+    static JUDGED: OnceLock<Verdict> = OnceLock::new();
     JUDGED.get_or_init(|| judge(true, 0).unwrap())
 }
 
 #[test]
-fn the_suite_sees_what_was_put_in() {
-    let m = faithful();
-    assert_eq!(m.n, 30, "all sets are drawn down to the smallest");
-    assert_eq!(m.fd_recon, m.fd_real_floor, "the same tiles lie equally far");
-    assert!(m.fd_real_floor < m.fd_blur1 && m.fd_blur1 < m.fd_blur2, "{m:?}");
-    assert!(m.fd_real_floor < m.fd_mean_colour, "{m:?}");
-    assert!(m.probe_auc_real > 0.95 && m.probe_auc_own_rna > 0.95, "{m:?}");
-    assert!(m.probe_auc_shuffled_rna < 0.8, "{m:?}");
-    assert!(m.probe_auc_interval.low > 0.0 && m.probe_validation.rna_matters, "{m:?}");
-    assert_eq!(m.probe_validation.profiles, 32);
-    assert_eq!(m.probe_unseen_patient.as_ref().unwrap().split, "unseen patient");
-    let blur = m.fd_intervals["fd_blur2"];
-    assert!(blur.low <= m.fd_blur2 && m.fd_blur2 <= blur.high);
-    assert_eq!(*m, judge(true, 0).unwrap(), "the same tiles give the same numbers");
+fn the_judge_sees_what_was_put_in() {
+    let v = faithful();
+    let fd = |key: &str| v.table.row(key).unwrap().fd;
+    assert_eq!(v.table.n, 32);
+    assert_eq!(fd("fd_recon"), fd("fd_real_floor"), "the same tiles lie equally far");
+    assert!(fd("fd_real_floor") < fd("fd_blur1") && fd("fd_blur1") < fd("fd_blur2"), "{v:?}");
+    assert!(fd("fd_real_floor") < fd("fd_mean_colour"), "{v:?}");
+    assert!((fd("fd_generated") - fd("fd_shuffled")).abs() < 1e-6, "the order cannot be seen");
+    let blur = v.table.row("fd_blur2").unwrap();
+    assert!(blur.interval.low <= blur.fd && blur.fd <= blur.interval.high);
+    let p = v.probe.as_ref().unwrap();
+    assert!(p.auc_real.auc > 0.95 && p.auc_own_rna.auc > 0.95, "{p:?}");
+    assert!(p.auc_shuffled_rna.auc < 0.8, "{p:?}");
+    assert!(p.difference_interval.low > 0.0 && p.rna_matters, "{p:?}");
+    assert_eq!((p.profiles, p.positives, p.negatives, p.trained_on), (32, 16, 16, 40));
+    assert_eq!(*v, judge(true, 0).unwrap(), "the same tiles give the same numbers");
 }
 
 #[test]
 fn tiles_that_ignore_the_rna_are_not_credited() {
-    let m = judge(false, 0).unwrap();
-    assert!(!m.probe_validation.rna_matters, "{:?}", m.probe_validation);
-    assert!(m.probe_validation.sentence().contains("do not show"));
+    let p = judge(false, 0).unwrap().probe.unwrap();
+    assert!(!p.rna_matters, "{p:?}");
+    assert!(p.sentence().contains("do not show"));
 }
 
 #[test]
 fn a_tile_on_both_sides_of_the_probe_is_refused() {
     let e = judge(true, 90).unwrap_err();
-    assert!(e.to_string().contains("tile100 is in the training tiles and in validation"), "{e}");
+    assert!(e.to_string().contains("validation: tile tile100 is also one of the training"), "{e}");
     assert_eq!(e.exit_code(), 2);
 }
 
 #[test]
-fn metrics_json_has_the_promised_keys_and_reads_back() {
+fn metrics_json_has_the_promised_keys() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("metrics.json");
-    let m = faithful();
-    m.write(&path).unwrap();
-    let text = fs::read_to_string(&path).unwrap();
-    let value: Value = serde_json::from_str(&text).unwrap();
+    let unseen = Verdict { name: "unseen patient".into(), ..faithful().clone() };
+    let costs = Costs {
+        train_seconds: 3.5,
+        sample_seconds_per_tile: 0.1,
+        peak_rss_bytes: Some(7),
+        seconds: 9.0,
+    };
+    let metrics = Metrics::new(&[faithful().clone(), unseen], Some(costs)).unwrap();
+    metrics.write(&path).unwrap();
+    let value: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     for key in [
         "fd_generated",
+        "fd_generated_unseen",
         "fd_recon",
         "fd_real_floor",
         "fd_blur2",
         "fd_mean_colour",
         "probe_auc_real",
         "probe_auc_own_rna",
+        "probe_auc_own_rna_unseen",
         "probe_auc_shuffled_rna",
         "n",
         "train_seconds",
@@ -154,7 +152,8 @@ fn metrics_json_has_the_promised_keys_and_reads_back() {
         assert!(value[key].is_number(), "{key}: {}", value[key]);
     }
     assert_eq!(value["probe_auc_interval"].as_array().unwrap().len(), 2);
-    assert_eq!(serde_json::from_str::<Metrics>(&text).unwrap().n, m.n);
+    assert_eq!(value["fd_intervals"]["fd_blur2"].as_array().unwrap().len(), 2);
+    assert!(Metrics::new(&[], None).is_err());
 }
 
 fn fd(args: &[&str]) -> Output {
@@ -172,8 +171,8 @@ fn folder(at: &Path, tiles: &Tiles) -> String {
 #[test]
 fn the_command_prints_a_table_and_writes_json() {
     let dir = tempfile::tempdir().unwrap();
-    let real = folder(&dir.path().join("real"), &split("r", 0, 24).0);
-    let tiles = folder(&dir.path().join("made"), &split("m", 500, 20).0);
+    let real = folder(&dir.path().join("real"), &split("r", 0, 24).tiles);
+    let tiles = folder(&dir.path().join("made"), &split("m", 500, 20).tiles);
     let json = dir.path().join("fd.json");
     let path = json.to_str().unwrap();
     let out =
@@ -193,11 +192,11 @@ fn the_command_prints_a_table_and_writes_json() {
 #[test]
 fn bad_sets_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    let real = folder(&dir.path().join("real"), &split("r", 0, 6).0);
+    let real = folder(&dir.path().join("real"), &split("r", 0, 6).tiles);
     let empty = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
     let odd = dir.path().join("odd");
-    folder(&odd, &split("o", 0, 3).0);
+    folder(&odd, &split("o", 0, 3).tiles);
     write_png(odd.join("zzz.png"), &Rgb::filled(8, 8, [1; 3])).unwrap();
     let small = folder(
         &dir.path().join("small"),

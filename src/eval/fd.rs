@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::bootstrap::Draws;
 use super::features::{Extractor, INPUT, default_weights};
-use super::metrics::json;
+use super::metrics::pretty;
 use super::table::{Table, with_anchors};
 use super::tiles::Tiles;
 use crate::data::pack::Pack;
@@ -61,7 +61,7 @@ pub fn run(args: &FdArgs) -> Result<Table> {
     let (real, tiles) = (read_tiles(&args.real)?, read_tiles(&args.tiles)?);
     let table = measure(&extractor, &real, &tiles, args)?;
     if let Some(path) = &args.json {
-        atomic::write(path, json(&table)?.as_bytes())?;
+        atomic::write(path, pretty(&table)?.as_bytes())?;
     }
     Ok(table)
 }
@@ -91,7 +91,7 @@ fn measure(extractor: &Extractor, real: &Tiles, tiles: &Tiles, args: &FdArgs) ->
     let rows: Vec<(&str, &Tiles)> = rows.iter().map(|(key, tiles)| (*key, tiles)).collect();
     let draws = Draws { reps: args.reps, seed: args.seed, ..Draws::default() };
     let reference = reference.named(format!("{}, one half", real.name()));
-    Table::measure(extractor, &reference, &rows, draws, |_| ())
+    Table::measure(extractor, &reference, &rows, draws)
 }
 
 /// Tiles of a folder (in the order of their names) or of a pack's split (`FILE#SPLIT`).

@@ -63,6 +63,14 @@ impl Extractor {
     /// # Errors
     /// `NotFinite` or `Shape` from a network that does not fit, naming the set and the tile.
     pub fn extract(&self, tiles: &Tiles) -> Result<Features> {
+        self.extract_each(tiles, &|| ())
+    }
+
+    /// As [`Extractor::extract`], calling `done` after each tile, from any thread.
+    ///
+    /// # Errors
+    /// As [`Extractor::extract`].
+    pub fn extract_each(&self, tiles: &Tiles, done: &(dyn Fn() + Sync)) -> Result<Features> {
         let (w, h) = tiles.size();
         let rows: Vec<Vec<f64>> = tiles
             .images()
@@ -71,7 +79,9 @@ impl Extractor {
             .map(|(i, rgb)| {
                 let image = resize(&rgb.data, w, h, self.side);
                 let place = || format!("{}: tile {i}", tiles.name());
-                self.net.features(&image, self.side).within(place())
+                let row = self.net.features(&image, self.side).within(place())?;
+                done();
+                Ok(row)
             })
             .collect::<Result<_>>()?;
         Features::new(tiles.name(), tiles.n(), FEATURES, rows.concat())

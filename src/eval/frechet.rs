@@ -8,6 +8,8 @@
 //! by the triangle R of its QR factorisation, for which `R'R = A'A`. The estimate is biased upwards
 //! in 1/n: compare distances only at equal n.
 
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
 
 use super::bootstrap::{Draws, Interval, resample, spread_around};
@@ -43,24 +45,55 @@ pub fn distance(a: &Features, b: &Features) -> Result<f64> {
 
 /// The distance with its bootstrap interval, resampling both sets.
 ///
+/// `groups[i]` names the profile of row i of either set: tiles of one profile are not independent,
+/// so profiles are drawn, the same ones on both sides, each with all its rows. Without groups every
+/// row of either set is drawn for itself.
+///
 /// A resample repeats rows, has lower rank and so lies further from the other set; the repetitions
 /// are therefore centred on the estimate. The interval says how much the number would move with
 /// other tiles at this n. It does not remove the bias that every distance at this n has.
 ///
 /// # Errors
-/// As [`distance`].
-pub fn distance_interval(a: &Features, b: &Features, draws: Draws) -> Result<(f64, Interval)> {
+/// As [`distance`]; groups that do not fit both sets.
+pub fn distance_interval(
+    a: &Features,
+    b: &Features,
+    groups: Option<&[usize]>,
+    draws: Draws,
+) -> Result<(f64, Interval)> {
     let estimate = distance(a, b)?;
+    let groups = groups.map(|g| rows_of(g, a, b)).transpose()?;
     let grams = Grams::of(a, b);
     let repeats: Vec<f64> = (0..draws.reps)
         .into_par_iter()
         .map(|rep| {
-            let rows = resample(a.n(), draws.seed, rep as u64, 0);
-            let cols = resample(b.n(), draws.seed, rep as u64, 1);
-            grams.distance(&rows, &cols)
+            let draw = |n: usize, lane: u16| resample(n, draws.seed, rep as u64, lane);
+            match &groups {
+                None => grams.distance(&draw(a.n(), 0), &draw(b.n(), 1)),
+                Some(groups) => {
+                    let drawn = draw(groups.len(), 0).into_iter();
+                    let rows: Vec<usize> = drawn.flat_map(|g| groups[g].clone()).collect();
+                    grams.distance(&rows, &rows)
+                }
+            }
         })
         .collect::<Result<_>>()?;
     Ok((estimate, spread_around(estimate, &repeats, draws.level)))
+}
+
+/// The rows of each group, in order of the groups' numbers.
+fn rows_of(groups: &[usize], a: &Features, b: &Features) -> Result<Vec<Vec<usize>>> {
+    if groups.len() != a.n() || groups.len() != b.n() {
+        return Err(Error::data(
+            format!("{} profiles for sets of {} and {} tiles", groups.len(), a.n(), b.n()),
+            "name the profile of every tile, the same in both sets",
+        ));
+    }
+    let mut rows: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (row, &group) in groups.iter().enumerate() {
+        rows.entry(group).or_default().push(row);
+    }
+    Ok(rows.into_values().collect())
 }
 
 fn check(a: &Features, b: &Features) -> Result<()> {
@@ -227,11 +260,24 @@ mod tests {
     fn an_interval_holds_its_estimate_and_repeats() {
         let (a, b) = (normals(30, 50, 6), map(&normals(30, 50, 7), |_, x| 1.2 * x));
         let draws = Draws { reps: 40, level: 0.9, seed: 3 };
-        let (estimate, i) = distance_interval(&a, &b, draws).unwrap();
+        let (estimate, i) = distance_interval(&a, &b, None, draws).unwrap();
         assert!(i.low < estimate && estimate < i.high, "{i:?} {estimate}");
-        assert_eq!(distance_interval(&a, &b, draws).unwrap(), (estimate, i));
+        assert_eq!(distance_interval(&a, &b, None, draws).unwrap(), (estimate, i));
         let other = Draws { seed: 4, ..draws };
-        assert_ne!(distance_interval(&a, &b, other).unwrap().1, i);
+        assert_ne!(distance_interval(&a, &b, None, other).unwrap().1, i);
+    }
+
+    #[test]
+    fn tiles_of_one_profile_are_drawn_together() {
+        let (a, b) = (normals(12, 20, 8), map(&normals(12, 20, 9), |_, x| 1.5 * x));
+        let draws = Draws { reps: 30, level: 0.9, seed: 1 };
+        let interval = |g: &[usize]| distance_interval(&a, &b, Some(g), draws).unwrap().1;
+        // A single profile can only be drawn whole: nothing varies.
+        let one = interval(&[0; 12]);
+        assert!((one.high - one.low).abs() < 1e-9, "{one:?}");
+        let each: Vec<usize> = (0..12).collect();
+        assert!(interval(&each).high - interval(&each).low > 1e-3);
+        assert!(distance_interval(&a, &b, Some(&each[1..]), draws).is_err());
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! `metrics.json`: what a run is judged by, with its intervals.
+//!
+//! The numbers of the validation split stand under their names (`fd_generated`, `probe_auc_real`),
+//! those of the unseen patient under the same names with `_unseen` behind them. Names do not change.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
 use super::bootstrap::{Interval, Scored};
 use super::probe::Classes;
@@ -18,8 +21,10 @@ pub struct Costs {
     pub train_seconds: f64,
     /// Wall-clock seconds of painting one tile.
     pub sample_seconds_per_tile: f64,
-    /// Largest resident memory of the process.
-    pub peak_rss_bytes: u64,
+    /// Largest resident memory; None where the system does not tell.
+    pub peak_rss_bytes: Option<u64>,
+    /// Wall-clock seconds of everything.
+    pub seconds: f64,
 }
 
 /// The probe's answers for one held-out split.
@@ -29,13 +34,13 @@ pub struct ProbeReport {
     pub split: String,
     /// What was told apart.
     pub classes: Classes,
-    /// Real tiles of the two classes.
-    pub real_tiles: usize,
-    /// Painted tiles of the positive class.
+    /// Real training windows that the probe was fitted on.
+    pub trained_on: usize,
+    /// Windows, and painted tiles, of the positive class.
     pub positives: usize,
-    /// Painted tiles of the negative class.
+    /// Windows, and painted tiles, of the negative class.
     pub negatives: usize,
-    /// Distinct RNA profiles behind the painted tiles.
+    /// Distinct RNA profiles behind them.
     pub profiles: usize,
     /// On the split's real tiles: the most that can be hoped for.
     pub auc_real: Scored,
@@ -51,86 +56,53 @@ pub struct ProbeReport {
     pub rna_matters: bool,
 }
 
-/// The numbers of a run. Names are the file's keys and do not change.
+/// What is said of one held-out split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The split, for people.
+    pub name: String,
+    /// Distances.
+    pub table: Table,
+    /// The probe's answers; none where the split lacks one of its classes.
+    pub probe: Option<ProbeReport>,
+}
+
+/// The numbers of a run.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Metrics {
-    /// Distance of painted tiles from real ones.
-    pub fd_generated: f64,
-    /// Distance of real tiles that went through the tokenizer and back.
-    pub fd_recon: f64,
-    /// Distance of real tiles through the tokenizer and the one-step prediction f_hat_K.
-    pub fd_recon_fhat: Option<f64>,
-    /// Distance of real tiles from other real tiles: what n alone makes of it.
-    pub fd_real_floor: f64,
-    /// Distance of real tiles blurred by 0.5 pixels.
-    pub fd_blur05: f64,
-    /// Distance of real tiles blurred by 1 pixel.
-    pub fd_blur1: f64,
-    /// Distance of real tiles blurred by 2 pixels.
-    pub fd_blur2: f64,
-    /// Distance of tiles of one colour each.
-    pub fd_mean_colour: f64,
-    /// Bootstrap intervals of the distances, by their names.
-    pub fd_intervals: BTreeMap<String, Interval>,
-    /// Which distance this is.
-    pub fd_name: String,
-    /// What the distances are from.
-    pub fd_reference: String,
-    /// Probe AUC on real validation tiles.
-    pub probe_auc_real: f64,
-    /// Probe AUC on validation tiles painted from their own RNA.
-    pub probe_auc_own_rna: f64,
-    /// Probe AUC on validation tiles painted from shuffled RNA.
-    pub probe_auc_shuffled_rna: f64,
-    /// Bootstrap interval of own minus shuffled, on validation tiles.
-    pub probe_auc_interval: Interval,
-    /// Everything the probe said about the validation split.
-    pub probe_validation: ProbeReport,
-    /// The same for the unseen patient.
-    pub probe_unseen_patient: Option<ProbeReport>,
-    /// Tiles in each set of the distances.
-    pub n: usize,
-    /// What the run cost.
-    #[serde(flatten)]
-    pub costs: Costs,
+    /// The validation split.
+    pub validation: Verdict,
+    /// The unseen patient, where there is one.
+    pub unseen: Option<Verdict>,
+    /// What the run cost, where somebody measured it.
+    pub costs: Option<Costs>,
 }
 
 impl Metrics {
-    /// From the distance table of [`super::suite::distances`] and the probe's reports.
+    /// From the verdicts of a trial, the validation split's first.
     ///
     /// # Errors
-    /// `Internal` when the table lacks a row.
-    pub fn new(
-        table: Table,
-        validation: ProbeReport,
-        unseen: Option<ProbeReport>,
-        costs: Costs,
-    ) -> Result<Self> {
-        let fd = |key: &str| {
-            let row = table.row(key).map(|r| r.fd);
-            row.ok_or_else(|| Error::Internal(format!("the distance table has no {key}")))
-        };
-        Ok(Self {
-            fd_generated: fd("fd_generated")?,
-            fd_recon: fd("fd_recon")?,
-            fd_recon_fhat: table.row("fd_recon_fhat").map(|r| r.fd),
-            fd_real_floor: fd("fd_real_floor")?,
-            fd_blur05: fd("fd_blur05")?,
-            fd_blur1: fd("fd_blur1")?,
-            fd_blur2: fd("fd_blur2")?,
-            fd_mean_colour: fd("fd_mean_colour")?,
-            n: table.n,
-            fd_intervals: table.rows.into_iter().map(|r| (r.key, r.interval)).collect(),
-            fd_name: table.distance,
-            fd_reference: table.reference,
-            probe_auc_real: validation.auc_real.auc,
-            probe_auc_own_rna: validation.auc_own_rna.auc,
-            probe_auc_shuffled_rna: validation.auc_shuffled_rna.auc,
-            probe_auc_interval: validation.difference_interval,
-            probe_validation: validation,
-            probe_unseen_patient: unseen,
-            costs,
-        })
+    /// `Internal` when there are none.
+    pub fn new(verdicts: &[Verdict], costs: Option<Costs>) -> Result<Self> {
+        let none = || Error::Internal("a trial without verdicts".into());
+        let validation = verdicts.first().cloned().ok_or_else(none)?;
+        Ok(Self { validation, unseen: verdicts.get(1).cloned(), costs })
+    }
+
+    /// The file's content.
+    ///
+    /// # Errors
+    /// `Internal` for a number that JSON cannot hold.
+    pub fn to_json(&self) -> Result<String> {
+        let mut out = Map::new();
+        add(&mut out, &self.validation, "")?;
+        if let Some(unseen) = &self.unseen {
+            add(&mut out, unseen, "_unseen")?;
+        }
+        if let Some(Value::Object(costs)) = self.costs.as_ref().map(value).transpose()? {
+            out.extend(costs);
+        }
+        pretty(&Value::Object(out))
     }
 
     /// Writes the file, whole or not at all.
@@ -138,12 +110,64 @@ impl Metrics {
     /// # Errors
     /// `Io` when it cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        atomic::write(path, json(self)?.as_bytes())
+        atomic::write(path, self.to_json()?.as_bytes())
     }
 }
 
+fn add(out: &mut Map<String, Value>, verdict: &Verdict, suffix: &str) -> Result<()> {
+    let mut put = |name: &str, value: Value| out.insert(format!("{name}{suffix}"), value);
+    let table = &verdict.table;
+    let mut intervals = Map::new();
+    for row in &table.rows {
+        put(&row.key, json!(row.fd));
+        intervals.insert(row.key.clone(), value(&row.interval)?);
+    }
+    put("fd_intervals", Value::Object(intervals));
+    put("fd_name", json!(table.distance));
+    put("fd_reference", json!(table.reference));
+    put("n", json!(table.n));
+    put("split", json!(verdict.name));
+    if let Some(probe) = &verdict.probe {
+        put("probe_auc_real", json!(probe.auc_real.auc));
+        put("probe_auc_own_rna", json!(probe.auc_own_rna.auc));
+        put("probe_auc_shuffled_rna", json!(probe.auc_shuffled_rna.auc));
+        put("probe_auc_difference", json!(probe.difference));
+        put("probe_auc_interval", value(&probe.difference_interval)?);
+        put("probe", value(probe)?);
+    }
+    Ok(())
+}
+
+fn value(of: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(of).map_err(|e| Error::Internal(format!("writing JSON: {e}")))
+}
+
 /// Indented JSON with a final newline.
-pub(super) fn json(value: &impl Serialize) -> Result<String> {
+pub(super) fn pretty(value: &impl Serialize) -> Result<String> {
     let text = serde_json::to_string_pretty(value);
     text.map(|t| t + "\n").map_err(|e| Error::Internal(format!("writing JSON: {e}")))
+}
+
+impl ProbeReport {
+    /// A sentence for people.
+    pub fn sentence(&self) -> String {
+        let verdict = match self.rna_matters {
+            true => "so the RNA shows in the tiles",
+            false => "so these tiles do not show that the RNA matters",
+        };
+        format!(
+            "{}: AUC {:.3} on tiles from their own RNA, {:.3} from shuffled RNA, {:.3} on real \
+             tiles; own minus shuffled lies in [{:.3}, {:.3}], {verdict} ({} and {} tiles, {} \
+             profiles).",
+            self.split,
+            self.auc_own_rna.auc,
+            self.auc_shuffled_rna.auc,
+            self.auc_real.auc,
+            self.difference_interval.low,
+            self.difference_interval.high,
+            self.positives,
+            self.negatives,
+            self.profiles
+        )
+    }
 }

@@ -13,6 +13,7 @@ pub mod frechet;
 mod linalg;
 pub mod metrics;
 pub mod probe;
+pub mod protocol;
 pub mod suite;
 pub mod table;
 pub mod tiles;

@@ -1,79 +1,37 @@
-//! Everything a run is judged by, from sets of tiles to the numbers of `metrics.json`.
+//! How a trained system is judged on a held-out split: distances, and whether the RNA matters.
 //!
 //! Distances ask whether tiles look real. They cannot ask whether the RNA matters: shuffling the
 //! RNA among tiles leaves the set as it was. That is asked of a probe fitted on real training
 //! tiles: does it find the tissue class of a profile in the tile painted from it, and lose it when
 //! the tile comes from another profile?
 
-use super::bootstrap::{Draws, Paired, Scored, auc_interval, paired_auc};
-use super::features::Extractor;
-use super::metrics::{Costs, Metrics, ProbeReport};
+use super::Features;
+use super::bootstrap::{Draws, auc_interval, paired_auc};
+use super::metrics::{ProbeReport, Verdict};
 use super::probe::{Classes, Probe, ProbeConfig};
-use super::table::{Table, with_anchors};
+use super::protocol::Windows;
+use super::table::{Seen, Table, with_anchors};
 use super::tiles::Tiles;
 use crate::error::{Error, Result, Within};
 
-/// Sets for the distances. All are drawn down to the smallest one's n.
+/// A held-out split: real tiles, and what was made for them. All sets have the same n, and tile i of
+/// each belongs to the same profile.
 #[derive(Clone, Copy, Debug)]
-pub struct DistanceSets<'a> {
-    /// Real tiles: the reference.
-    pub real: &'a Tiles,
-    /// Real tiles disjoint from the reference: the floor, and what the anchors are made from.
-    pub other: &'a Tiles,
-    /// Tiles painted from held-out RNA.
-    pub generated: &'a Tiles,
-    /// `other` through the tokenizer and back.
-    pub recon: &'a Tiles,
-    /// `other` through the tokenizer and the one-step prediction f_hat_K, if there is one.
-    pub recon_fhat: Option<&'a Tiles>,
-}
-
-/// Real tiles with their tissue classes.
-#[derive(Clone, Copy, Debug)]
-pub struct Labelled<'a> {
-    /// The tiles.
-    pub tiles: &'a Tiles,
-    /// The class of each, by name; tiles of classes that the probe does not know are left out.
-    pub classes: &'a [String],
-    /// A name for each that is unique in the data set: how leakage is noticed.
-    pub ids: &'a [String],
-}
-
-/// Painted tiles; tile i stands for profile `profiles[i]` of class `classes[i]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Painted<'a> {
-    /// Tile i painted from its own profile.
-    pub own: &'a Tiles,
-    /// Tile i painted from another tile's profile.
-    pub shuffled: &'a Tiles,
-    /// Class of the own profile.
-    pub classes: &'a [String],
-    /// Number of the own profile; several tiles may share one.
-    pub profiles: &'a [usize],
-}
-
-/// A held-out split for the probe.
-#[derive(Clone, Copy, Debug)]
-pub struct ProbeSplit<'a> {
+pub struct HeldOut<'a> {
     /// Its name, for reports and errors.
     pub name: &'a str,
-    /// Its real tiles.
-    pub real: Labelled<'a>,
-    /// Tiles painted from its RNA.
-    pub painted: Painted<'a>,
-}
-
-/// All that is judged.
-#[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
-    /// For the distances.
-    pub distances: DistanceSets<'a>,
-    /// Real training tiles for the probe.
-    pub train: Labelled<'a>,
-    /// The validation split.
-    pub validation: ProbeSplit<'a>,
-    /// The unseen patient, where there is one.
-    pub unseen: Option<ProbeSplit<'a>>,
+    /// Real tiles: the reference.
+    pub real: &'a Windows,
+    /// Real tiles disjoint from the reference: the floor, and what the anchors are made from.
+    pub floor: &'a Tiles,
+    /// Painted from the RNA of each reference tile.
+    pub own: &'a Tiles,
+    /// Painted from another tile's RNA.
+    pub shuffled: &'a Tiles,
+    /// The floor through the tokenizer and back.
+    pub recon: &'a Tiles,
+    /// The floor through the tokenizer, its last scale predicted by Phi, if there is one.
+    pub recon_fhat: Option<&'a Tiles>,
 }
 
 /// How to judge.
@@ -83,7 +41,7 @@ pub struct Settings {
     pub classes: Classes,
     /// The probe's size.
     pub probe: ProbeConfig,
-    /// Bootstrap of the AUCs; its seed also draws the distance sets.
+    /// Bootstrap of the AUCs.
     pub draws: Draws,
     /// Bootstrap repetitions of each distance, which are dearer.
     pub fd_reps: usize,
@@ -95,180 +53,136 @@ impl Default for Settings {
             classes: Classes::default(),
             probe: ProbeConfig::default(),
             draws: Draws::default(),
-            fd_reps: 100,
+            fd_reps: 50,
         }
     }
 }
 
-/// Judges a run. `step` hears what is being worked on, for a progress display.
-///
-/// # Errors
-/// `Data` when sets do not fit together, a class is missing from a split, or a tile the probe is
-/// trained on is also one it is asked about.
-pub fn suite(
-    extractor: &Extractor,
-    inputs: &Inputs<'_>,
-    costs: Costs,
-    settings: &Settings,
-    step: &mut dyn FnMut(&str),
-) -> Result<Metrics> {
-    check_leaks(inputs)?;
-    let distances = distances(extractor, &inputs.distances, settings, step)?;
-    step("the tissue-class probe");
-    let (train, labels) = pick(inputs.train, &settings.classes)?;
-    let features = extractor.extract(&train)?;
-    let probe = Probe::fit(&features, &labels, settings.probe).within("training tiles")?;
-    let mut ask = |split: &ProbeSplit<'_>| {
-        step(split.name);
-        ask_probe(extractor, &probe, split, settings).within(split.name)
-    };
-    let validation = ask(&inputs.validation)?;
-    let unseen = inputs.unseen.as_ref().map(ask).transpose()?;
-    Metrics::new(distances, validation, unseen, costs)
+/// A probe fitted on real training tiles, ready to judge.
+pub struct Judge<'a> {
+    look: &'a dyn Fn(&Tiles) -> Result<Features>,
+    distance: String,
+    settings: Settings,
+    probe: Probe,
+    train: &'a Windows,
 }
 
-/// The distance table of a run; keys as in [`Metrics`].
-///
-/// # Errors
-/// As [`Table::measure`].
-pub fn distances(
-    extractor: &Extractor,
-    sets: &DistanceSets<'_>,
-    settings: &Settings,
-    step: &mut dyn FnMut(&str),
-) -> Result<Table> {
-    let given = [Some(sets.real), Some(sets.other), Some(sets.generated), Some(sets.recon)];
-    let n = given.into_iter().chain([sets.recon_fhat]).flatten().map(Tiles::n).min().unwrap_or(0);
-    let draw = |tiles: &Tiles| tiles.draw(n, settings.draws.seed);
-    let mut rows = vec![("fd_generated", draw(sets.generated)), ("fd_recon", draw(sets.recon))];
-    rows.extend(sets.recon_fhat.map(|tiles| ("fd_recon_fhat", draw(tiles))));
-    rows.extend(with_anchors(&draw(sets.other)));
-    let rows: Vec<(&str, &Tiles)> = rows.iter().map(|(key, tiles)| (*key, tiles)).collect();
-    let draws = Draws { reps: settings.fd_reps, ..settings.draws };
-    Table::measure(extractor, &draw(sets.real), &rows, draws, step)
-}
-
-fn ask_probe(
-    extractor: &Extractor,
-    probe: &Probe,
-    split: &ProbeSplit<'_>,
-    settings: &Settings,
-) -> Result<ProbeReport> {
-    let (real, labels) = pick(split.real, &settings.classes)?;
-    let scores = probe.score(&extractor.extract(&real)?)?;
-    let each: Vec<usize> = (0..labels.len()).collect();
-    let on_real = auc_interval(&labels, &scores, &each, settings.draws).within("real tiles")?;
-    let painted =
-        ask_painted(extractor, probe, &split.painted, settings).within("painted tiles")?;
-    let Asked { paired, positives, negatives, profiles } = painted;
-    Ok(ProbeReport {
-        split: split.name.into(),
-        classes: settings.classes.clone(),
-        real_tiles: labels.len(),
-        positives,
-        negatives,
-        profiles,
-        auc_real: on_real,
-        auc_own_rna: paired.own,
-        auc_shuffled_rna: paired.shuffled,
-        difference: paired.difference,
-        difference_interval: paired.difference_interval,
-        rna_matters: paired.rna_matters(),
-    })
-}
-
-/// The probe's answer about painted tiles.
-struct Asked {
-    paired: Paired,
-    positives: usize,
-    negatives: usize,
-    profiles: usize,
-}
-
-fn ask_painted(
-    extractor: &Extractor,
-    probe: &Probe,
-    painted: &Painted<'_>,
-    settings: &Settings,
-) -> Result<Asked> {
-    let n = painted.own.n();
-    let counts = [painted.shuffled.n(), painted.classes.len(), painted.profiles.len()];
-    if counts.iter().any(|&c| c != n) {
-        let [shuffled, classes, profiles] = counts;
-        return Err(Error::data(
-            format!(
-                "{n} own tiles, {shuffled} shuffled tiles, {classes} classes, {profiles} profiles"
-            ),
-            "give one of each for every tile",
-        ));
+impl<'a> Judge<'a> {
+    /// Fits the probe. `look` turns tiles into features, `distance` names the distance in them.
+    ///
+    /// # Errors
+    /// Training tiles without the probe's classes.
+    pub fn new(
+        look: &'a dyn Fn(&Tiles) -> Result<Features>,
+        distance: String,
+        train: &'a Windows,
+        settings: Settings,
+    ) -> Result<Self> {
+        let (which, labels) = settings.classes.pick(&train.classes);
+        let features = match which.is_empty() {
+            true => {
+                let Classes { positive, negative } = &settings.classes;
+                let what = format!("no training tile is {positive} or {negative}");
+                return Err(Error::data(what, "label the tiles, or name other classes"));
+            }
+            false => look(&train.tiles.select(&which))?,
+        };
+        let probe = Probe::fit(&features, &labels, settings.probe).within("training tiles")?;
+        Ok(Self { look, distance, settings, probe, train })
     }
-    let (which, labels) = settings.classes.pick(painted.classes);
-    let groups: Vec<usize> = which.iter().map(|&i| painted.profiles[i]).collect();
-    let score = |tiles: &Tiles| probe.score(&extractor.extract(&tiles.select(&which))?);
-    let (own, shuffled) = (score(painted.own)?, score(painted.shuffled)?);
-    let paired = paired_auc(&labels, &own, &shuffled, &groups, settings.draws)?;
-    let positives = labels.iter().filter(|&&l| l).count();
-    let mut distinct = groups;
-    distinct.sort_unstable();
-    distinct.dedup();
-    Ok(Asked { paired, positives, negatives: labels.len() - positives, profiles: distinct.len() })
-}
 
-/// The tiles of the probe's classes, with their labels.
-fn pick(set: Labelled<'_>, classes: &Classes) -> Result<(Tiles, Vec<bool>)> {
-    if set.classes.len() != set.tiles.n() {
-        return Err(Error::data(
-            format!("{}: {} tiles, {} classes", set.tiles.name(), set.tiles.n(), set.classes.len()),
-            "give one class a tile",
-        ));
+    /// Judges one split.
+    ///
+    /// # Errors
+    /// Sets that do not fit together, or a tile that the probe was fitted on.
+    pub fn verdict(&self, held: &HeldOut<'_>) -> Result<Verdict> {
+        self.check(held).within(held.name)?;
+        let real = (self.look)(&held.real.tiles)?;
+        let (own, shuffled) = ((self.look)(held.own)?, (self.look)(held.shuffled)?);
+        let table = self.distances(held, &real, [&own, &shuffled]).within(held.name)?;
+        let probe = self.ask(held, &real, [&own, &shuffled]).within(held.name)?;
+        Ok(Verdict { name: held.name.into(), table, probe })
     }
-    let (which, labels) = classes.pick(set.classes);
-    Ok((set.tiles.select(&which), labels))
-}
 
-/// Refuses a tile on both sides of the probe.
-fn check_leaks(inputs: &Inputs<'_>) -> Result<()> {
-    let train: std::collections::HashSet<&String> = inputs.train.ids.iter().collect();
-    for split in [Some(inputs.validation), inputs.unseen].into_iter().flatten() {
-        if let Some(id) = split.real.ids.iter().find(|id| train.contains(id)) {
+    fn distances(
+        &self,
+        held: &HeldOut<'_>,
+        real: &Features,
+        [own, shuffled]: [&Features; 2],
+    ) -> Result<Table> {
+        let mut sets = vec![("fd_recon", held.recon.clone())];
+        sets.extend(held.recon_fhat.map(|tiles| ("fd_recon_fhat", tiles.clone())));
+        sets.extend(with_anchors(held.floor));
+        let features: Vec<Features> =
+            sets.iter().map(|(_, tiles)| (self.look)(tiles)).collect::<Result<_>>()?;
+        let seen = |key, tiles: &'_ Tiles| (key, tiles.name().to_string());
+        let mut names = vec![seen("fd_generated", held.own), seen("fd_shuffled", held.shuffled)];
+        names.extend(sets.iter().map(|(key, tiles)| seen(*key, tiles)));
+        let all = [own, shuffled].into_iter().chain(&features);
+        let rows: Vec<Seen<'_>> = names
+            .iter()
+            .zip(all)
+            .map(|((key, name), features)| Seen { key, name, features })
+            .collect();
+        let reference = Seen { key: "real", name: held.real.tiles.name(), features: real };
+        let draws = Draws { reps: self.settings.fd_reps, ..self.settings.draws };
+        Table::of(self.distance.clone(), reference, &rows, Some(&held.real.images), draws)
+    }
+
+    /// The probe's answers, or nothing for a split that lacks one of its classes.
+    fn ask(
+        &self,
+        held: &HeldOut<'_>,
+        real: &Features,
+        [own, shuffled]: [&Features; 2],
+    ) -> Result<Option<ProbeReport>> {
+        let (which, labels) = self.settings.classes.pick(&held.real.classes);
+        let positives = labels.iter().filter(|&&l| l).count();
+        if positives == 0 || positives == labels.len() {
+            return Ok(None);
+        }
+        let groups: Vec<usize> = which.iter().map(|&i| held.real.images[i]).collect();
+        let score = |f: &Features| self.probe.score(&f.select(&which));
+        let draws = self.settings.draws;
+        let auc_real = auc_interval(&labels, &score(real)?, &groups, draws)?;
+        let paired = paired_auc(&labels, &score(own)?, &score(shuffled)?, &groups, draws)?;
+        let mut distinct = groups;
+        distinct.dedup();
+        Ok(Some(ProbeReport {
+            split: held.name.into(),
+            classes: self.settings.classes.clone(),
+            trained_on: self.settings.classes.pick(&self.train.classes).0.len(),
+            positives,
+            negatives: labels.len() - positives,
+            profiles: distinct.len(),
+            auc_real,
+            auc_own_rna: paired.own,
+            auc_shuffled_rna: paired.shuffled,
+            difference: paired.difference,
+            difference_interval: paired.difference_interval,
+            rna_matters: paired.rna_matters(),
+        }))
+    }
+
+    /// Refuses a tile on both sides of the probe, and sets of several sizes.
+    fn check(&self, held: &HeldOut<'_>) -> Result<()> {
+        let train: std::collections::HashSet<&String> = self.train.ids.iter().collect();
+        if let Some(id) = held.real.ids.iter().find(|id| train.contains(id)) {
             return Err(Error::data(
-                format!("tile {id} is in the training tiles and in {}", split.name),
+                format!("tile {id} is also one of the training tiles"),
                 "keep splits apart: a probe may not be asked about what it was fitted on",
             ));
         }
-        let size = inputs.train.tiles.size();
-        for tiles in [split.real.tiles, split.painted.own, split.painted.shuffled] {
-            if tiles.size() != size {
+        let like = &held.real.tiles;
+        let others = [&self.train.tiles, held.floor, held.own, held.shuffled, held.recon];
+        for tiles in others.into_iter().chain(held.recon_fhat) {
+            if tiles.size() != like.size() {
                 return Err(Error::data(
-                    format!(
-                        "tiles of {} are {:?}, training tiles {size:?}",
-                        tiles.name(),
-                        tiles.size()
-                    ),
+                    format!("{}: {:?}, not {:?} pixels", tiles.name(), tiles.size(), like.size()),
                     "bring all to one size and one resolution first",
                 ));
             }
         }
-    }
-    Ok(())
-}
-
-impl ProbeReport {
-    /// A sentence for people.
-    pub fn sentence(&self) -> String {
-        let Scored { auc, .. } = self.auc_own_rna;
-        let verdict = match self.rna_matters {
-            true => "so the RNA shows in the tiles",
-            false => "so these tiles do not show that the RNA matters",
-        };
-        format!(
-            "{}: AUC {auc:.3} on tiles from their own RNA, {:.3} from shuffled RNA, {:.3} on real \
-             tiles; the difference lies in [{:.3}, {:.3}], {verdict}.",
-            self.split,
-            self.auc_shuffled_rna.auc,
-            self.auc_real.auc,
-            self.difference_interval.low,
-            self.difference_interval.high
-        )
+        Ok(())
     }
 }

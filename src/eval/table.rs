@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Features;
 use super::anchors::{BLURS, blurred, mean_colour};
 use super::bootstrap::{Draws, Interval};
 use super::features::Extractor;
@@ -41,6 +42,17 @@ pub struct Table {
     pub rows: Vec<Row>,
 }
 
+/// A set whose features are known.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// Short name for programs.
+    pub key: &'a str,
+    /// What it holds, for people.
+    pub name: &'a str,
+    /// One row a tile.
+    pub features: &'a Features,
+}
+
 impl Table {
     /// Measures every set against `real`; each comes with its key.
     ///
@@ -51,29 +63,43 @@ impl Table {
         real: &Tiles,
         sets: &[(&str, &Tiles)],
         draws: Draws,
-        mut step: impl FnMut(&str),
     ) -> Result<Self> {
         for (_, set) in sets {
             check_like(real, set)?;
         }
-        step(real.name());
         let reference = extractor.extract(real)?;
+        let features: Vec<Features> =
+            sets.iter().map(|(_, set)| extractor.extract(set)).collect::<Result<_>>()?;
+        let seen: Vec<Seen<'_>> = sets
+            .iter()
+            .zip(&features)
+            .map(|((key, set), features)| Seen { key, name: set.name(), features })
+            .collect();
+        let reference = Seen { key: "real", name: real.name(), features: &reference };
+        Self::of(extractor.name(), reference, &seen, None, draws)
+    }
+
+    /// Measures sets whose features are known; `groups` as in [`distance_interval`].
+    ///
+    /// # Errors
+    /// `Data` when sets differ in n or hold fewer than two tiles.
+    pub fn of(
+        distance: String,
+        real: Seen<'_>,
+        sets: &[Seen<'_>],
+        groups: Option<&[usize]>,
+        draws: Draws,
+    ) -> Result<Self> {
         let mut rows = Vec::with_capacity(sets.len());
-        for (key, set) in sets {
-            step(set.name());
-            let features = extractor.extract(set)?;
-            let (fd, interval) = distance_interval(&reference, &features, draws)
-                .within(format!("{} against {}", set.name(), real.name()))?;
-            rows.push(Row { key: (*key).into(), set: set.name().into(), fd, interval });
+        for set in sets {
+            check_n((real.name, real.features.n()), (set.name, set.features.n()))?;
+            let (fd, interval) = distance_interval(real.features, set.features, groups, draws)
+                .within(format!("{} against {}", set.name, real.name))?;
+            rows.push(Row { key: set.key.into(), set: set.name.into(), fd, interval });
         }
-        Ok(Self {
-            distance: extractor.name(),
-            reference: real.name().into(),
-            n: real.n(),
-            level: draws.level,
-            reps: draws.reps,
-            rows,
-        })
+        let (n, reference) = (real.features.n(), real.name.to_string());
+        let Draws { level, reps, .. } = draws;
+        Ok(Self { distance, reference, n, level, reps, rows })
     }
 
     /// The row of a key.
@@ -96,12 +122,7 @@ pub fn with_anchors(other: &Tiles) -> Vec<(&'static str, Tiles)> {
 }
 
 fn check_like(real: &Tiles, set: &Tiles) -> Result<()> {
-    if real.n() != set.n() {
-        return Err(Error::data(
-            format!("{} has {} tiles, {} has {}", real.name(), real.n(), set.name(), set.n()),
-            "compare distances only at equal n: draw as many from each",
-        ));
-    }
+    check_n((real.name(), real.n()), (set.name(), set.n()))?;
     if real.size() != set.size() {
         let ((w, h), (v, u)) = (real.size(), set.size());
         return Err(Error::data(
@@ -110,6 +131,16 @@ fn check_like(real: &Tiles, set: &Tiles) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+fn check_n((real, n): (&str, usize), (set, m): (&str, usize)) -> Result<()> {
+    match n == m {
+        true => Ok(()),
+        false => Err(Error::data(
+            format!("{real} has {n} tiles, {set} has {m}"),
+            "compare distances only at equal n: draw as many from each",
+        )),
+    }
 }
 
 impl fmt::Display for Table {

@@ -33,6 +33,17 @@ impl Interrupt {
         self.0.store(true, Ordering::SeqCst);
     }
 
+    /// Fails once the flag is up: for work that keeps nothing half-done.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn check(&self) -> Result<()> {
+        match self.is_raised() {
+            true => Err(Error::Interrupted { resume: "nothing was written: start again".into() }),
+            false => Ok(()),
+        }
+    }
+
     /// Whether the flag is up.
     pub fn is_raised(&self) -> bool {
         self.0.load(Ordering::SeqCst)
