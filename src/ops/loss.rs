@@ -60,25 +60,25 @@ fn forward_cpu(op: &CrossEntropy, x: &[In<'_, f32>], y: &mut [Out<'_, f32>]) {
     let ((rows, n), targets, x) = (x[0].shape.matrix(), x[1].i(), x[0].r());
     let step = (PIECE / n).max(1);
     let pieces = cpu::par_map(rows.div_ceil(step), |i| {
+        let rows = i * step..((i + 1) * step).min(rows);
+        let mut pairs = vec![(0.0, 0.0); rows.len()];
+        let mut e = vec![0.0; n];
         cpu::simd(
             #[inline(always)]
             || {
-                let rows = i * step..((i + 1) * step).min(rows);
-                rows.map(|r| {
+                for (r, pair) in rows.zip(&mut pairs) {
                     let x = &x[r * n..(r + 1) * n];
-                    let top = lanes::max(x);
-                    let total = lanes::sum(
-                        x,
-                        #[inline(always)]
-                        |x| fast::exp(x - top),
-                    );
-                    let lse = top + total.ln();
+                    let top = lanes::max(x, |x| x);
+                    for (e, &x) in e.iter_mut().zip(x) {
+                        *e = fast::exp(x - top);
+                    }
+                    let lse = top + lanes::sum(&e, |e| e).ln();
                     let sum = || lanes::sum(x, |x| x);
-                    (lse - op.target(pick(x, targets[r]), sum, n), lse)
-                })
-                .collect::<Vec<_>>()
+                    *pair = (lse - op.target(pick(x, targets[r]), sum, n), lse);
+                }
             },
-        )
+        );
+        pairs
     });
     let outs = loss.r().iter_mut().zip(lse.r());
     for ((loss, lse), pair) in outs.zip(pieces.into_iter().flatten()) {

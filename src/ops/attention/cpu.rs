@@ -6,7 +6,7 @@
 
 use super::{Attention, AttentionJvp, AttentionVjp, Dims};
 use crate::device::cpu::{Mat, gemm, par_map, par_rows, simd};
-use crate::ops::{In, Out, lanes};
+use crate::ops::{In, Out, fast, lanes};
 
 /// Scores of a tile: 192 KiB, so that two such blocks and the operands stay in a second-level
 /// cache.
@@ -107,7 +107,9 @@ fn forward_head(
             || {
                 for (row, total) in out.chunks_exact_mut(width.max(1)).zip(&totals) {
                     let factor = 1.0 / total;
-                    row.iter_mut().for_each(|o| *o *= factor);
+                    for o in row {
+                        *o *= factor;
+                    }
                 }
             },
         );
@@ -117,24 +119,22 @@ fn forward_head(
 
 /// Replaces scores by e^(scale s - max), writes the log-sum-exp and hands back each row's total.
 fn softmax_rows(s: &mut [f32], keys: usize, scale: f32, lse: &mut [f32]) -> Vec<f32> {
+    let mut totals = vec![0.0; lse.len()];
     simd(
         #[inline(always)]
         || {
-            let rows = s.chunks_exact_mut(keys.max(1)).zip(lse);
-            rows.map(|(row, lse)| {
-                row.iter_mut().for_each(|s| *s *= scale);
-                let top = lanes::max(row);
-                let total = lanes::map_sum(
-                    row,
-                    #[inline(always)]
-                    |s| crate::ops::fast::exp(s - top),
-                );
+            let rows = s.chunks_exact_mut(keys.max(1));
+            for (row, (lse, total)) in rows.zip(lse.iter_mut().zip(&mut totals)) {
+                let top = lanes::max(row, |s| scale * s);
+                for s in row.iter_mut() {
+                    *s = fast::exp(scale * *s - top);
+                }
+                *total = lanes::sum(row, |e| e);
                 *lse = top + total.ln();
-                total
-            })
-            .collect()
+            }
         },
-    )
+    );
+    totals
 }
 
 /// Replaces scores by weights e^(scale s - lse).
@@ -144,7 +144,9 @@ fn weigh_rows(p: &mut [f32], keys: usize, scale: f32, head: &Head, lse: &[f32], 
         || {
             for (i, row) in p.chunks_exact_mut(keys.max(1)).enumerate() {
                 let lse = head.lse(lse, first + i);
-                row.iter_mut().for_each(|s| *s = crate::ops::fast::exp(scale * *s - lse));
+                for s in row {
+                    *s = fast::exp(scale * *s - lse);
+                }
             }
         },
     );
