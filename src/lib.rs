@@ -8,6 +8,7 @@ pub mod device;
 pub mod error;
 pub mod eval;
 pub mod io;
+pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod report;

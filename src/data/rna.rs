@@ -4,12 +4,13 @@
 //! the TRAINING samples' mean and deviation (algorithm.md 3.2). The statistics travel in the
 //! checkpoint as two tensors and a JSON value, so a profile is always seen as in training.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::data::genes::GeneMap;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Within};
 use crate::io::safetensors::TensorFile;
 use crate::io::tables::{Dense, Table};
 use crate::tensor::Tensor;
@@ -289,18 +290,29 @@ impl RnaNorm {
         Ok(([("rna.mean", mean), ("rna.sd", sd)], json))
     }
 
-    /// From a checkpoint written with [`RnaNorm::to_parts`].
+    /// From a file written with [`RnaNorm::to_parts`].
     pub fn from_file(file: &TensorFile) -> Result<Self> {
-        let json = file.meta("rna.norm")?;
-        let head: NormHead = serde_json::from_str(json).map_err(|e| {
-            Error::file(file.path(), format!("corrupt \"rna.norm\": {e}"), "train again")
-        })?;
-        let n = head.genes.len();
-        let mean = file.shaped("rna.mean", &[n])?.into_f32s()?;
-        let sd = file.shaped("rna.sd", &[n])?.into_f32s()?;
+        let tensor = |name: &str| Ok((name.to_string(), file.tensor(name)?));
+        let tensors = ["rna.mean", "rna.sd"].map(tensor);
+        let tensors = tensors.into_iter().collect::<Result<_>>()?;
+        Self::from_parts(&tensors, file.meta("rna.norm")?).within(file.path().display())
+    }
+
+    /// From what [`RnaNorm::to_parts`] gave: tensors that include its two, and its JSON value.
+    ///
+    /// # Errors
+    /// A gene list that cannot be read, statistics of another length or without sense.
+    pub fn from_parts(tensors: &BTreeMap<String, Tensor>, json: &str) -> Result<Self> {
+        let bad = |what: String| Error::data(what, "train again");
+        let head: NormHead = serde_json::from_str(json)
+            .map_err(|e| bad(format!("corrupt gene list \"rna.norm\": {e}")))?;
+        let take = |name: &str| match tensors.get(name) {
+            Some(t) if t.len() == head.genes.len() => t.clone().into_f32s(),
+            _ => Err(bad(format!("\"{name}\" does not hold {} genes", head.genes.len()))),
+        };
+        let (mean, sd) = (take("rna.mean")?, take("rna.sd")?);
         if sd.iter().any(|&s| s.is_nan() || s <= 0.0) || mean.iter().any(|m| !m.is_finite()) {
-            let what = "\"rna.mean\" or \"rna.sd\" hold impossible values";
-            return Err(Error::file(file.path(), what, "train again"));
+            return Err(bad("\"rna.mean\" or \"rna.sd\" hold impossible values".into()));
         }
         Ok(Self { genes: head.genes, scaling: head.scaling, mean, sd })
     }

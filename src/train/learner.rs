@@ -90,6 +90,40 @@ impl Learner {
         Ok(norm)
     }
 
+    /// Fails, naming the first parameter whose gradient is not finite.
+    pub fn blame(&self, grads: &Gradients) -> Result<()> {
+        for p in &self.params {
+            if let Some(g) = grads.param(p) {
+                g.check_finite(&format!("gradient of {}", p.name()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// For rows of `param` that were overwritten from outside: their moments begin again at zero and
+    /// their running mean at the new values.
+    ///
+    /// # Errors
+    /// A row that the parameter has not.
+    pub fn forget_rows(&mut self, param: &Param, rows: &[usize]) -> Result<()> {
+        let place = self.params.iter().position(|p| p.name() == param.name());
+        let Some(slot) = place.and_then(|i| self.slots.get_mut(i)) else { return Ok(()) };
+        let value = param.value();
+        let count = value.shape().dims().first().copied().unwrap_or(1);
+        let width = value.len().checked_div(count).unwrap_or(0);
+        if let Some(bad) = rows.iter().find(|&&r| r >= count) {
+            return Err(Error::shape("optimiser", format!("row {bad} of {}", value.shape())));
+        }
+        for part in rows.iter().map(|r| r * width..(r + 1) * width) {
+            slot.m[part.clone()].fill(0.0);
+            slot.v[part.clone()].fill(0.0);
+            if !slot.ema.is_empty() {
+                slot.ema[part.clone()].copy_from_slice(&value.f32s()?[part]);
+            }
+        }
+        Ok(())
+    }
+
     /// Puts the running mean into the parameters and the parameters' values into its place; a
     /// second call puts them back. Without a running mean it does nothing.
     pub fn swap_ema(&mut self) -> Result<()> {
@@ -353,6 +387,22 @@ mod tests {
         for (name, tensor) in before.iter().filter(|(name, _)| *name != "param.b") {
             assert_eq!(tensor.to_f64s(), after[name].to_f64s(), "{name}");
         }
+    }
+
+    #[test]
+    fn overwritten_rows_begin_again_and_a_bad_gradient_is_named() {
+        let params = model();
+        let mut learner = Learner::new(&params, &config()).unwrap();
+        learner.update(&gradients(&params), 0.01, 0).unwrap();
+        let b = params.iter().nth(1).unwrap();
+        b.set(Tensor::new(vec![5.0, f32::NAN, 7.0], [3]).unwrap()).unwrap();
+        learner.forget_rows(b, &[0, 2]).unwrap();
+        let slot = &learner.slots[1];
+        assert_eq!((slot.m[0], slot.v[2], slot.ema[0], slot.ema[2]), (0.0, 0.0, 5.0, 7.0));
+        assert!(slot.m[1] != 0.0 && slot.v[1] != 0.0 && slot.ema[1].is_finite());
+        assert!(learner.forget_rows(b, &[3]).is_err());
+        let error = learner.blame(&gradients(&params)).unwrap_err().to_string();
+        assert!(error.contains("gradient of b"), "{error}");
     }
 
     #[test]

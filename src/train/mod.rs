@@ -4,11 +4,14 @@
 //! rest: checkpoints, log, progress bar, the stop on NaN, Ctrl-C, and a resume that gives the bits
 //! of an uninterrupted run.
 
+pub mod beta_vae;
 pub mod bundle;
 pub mod checkpoint;
 pub mod interrupt;
+pub mod kmeans;
 pub mod learner;
 pub mod log;
+pub mod msvq;
 pub mod progress;
 mod run;
 pub mod schedule;

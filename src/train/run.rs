@@ -26,7 +26,7 @@ pub trait Stage {
     fn step(&mut self, step: u64) -> Result<StepLog>;
 
     /// Everything that a later step reads: weights, moments, running means, statistics.
-    fn state(&self) -> BTreeMap<String, Tensor>;
+    fn state(&self) -> Result<BTreeMap<String, Tensor>>;
 
     /// Takes back what [`Stage::state`] gave; names, shapes and types were compared already.
     fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()>;
@@ -118,7 +118,7 @@ fn take(stage: &mut dyn Stage, step: u64) -> Result<StepLog> {
 fn save(stage: &dyn Stage, plan: &Plan, step: u64) -> Result<()> {
     let mut meta = Meta::new(stage.name(), step, plan.config.to_toml()?);
     meta.notes = stage.notes();
-    checkpoint::save(plan.dir, plan.stage.keep, &meta, &stage.state()).map(|_| ())
+    checkpoint::save(plan.dir, plan.stage.keep, &meta, &stage.state()?).map(|_| ())
 }
 
 /// Restores the newest checkpoint when resuming; returns the first step to take.
@@ -130,7 +130,7 @@ fn start(stage: &mut dyn Stage, plan: &Plan) -> Result<u64> {
         return Err(Error::file(plan.dir, "holds a run already", fix));
     }
     let loaded = checkpoint::load(&found)?;
-    loaded.check(stage.name(), &stage.state())?;
+    loaded.check(stage.name(), &stage.state()?)?;
     tell_changes(plan.config, &loaded)?;
     let step = loaded.meta.step;
     stage.restore(loaded.tensors).within(found.display())?;
@@ -186,9 +186,9 @@ mod tests {
             Ok(StepLog::new(loss, 0.1).with("w0", f64::from(self.weights[0])))
         }
 
-        fn state(&self) -> BTreeMap<String, Tensor> {
-            let w = Tensor::new(self.weights.clone(), [8]).unwrap();
-            BTreeMap::from([("w".to_string(), w)])
+        fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+            let w = Tensor::new(self.weights.clone(), [8])?;
+            Ok(BTreeMap::from([("w".to_string(), w)]))
         }
 
         fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {

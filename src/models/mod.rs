@@ -1,0 +1,9 @@
+//! Models: parameters and forward passes, written once against [`Pass`](crate::autograd::Pass).
+//! They read no files and no clock.
+
+pub mod beta_vae;
+pub mod blocks;
+pub mod discriminator;
+pub mod ms_ssim;
+pub mod msvq;
+pub mod quantiser;

@@ -1,0 +1,296 @@
+//! Residual multi-scale quantisation (VAR; algorithm.md 1.4): a latent map as K token maps that
+//! grow.
+//!
+//! With D_p the area pooling to p x p, U_p the bicubic enlargement and e the code book, scale k
+//! takes s_k = nearest code of D_p(rest), h = phi(U_p(e[s_k])), rest -= h, f_k = f_{k-1} + h. At
+//! the last scale nothing is resized. D_p U_p is not the identity, so quantising f_k again gives
+//! other tokens.
+
+use crate::autograd::{Param, Params, Pass, Var};
+use crate::config::{Lookup, MsvqConfig};
+use crate::error::{Error, Result, Within};
+use crate::nn::conv::{Conv, ConvInit};
+use crate::ops::activation::Square;
+use crate::ops::call;
+use crate::ops::conv::Conv2d;
+use crate::ops::elementwise::{ADD, Affine, Axpy, Mul, SUB};
+use crate::ops::embed::GatherRows;
+use crate::ops::quantize::NearestCode;
+use crate::ops::reduce::SumTo;
+use crate::ops::resample::{Map, Resample};
+use crate::tensor::{DType, Tensor};
+
+/// The code book, the convolutions phi and the order of the scales.
+pub struct Quantiser {
+    config: MsvqConfig,
+    book: Param,
+    phi: Vec<Conv>,
+}
+
+/// What quantising a batch in training gives.
+pub struct Quantised {
+    /// f_K with the gradient of f: the decoder's input.
+    pub latent: Var,
+    /// The vector-quantisation loss, one element.
+    pub loss: Var,
+    /// Tokens of each scale, [B, p, p].
+    pub tokens: Vec<Tensor>,
+    /// What each scale had to quantise, [B, p, p, d].
+    pub residuals: Vec<Tensor>,
+}
+
+/// One scale's step: the tokens, the vectors they stand for, and what they add to the map.
+struct Step {
+    tokens: Tensor,
+    wanted: Tensor,
+    adds: Var,
+}
+
+impl Quantiser {
+    /// `book` is uniform within 1 / V until k-means fills it; each phi starts as the identity.
+    pub fn new(config: &MsvqConfig, params: &mut Params) -> Self {
+        let (v, d) = (config.vocab, config.d);
+        let book = params.uniform("book", [v, d], 1.0 / v.max(1) as f64, false);
+        let phi = |p: &mut Params, j: usize| {
+            Conv::new(p, &format!("phi.{j}"), [d, d], Conv2d::same(3), ConvInit::Identity)
+        };
+        let phi = (0..config.phi).map(|j| phi(params, j)).collect();
+        Self { config: config.clone(), book, phi }
+    }
+
+    /// The code book [V, d].
+    pub fn book(&self) -> &Param {
+        &self.book
+    }
+
+    /// Number of scales K.
+    pub fn scales(&self) -> usize {
+        self.config.scales()
+    }
+
+    /// Side of the token map of 0-based scale `k`.
+    pub fn side(&self, k: usize) -> usize {
+        self.config.patch_nums[k]
+    }
+
+    /// Where scale `k` begins in a row of tokens.
+    pub fn offset(&self, k: usize) -> usize {
+        self.config.patch_nums[..k].iter().map(|p| p * p).sum()
+    }
+
+    /// Tokens [B, L] (i32) of a latent map f [B, h, w, d], all scales in a row.
+    ///
+    /// # Errors
+    /// A value of f that is not finite has no nearest code.
+    pub fn tokens(&self, f: &Tensor) -> Result<Tensor> {
+        let b = f.shape().dims().first().copied().unwrap_or(0);
+        let maps = self.walk(f)?.0;
+        let mut all = Vec::with_capacity(b * self.config.tokens());
+        for sample in 0..b {
+            for (map, side) in maps.iter().zip(&self.config.patch_nums) {
+                let n = side * side;
+                all.extend_from_slice(&map.i32s()?[sample * n..(sample + 1) * n]);
+            }
+        }
+        Tensor::new_i32(all, [b, self.config.tokens()])
+    }
+
+    /// Token maps, and f_1 .. f_K beside them, of a latent map f [B, h, w, d].
+    pub fn walk(&self, f: &Tensor) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+        let p = Pass::eval();
+        let mut rest = f.clone();
+        let mut sum = Tensor::zeros(f.dtype(), f.shape());
+        let (mut maps, mut sums) = (Vec::new(), Vec::new());
+        for k in 0..self.scales() {
+            let step = self.quantise_scale(&p, k, &rest)?;
+            sum = call(&ADD, &[&sum, step.adds.value()])?;
+            rest = call(&SUB, &[&rest, step.adds.value()])?;
+            maps.push(step.tokens);
+            sums.push(sum.clone());
+        }
+        Ok((maps, sums))
+    }
+
+    /// f_1 .. f_K, each [B, h, w, d], of tokens [B, L].
+    pub fn pyramid(&self, tokens: &Tensor) -> Result<Vec<Tensor>> {
+        let (b, l) = match tokens.shape().dims() {
+            &[b, l] if l == self.config.tokens() => (b, l),
+            _ => {
+                let what = format!("{} is not [B, {}]", tokens.shape(), self.config.tokens());
+                return Err(Error::shape("tokens", what));
+            }
+        };
+        let all = tokens.i32s()?;
+        let h = self.config.latent_side();
+        let mut f = Tensor::zeros(self.book.value().dtype(), [b, h, h, self.config.d]);
+        let mut pyramid = Vec::with_capacity(self.scales());
+        for k in 0..self.scales() {
+            let (at, n) = (self.offset(k), self.side(k).pow(2));
+            let part = (0..b).flat_map(|i| &all[i * l + at..i * l + at + n]).copied().collect();
+            f = self.add_scale(&f, k, &Tensor::new_i32(part, [b, n])?)?;
+            pyramid.push(f.clone());
+        }
+        Ok(pyramid)
+    }
+
+    /// f_k of f_{k-1} [B, h, w, d] and the tokens [B, p^2] of 0-based scale `k`.
+    ///
+    /// # Errors
+    /// Tokens outside the code book.
+    pub fn add_scale(&self, f: &Tensor, k: usize, tokens: &Tensor) -> Result<Tensor> {
+        let (vocab, side) = (self.config.vocab as i32, self.side(k));
+        if let Some(bad) = tokens.i32s()?.iter().find(|t| !(0..vocab).contains(t)) {
+            let what = format!("token {bad} at scale {} of a book of {vocab}", k + 1);
+            return Err(Error::shape("tokens", what));
+        }
+        let b = f.shape().dims().first().copied().unwrap_or(0);
+        let adds = self.lift(&Pass::eval(), k, &tokens.reshape([b, side, side])?)?;
+        call(&ADD, &[f, adds.value()])
+    }
+
+    /// D_p of 0-based scale `k`: f [B, h, w, d] to [B, p, p, d]. Of f_{k-1} this is r_k.
+    pub fn pool(&self, k: usize, f: &Tensor) -> Result<Tensor> {
+        let side = self.side(k);
+        match side == self.config.latent_side() {
+            true => Ok(f.clone()),
+            false => call(&resize(Map::Area, self.config.latent_side(), side), &[f]),
+        }
+    }
+
+    /// h = phi(U_p(e[s])) for tokens s [B, p, p] of scale `k`.
+    fn lift(&self, p: &Pass, k: usize, tokens: &Tensor) -> Result<Var> {
+        let h = p.op(GatherRows, &[&p.param(&self.book), &tokens.clone().into()])?;
+        let side = self.config.latent_side();
+        let h = match self.side(k) == side {
+            true => h,
+            false => p.op(resize(Map::Bicubic, self.side(k), side), &[&h])?,
+        };
+        let q = self.config.quant_resi;
+        let Some(conv) = self.phi.get(self.config.phi_of(k)) else { return Ok(h) };
+        let own = p.op(Affine { scale: 1.0 - q, shift: 0.0 }, &[&h])?;
+        p.op(Axpy { alpha: q }, &[&own, &conv.forward(p, &h)?])
+    }
+
+    fn quantise_scale(&self, p: &Pass, k: usize, rest: &Tensor) -> Result<Step> {
+        let place = || format!("scale {}", k + 1);
+        let wanted = self.pool(k, rest).within(place())?;
+        let tokens = self.nearest(&wanted).within(place())?;
+        let adds = self.lift(p, k, &tokens).within(place())?;
+        Ok(Step { tokens, wanted, adds })
+    }
+
+    /// Codes nearest to vectors [.., d], the first of equals.
+    fn nearest(&self, x: &Tensor) -> Result<Tensor> {
+        x.check_finite("a vector to quantise")?;
+        let cosine = self.config.lookup == Lookup::Cosine;
+        call(&NearestCode { cosine }, &[x, &self.book.value()])
+    }
+
+    /// Quantises f [B, h, w, d] on a tape. `keep` says how many scales each sample keeps: after
+    /// them its sum stays where it is, and it takes no part in the later scales' loss.
+    ///
+    /// The loss is (1/K) sum_k [beta mse(sg(f_k), f) + mse(f_k, sg(f))]; f_k is the sum so far, so
+    /// code and phi of a scale hear from every scale after them, and the encoder is held to every
+    /// f_k.
+    pub fn quantise(&self, p: &Pass, f: &Var, keep: &[usize]) -> Result<Quantised> {
+        let fixed = f.detach();
+        let mut sum: Option<Var> = None;
+        let mut loss: Option<Var> = None;
+        let (mut tokens, mut residuals) = (Vec::new(), Vec::new());
+        for k in 0..self.scales() {
+            let rest = match &sum {
+                Some(s) => call(&SUB, &[f.value(), s.value()])?,
+                None => f.value().clone(),
+            };
+            let step = self.quantise_scale(p, k, &rest)?;
+            let mask = kept(keep, k, f.value().dtype())?;
+            let adds = match &mask {
+                Some(m) => p.op(Mul, &[&step.adds, m])?,
+                None => step.adds,
+            };
+            let fk = match &sum {
+                Some(s) => p.op(ADD, &[s, &adds])?,
+                None => adds,
+            };
+            let book = masked_mse(p, &fk, &fixed, &mask)?;
+            let commit = masked_mse(p, f, &fk.detach(), &mask)?;
+            let both = p.op(Axpy { alpha: self.config.beta }, &[&book, &commit])?;
+            loss = Some(match &loss {
+                Some(l) => p.op(ADD, &[l, &both])?,
+                None => both,
+            });
+            sum = Some(fk);
+            tokens.push(step.tokens);
+            residuals.push(step.wanted);
+        }
+        let (Some(sum), Some(loss)) = (sum, loss) else {
+            return Err(Error::shape("quantiser", "there are no scales"));
+        };
+        let shift = call(&SUB, &[sum.value(), f.value()])?;
+        let latent = p.op(ADD, &[f, &shift.into()])?;
+        let loss = p.op(Affine { scale: 1.0 / self.scales() as f64, shift: 0.0 }, &[&loss])?;
+        Ok(Quantised { latent, loss, tokens, residuals })
+    }
+
+    /// What each scale would quantise if every vector had its own code: pooled maps of what the
+    /// earlier scales leave. k-means starts from these, before there is a book.
+    pub fn ideal_residuals(&self, f: &Tensor) -> Result<Vec<Tensor>> {
+        let side = self.config.latent_side();
+        let mut rest = f.clone();
+        let mut all = Vec::with_capacity(self.scales());
+        for k in 0..self.scales() {
+            let wanted = self.pool(k, &rest)?;
+            if self.side(k) < side {
+                let up = call(&resize(Map::Bicubic, self.side(k), side), &[&wanted])?;
+                rest = call(&SUB, &[&rest, &up])?;
+            }
+            all.push(wanted);
+        }
+        Ok(all)
+    }
+
+    /// What each scale quantises with the present book.
+    pub fn residuals(&self, f: &Tensor) -> Result<Vec<Tensor>> {
+        let keep = vec![self.scales(); f.shape().dims().first().copied().unwrap_or(0)];
+        Ok(self.quantise(&Pass::eval(), &f.clone().into(), &keep)?.residuals)
+    }
+}
+
+fn resize(map: Map, from: usize, to: usize) -> Resample {
+    Resample::new(map, [from; 2], [to; 2])
+}
+
+/// 1 for samples that keep 0-based scale `k` and 0 for the others, [B, 1, 1, 1]; `None` if all do.
+fn kept(keep: &[usize], k: usize, dtype: DType) -> Result<Option<Var>> {
+    if keep.iter().all(|&n| n > k) {
+        return Ok(None);
+    }
+    let mask = keep.iter().map(|&n| if n > k { 1.0 } else { 0.0 }).collect();
+    Ok(Some(Tensor::from_f64s(dtype, mask, [keep.len(), 1, 1, 1])?.into()))
+}
+
+/// Mean squared difference over the kept samples; 0 when there are none.
+fn masked_mse(p: &Pass, a: &Var, b: &Var, mask: &Option<Var>) -> Result<Var> {
+    let square = p.op(Square, &[&p.op(SUB, &[a, b])?])?;
+    let per_sample = a.value().len() / a.dims()[0].max(1);
+    let (square, samples) = match mask {
+        Some(m) => {
+            let n: f64 = m.value().to_f64s().iter().sum();
+            (p.op(Mul, &[&square, m])?, n)
+        }
+        None => (square, a.dims()[0] as f64),
+    };
+    let sum = p.op(SumTo { to: [1].into() }, &[&square])?;
+    let scale = if samples > 0.0 { 1.0 / (samples * per_sample as f64) } else { 0.0 };
+    p.op(Affine { scale, shift: 0.0 }, &[&sum])
+}
+
+/// exp(entropy) of the tokens: how many codes are in even use, in effect.
+pub fn perplexity(counts: &[f32]) -> f64 {
+    let total: f64 = counts.iter().map(|&c| f64::from(c)).sum();
+    if total <= 0.0 {
+        return 0.0;
+    }
+    let share = counts.iter().map(|&c| f64::from(c) / total).filter(|&q| q > 0.0);
+    (-share.map(|q| q * q.ln()).sum::<f64>()).exp()
+}

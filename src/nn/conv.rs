@@ -1,0 +1,91 @@
+//! The convolution layer over channels-last maps.
+
+use crate::autograd::{Param, Params, Pass, Var};
+use crate::error::{Result, Within};
+use crate::ops::conv::Conv2d;
+use crate::tensor::{DType, Tensor};
+
+/// How a kernel [out, kh, kw, in] and its bias start.
+#[derive(Clone, Copy, Debug)]
+pub enum ConvInit {
+    /// Both uniform within 1 / sqrt(kh kw in): what VAR leaves to its framework.
+    FanIn,
+    /// Kernel normal with this standard deviation, bias zero.
+    Normal(f64),
+    /// The map itself: 1 at the centre where in = out, else 0; bias zero.
+    Identity,
+}
+
+/// y = conv(x, w) + b.
+pub struct Conv {
+    w: Param,
+    b: Param,
+    op: Conv2d,
+}
+
+impl Conv {
+    /// [B, H, W, io[0]] to [B, H', W', io[1]] by the windows of `op`.
+    pub fn new(
+        params: &mut Params,
+        name: &str,
+        io: [usize; 2],
+        op: Conv2d,
+        init: ConvInit,
+    ) -> Self {
+        let ([inputs, outputs], [kh, kw]) = (io, op.kernel);
+        let shape = [outputs, kh, kw, inputs];
+        let limit = 1.0 / ((kh * kw * inputs).max(1) as f64).sqrt();
+        let (w, b) = params.at(name, |p| match init {
+            ConvInit::FanIn => {
+                let w = p.uniform("weight", shape, limit, true);
+                (w, p.uniform("bias", [outputs], limit, false))
+            }
+            ConvInit::Normal(std) => {
+                let w = p.normal("weight", shape, std, true);
+                (w, p.constant("bias", [outputs], 0.0))
+            }
+            ConvInit::Identity => {
+                (p.add("weight", identity(shape), true), p.constant("bias", [outputs], 0.0))
+            }
+        });
+        Self { w, b, op }
+    }
+
+    /// A convolution that keeps the size of its map.
+    pub fn same(params: &mut Params, name: &str, io: [usize; 2], side: usize) -> Self {
+        Self::new(params, name, io, Conv2d::same(side), ConvInit::FanIn)
+    }
+
+    /// Halves the map: a row and a column of zeros at the bottom and right, then 3x3 with stride 2
+    /// (VAR).
+    pub fn halving(params: &mut Params, name: &str, channels: usize) -> Self {
+        let op = Conv2d { kernel: [3, 3], stride: 2, pad: [0, 1, 0, 1] };
+        Self::new(params, name, [channels; 2], op, ConvInit::FanIn)
+    }
+
+    /// The kernel.
+    pub fn weight(&self) -> &Param {
+        &self.w
+    }
+
+    /// x [B, H, W, in] to [B, H', W', out].
+    pub fn forward(&self, p: &Pass, x: &Var) -> Result<Var> {
+        self.with_weight(p, x, &p.param(&self.w))
+    }
+
+    /// The same with the kernel given as a variable: for gradients at this layer alone.
+    pub fn with_weight(&self, p: &Pass, x: &Var, w: &Var) -> Result<Var> {
+        p.op(self.op.clone(), &[x, w, &p.param(&self.b)]).within(self.w.name())
+    }
+}
+
+fn identity([outputs, kh, kw, inputs]: [usize; 4]) -> Tensor {
+    let mut w = vec![0.0; outputs * kh * kw * inputs];
+    let centre = (kh / 2) * kw + kw / 2;
+    for o in 0..outputs.min(inputs) {
+        w[(o * kh * kw + centre) * inputs + o] = 1.0;
+    }
+    // The values were made for this shape, so the fallback is never taken.
+    let shape = [outputs, kh, kw, inputs];
+    Tensor::new(w, shape).unwrap_or_else(|_| Tensor::zeros(DType::F32, shape))
+}

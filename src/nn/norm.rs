@@ -1,0 +1,112 @@
+//! Norms with weights: over groups of channels, and over the batch.
+
+use crate::autograd::{Param, Params, Pass, Var};
+use crate::error::{Error, Result, Within};
+use crate::ops::elementwise::{ADD, Mul};
+use crate::ops::{batch_norm, group_norm, run};
+use crate::tensor::Tensor;
+
+/// Added to variances by the tokenizer's norms (VAR).
+const GROUP_EPS: f64 = 1e-6;
+/// Added to variances by batch norms.
+const BATCH_EPS: f64 = 1e-5;
+/// Share of the newest batch in the running statistics.
+const MOMENTUM: f64 = 0.1;
+
+/// Group norm over [B, H, W, C], with SiLU after it where asked for.
+pub struct GroupNorm {
+    w: Param,
+    b: Param,
+    op: group_norm::GroupNorm,
+}
+
+impl GroupNorm {
+    /// `channels` in `groups` groups.
+    pub fn new(params: &mut Params, name: &str, channels: usize, groups: usize) -> Self {
+        let op = group_norm::GroupNorm { groups, eps: GROUP_EPS, silu: false };
+        params.at(name, |p| Self {
+            w: p.constant("weight", [channels], 1.0),
+            b: p.constant("bias", [channels], 0.0),
+            op,
+        })
+    }
+
+    /// Followed by SiLU, in one pass over the map.
+    pub fn silu(mut self) -> Self {
+        self.op.silu = true;
+        self
+    }
+
+    /// x [B, H, W, C] to the same.
+    pub fn forward(&self, p: &Pass, x: &Var) -> Result<Var> {
+        p.op(self.op.clone(), &[x, &p.param(&self.w), &p.param(&self.b)]).within(self.w.name())
+    }
+}
+
+/// Batch norm over the rows of [B, C]. The running statistics are parameters of a second, untrained
+/// group, so that a checkpoint can keep them.
+pub struct BatchNorm {
+    w: Param,
+    b: Param,
+    mean: Param,
+    var: Param,
+}
+
+impl BatchNorm {
+    /// `width` columns; the running statistics go into `running`.
+    pub fn new(params: &mut Params, running: &mut Params, name: &str, width: usize) -> Self {
+        let (w, b) = params
+            .at(name, |p| (p.constant("weight", [width], 1.0), p.constant("bias", [width], 0.0)));
+        let (mean, var) = running.at(name, |p| {
+            (p.constant("running_mean", [width], 0.0), p.constant("running_var", [width], 1.0))
+        });
+        Self { w, b, mean, var }
+    }
+
+    /// With the statistics of this batch; returns also what [`BatchNorm::remember`] wants.
+    pub fn forward_train(&self, p: &Pass, x: &Var) -> Result<(Var, BatchStats)> {
+        let op = batch_norm::BatchNormTrain { eps: BATCH_EPS };
+        let (w, b) = (p.param(&self.w), p.param(&self.b));
+        let y = p.op(op.clone(), &[x, &w, &b]).within(self.w.name())?;
+        // A pass hands back the result alone; the statistics are cheap to take again.
+        let mut outs = run(&op, &[x.value(), w.value(), b.value()])?;
+        match (outs.pop(), outs.pop()) {
+            (Some(var), Some(mean)) => Ok((y, BatchStats { mean, var })),
+            _ => Err(Error::Internal("batch norm without statistics".into())),
+        }
+    }
+
+    /// With the running statistics.
+    pub fn forward_eval(&self, p: &Pass, x: &Var) -> Result<Var> {
+        let (mean, var) = (self.mean.value(), self.var.value());
+        let (w, b) = (self.w.value(), self.b.value());
+        let scale: Vec<f64> =
+            (0..w.len()).map(|i| w.at(i) / (var.at(i) + BATCH_EPS).sqrt()).collect();
+        let shift = (0..w.len()).map(|i| b.at(i) - mean.at(i) * scale[i]).collect();
+        let of = |v| Tensor::from_f64s(w.dtype(), v, w.shape()).map(Var::constant);
+        let y = p.op(Mul, &[x, &of(scale)?]).within(self.w.name())?;
+        p.op(ADD, &[&y, &of(shift)?])
+    }
+
+    /// Moves the running statistics a tenth of the way to those of a batch of `rows` rows.
+    pub fn remember(&self, stats: &BatchStats, rows: usize) -> Result<()> {
+        // The variance over the batch divides by its rows, the running one is unbiased.
+        let unbiased = rows as f64 / (rows.max(2) - 1) as f64;
+        for (slot, new, factor) in
+            [(&self.mean, &stats.mean, 1.0), (&self.var, &stats.var, unbiased)]
+        {
+            let old = slot.value();
+            let mixed = (0..old.len())
+                .map(|i| (1.0 - MOMENTUM) * old.at(i) + MOMENTUM * factor * new.at(i))
+                .collect();
+            slot.set(Tensor::from_f64s(old.dtype(), mixed, old.shape())?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Mean and variance of each column of a batch.
+pub struct BatchStats {
+    mean: Tensor,
+    var: Tensor,
+}

@@ -1,0 +1,264 @@
+//! Training the gene prior on the RNA of the training split.
+//!
+//! Every sample of RNA counts once, however many tiles share it. The statistics that standardise
+//! genes and z are part of the state, so whoever loads the checkpoint sees RNA as it was seen here.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use crate::autograd::{Params, Pass};
+use crate::config::{BetaVaeConfig, Config, DataConfig, StageConfig};
+use crate::data::genes::GeneMap;
+use crate::data::loader::Sampler;
+use crate::data::pack::Pack;
+use crate::data::rna::{RnaNorm, Scaling};
+use crate::error::{Error, Result};
+use crate::models::beta_vae::{BetaVae, Loss, active_dimensions};
+use crate::tensor::{Purpose, Stream, Tensor};
+use crate::train::Stage;
+use crate::train::bundle::Trained;
+use crate::train::learner::Learner;
+use crate::train::log::StepLog;
+use crate::train::schedule::{learning_rate, ramp};
+
+/// Prefix of the running statistics in a checkpoint.
+const RUNNING: &str = "running.";
+/// Key of the gene list among a checkpoint's notes.
+const NORM: &str = "rna.norm";
+/// Rows that are encoded at a time.
+const ROWS: usize = 256;
+
+/// A trained prior with the RNA statistics it was trained under.
+pub struct Prior {
+    /// How profiles become inputs.
+    pub norm: RnaNorm,
+    /// The model.
+    pub model: BetaVae,
+    running: Params,
+}
+
+impl Prior {
+    fn fresh(config: &BetaVaeConfig, norm: RnaNorm, params: &mut Params) -> Self {
+        let mut running = Params::new(0);
+        let model = BetaVae::new(config, params, &mut running);
+        Self { norm, model, running }
+    }
+
+    /// From a trained stage; `config` is the one it records.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape, a gene list that cannot be read.
+    pub fn load(config: &BetaVaeConfig, trained: &Trained) -> Result<Self> {
+        let norm = RnaNorm::from_parts(&trained.tensors, trained.note(NORM)?)?;
+        let mut params = Params::new(0);
+        let prior = Self::fresh(config, norm, &mut params);
+        params.load(&trained.tensors, "param.")?;
+        prior.running.load(&trained.tensors, RUNNING)?;
+        Ok(prior)
+    }
+
+    /// Standardised z [n, latent] of inputs [n, genes]: posterior means.
+    pub fn condition(&self, inputs: &Tensor) -> Result<Tensor> {
+        self.model.standardise(&means(&self.model, inputs)?)
+    }
+}
+
+/// Posterior means [n, latent], a part of the rows at a time.
+fn means(model: &BetaVae, inputs: &Tensor) -> Result<Tensor> {
+    let n = inputs.shape().matrix().0;
+    let mut all = Vec::with_capacity(n * model.config().latent);
+    for start in (0..n).step_by(ROWS) {
+        let part = inputs.rows(start, ROWS.min(n - start))?;
+        all.extend(model.encode_mean(&part)?.into_f32s()?);
+    }
+    Tensor::new(all, [n, model.config().latent])
+}
+
+/// How the configuration says that expression is scaled.
+pub fn scaling(c: &DataConfig) -> Scaling {
+    Scaling {
+        counts_per: c.counts_per,
+        log1p: true,
+        sd_floor: c.sigma_floor as f32,
+        clip: c.z_clip as f32,
+    }
+}
+
+/// The gene prior in training.
+pub struct BetaVaeStage {
+    config: BetaVaeConfig,
+    stage: StageConfig,
+    seed: u64,
+    params: Params,
+    prior: Prior,
+    learner: Learner,
+    train: Tensor,
+    held: Option<Tensor>,
+    sampler: Sampler,
+}
+
+impl BetaVaeStage {
+    /// Trains on the RNA of the pack's training split, held-out numbers are of its validation
+    /// split.
+    ///
+    /// # Errors
+    /// A pack with another number of genes than the configuration.
+    pub fn new(config: &Config, pack: &Pack) -> Result<Self> {
+        if pack.genes().len() != config.beta_vae.genes {
+            let (have, want) = (pack.genes().len(), config.beta_vae.genes);
+            let what = format!("is {want}, the pack holds {have} genes");
+            return Err(Error::config("beta_vae.genes", what, format!("set it to {have}")));
+        }
+        let all = pack.expression(&one_a_sample(pack, &pack.split("train")?))?;
+        let rows: Vec<usize> = (0..all.len()).collect();
+        let norm = RnaNorm::fit(&all, &rows, scaling(&config.data))?;
+        let map = GeneMap::new(&norm.genes, pack.genes(), config.data.min_gene_match)?;
+        let train = norm.apply(&all, &rows, &map)?;
+        let held = one_a_sample(pack, &pack.split("val").unwrap_or_default());
+        let held = match held.is_empty() {
+            true => None,
+            false => {
+                let rows: Vec<usize> = (0..held.len()).collect();
+                Some(norm.apply(&pack.expression(&held)?, &rows, &map)?)
+            }
+        };
+        Self::with_inputs(config, norm, train, held)
+    }
+
+    /// Trains on standardised inputs [n, genes]; `held` are never trained on.
+    pub fn with_inputs(
+        config: &Config,
+        norm: RnaNorm,
+        train: Tensor,
+        held: Option<Tensor>,
+    ) -> Result<Self> {
+        let (vae, stage) = (config.beta_vae.clone(), config.train.beta_vae.clone());
+        let mut params = Params::new(config.seed);
+        let prior = Prior::fresh(&vae, norm, &mut params);
+        Ok(Self {
+            learner: Learner::new(&params, &stage)?,
+            sampler: Sampler::new(train.shape().matrix().0, stage.batch, config.seed)?,
+            config: vae,
+            stage,
+            seed: config.seed,
+            params,
+            prior,
+            train,
+            held,
+        })
+    }
+
+    /// The prior, with the weights of the last step.
+    pub fn prior(&self) -> &Prior {
+        &self.prior
+    }
+
+    fn batch(&mut self, step: u64) -> Result<Tensor> {
+        let width = self.config.genes;
+        let all = self.train.f32s()?;
+        let picked = self.sampler.batch(step);
+        let rows: Vec<f32> = picked
+            .iter()
+            .flat_map(|e| &all[e.index * width..(e.index + 1) * width])
+            .copied()
+            .collect();
+        Tensor::new(rows, [picked.len(), width])
+    }
+
+    /// Input dropout: 0, or what keeps the mean.
+    fn keep(&self, step: u64, x: &Tensor) -> Result<Tensor> {
+        let drop = self.config.dropout as f32;
+        let draws = Stream::new(self.seed, step, 0, Purpose::Dropout).uniforms(x.len());
+        let one = |u: f32| if u < drop { 0.0 } else { 1.0 / (1.0 - drop) };
+        Tensor::new(draws.into_iter().map(one).collect(), x.shape())
+    }
+
+    fn loss(&self, step: u64, x: &Tensor, check: bool) -> Result<(Pass, Loss)> {
+        let rows = x.shape().matrix().0;
+        let noise = Stream::new(self.seed, step, 0, Purpose::Posterior);
+        let noise =
+            Tensor::new(noise.normals(rows * self.config.latent), [rows, self.config.latent])?;
+        let beta = self.config.beta * ramp(self.config.kl_warmup, self.stage.steps, step);
+        let pass = Pass::tape().training(&self.params).checked(check);
+        let loss = self.prior.model.loss(&pass, x, &self.keep(step, x)?, &noise, beta)?;
+        Ok((pass, loss))
+    }
+
+    /// Statistics of z, and what the held-out profiles say.
+    fn take_stock(&self, log: StepLog) -> Result<StepLog> {
+        self.learner.averaged(|| self.stock(log))
+    }
+
+    fn stock(&self, mut log: StepLog) -> Result<StepLog> {
+        let model = &self.prior.model;
+        let z = means(model, &self.train)?;
+        model.set_statistics(&z)?;
+        log = log.with("active", active_dimensions(&z) as f64);
+        if let Some(held) = &self.held {
+            let back = model.reconstruct(&means(model, held)?)?;
+            let pairs = back.f32s()?.iter().zip(held.f32s()?);
+            let sum: f64 = pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            log = log.with("val_mse", sum / held.len().max(1) as f64);
+        }
+        Ok(log)
+    }
+}
+
+/// The first image of each sample of RNA.
+fn one_a_sample(pack: &Pack, images: &[usize]) -> Vec<usize> {
+    let mut seen = std::collections::BTreeSet::new();
+    images.iter().copied().filter(|&i| seen.insert(pack.rna_row(i))).collect()
+}
+
+impl Stage for BetaVaeStage {
+    fn name(&self) -> &'static str {
+        "beta_vae"
+    }
+
+    fn step(&mut self, step: u64) -> Result<StepLog> {
+        let x = self.batch(step)?;
+        let (pass, loss) = self.loss(step, &x, false)?;
+        let grads = pass.backward(&loss.total)?;
+        let lr = learning_rate(&self.stage, step);
+        let norm = self.learner.update(&grads, lr, step)?;
+        let total = loss.total.value().item()?;
+        let log = StepLog::new(total, lr).with("grad_norm", norm);
+        let log = log.with("mse", loss.mse).with("kl", loss.kl);
+        if !norm.is_finite() || !total.is_finite() {
+            return Ok(log);
+        }
+        self.prior.model.remember(&loss, x.shape().matrix().0)?;
+        let done = step + 1;
+        match done == self.stage.steps || done.is_multiple_of(self.stage.checkpoint_every) {
+            true => self.take_stock(log),
+            false => Ok(log),
+        }
+    }
+
+    fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = self.learner.state("")?;
+        let running = self.prior.running.values();
+        state.extend(running.into_iter().map(|(name, t)| (format!("{RUNNING}{name}"), t)));
+        let (tensors, _) = self.prior.norm.to_parts()?;
+        state.extend(tensors.map(|(name, t)| (name.to_string(), t)));
+        Ok(state)
+    }
+
+    fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
+        self.learner.restore(&state, "")?;
+        self.prior.running.load(&state, RUNNING)
+    }
+
+    fn diagnose(&mut self, step: u64) -> Result<()> {
+        let x = self.batch(step)?;
+        let (pass, loss) = self.loss(step, &x, true)?;
+        let grads = pass.backward(&loss.total)?;
+        self.learner.blame(&grads)
+    }
+
+    fn notes(&self) -> Map<String, Value> {
+        let json = self.prior.norm.to_parts().map(|(_, json)| json).unwrap_or_default();
+        Map::from_iter([(NORM.to_string(), Value::from(json))])
+    }
+}

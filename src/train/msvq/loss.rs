@@ -1,0 +1,163 @@
+//! What the tokenizer's pixels are trained on: a loss without pretrained networks, as a gradient at
+//! the image.
+//!
+//! The gradient at the reconstruction is taken on a tape of its own; the network's tape then
+//! carries it back. So the adversarial part can be weighed against it at the decoder's last layer
+//! (VQGAN's adaptive weight) without a second pass through the decoder.
+
+use crate::autograd::{Params, Pass, Var};
+use crate::config::{MsvqLossConfig, StageConfig};
+use crate::error::Result;
+use crate::models::discriminator::{Discriminator, feature_distance, mean};
+use crate::models::ms_ssim::ms_ssim;
+use crate::nn::conv::Conv;
+use crate::ops::activation::{Abs, Square};
+use crate::ops::call;
+use crate::ops::elementwise::{ADD, Affine, Axpy, SUB};
+use crate::tensor::Tensor;
+use crate::train::learner::Learner;
+
+/// Limits of the adaptive weight, and what is added to its denominator (VQGAN).
+const WEIGHT_CAP: f64 = 1e4;
+const WEIGHT_EPS: f64 = 1e-4;
+
+/// A loss at an image: named parts, their weighted sum, the gradient of the sum.
+pub struct AtImage {
+    /// The weighted sum.
+    pub total: f64,
+    /// The parts, unweighted.
+    pub parts: Vec<(&'static str, f64)>,
+    /// d total / d image, [B, S, S, 3].
+    pub gradient: Tensor,
+}
+
+/// l2, l1 and 1 - MS-SSIM of a reconstruction against its original.
+pub fn pixel_loss(
+    c: &MsvqLossConfig,
+    image: &Tensor,
+    wanted: &Tensor,
+    check: bool,
+) -> Result<AtImage> {
+    let p = Pass::tape().checked(check);
+    let (x, y) = (p.leaf(image.clone()), Var::constant(wanted.clone()));
+    let difference = p.op(SUB, &[&x, &y])?;
+    let mut terms = vec![("l2", c.l2, mean(&p, &p.op(Square, &[&difference])?)?)];
+    if c.l1 > 0.0 {
+        terms.push(("l1", c.l1, mean(&p, &p.op(Abs, &[&difference])?)?));
+    }
+    if c.ms_ssim > 0.0 {
+        let similarity = ms_ssim(&p, &x, &y, c.ms_ssim_scales)?;
+        terms.push((
+            "ssim_loss",
+            c.ms_ssim,
+            p.op(Affine { scale: -1.0, shift: 1.0 }, &[&similarity])?,
+        ));
+    }
+    finish(p, &x, &terms)
+}
+
+/// Sums terms (name, weight, value) and brings their gradient to `x`.
+fn finish(p: Pass, x: &Var, terms: &[(&'static str, f64, Var)]) -> Result<AtImage> {
+    let mut total = p.op(Affine { scale: terms[0].1, shift: 0.0 }, &[&terms[0].2])?;
+    for (_, weight, term) in &terms[1..] {
+        total = p.op(Axpy { alpha: *weight }, &[&total, term])?;
+    }
+    let mut parts = Vec::with_capacity(terms.len());
+    for (name, _, value) in terms {
+        parts.push((*name, value.value().item()?));
+    }
+    let value = total.value().item()?;
+    let gradient = p.backward(&total)?.of(x)?.clone();
+    Ok(AtImage { total: value, parts, gradient })
+}
+
+/// The discriminator and its optimiser.
+pub struct Adversary {
+    params: Params,
+    net: Discriminator,
+    /// Its optimiser; part of the stage's state.
+    pub learner: Learner,
+    config: MsvqLossConfig,
+}
+
+impl Adversary {
+    /// A fresh discriminator, trained under the tokenizer's own recipe.
+    pub fn new(config: &MsvqLossConfig, stage: &StageConfig, seed: u64) -> Result<Self> {
+        // Another stream of initial values than the tokenizer's.
+        let mut params = Params::new(seed ^ 0x6469_7363);
+        let net = Discriminator::new(config, &mut params);
+        let stage = StageConfig { ema: 0.0, ..stage.clone() };
+        let learner = Learner::new(&params, &stage)?;
+        Ok(Self { params, net, learner, config: config.clone() })
+    }
+
+    /// The adversarial and feature-matching loss at a reconstruction. `features` is what the
+    /// decoder's `last` layer turned into it, `pixels` the pixel loss there, `ramp` a factor in [0,
+    /// 1].
+    pub fn judge(
+        &self,
+        [image, wanted]: [&Tensor; 2],
+        features: &Tensor,
+        last: &Conv,
+        pixels: &AtImage,
+        ramp: f64,
+    ) -> Result<AtImage> {
+        let p = Pass::tape();
+        let x = p.leaf(image.clone());
+        let verdict = self.net.forward(&p, &x)?;
+        let loss = p.op(Affine { scale: -1.0, shift: 0.0 }, &[&mean(&p, &verdict.logits)?])?;
+        let gan = finish(p, &x, &[("gan", 1.0, loss)])?;
+        let fooled = at_last(last, features, &gan.gradient)?;
+        let fit = at_last(last, features, &pixels.gradient)?;
+        let adaptive = (fit / (fooled + WEIGHT_EPS)).clamp(0.0, WEIGHT_CAP);
+        let weight = self.config.gan * adaptive * ramp;
+        let mut sum = AtImage {
+            total: weight * gan.total,
+            parts: vec![("gan", gan.total), ("gan_weight", weight)],
+            gradient: call(&Affine { scale: weight, shift: 0.0 }, &[&gan.gradient])?,
+        };
+        if self.config.feature_matching > 0.0 {
+            let matched = self.match_features(image, wanted)?;
+            let alpha = self.config.feature_matching * ramp;
+            sum.total += alpha * matched.total;
+            sum.parts.extend(matched.parts);
+            sum.gradient = call(&Axpy { alpha }, &[&sum.gradient, &matched.gradient])?;
+        }
+        Ok(sum)
+    }
+
+    fn match_features(&self, image: &Tensor, wanted: &Tensor) -> Result<AtImage> {
+        let p = Pass::tape();
+        let x = p.leaf(image.clone());
+        let real = self.net.forward(&Pass::eval(), &wanted.clone().into())?;
+        let distance = feature_distance(&p, &self.net.forward(&p, &x)?, &real)?;
+        finish(p, &x, &[("features", 1.0, distance)])
+    }
+
+    /// One hinge step of the discriminator; returns its loss.
+    pub fn learn(&mut self, real: &Tensor, fake: &Tensor, lr: f64, n: u64) -> Result<f64> {
+        let p = Pass::tape().training(&self.params);
+        let loss = self.net.hinge(&p, &real.clone().into(), &fake.clone().into())?;
+        let value = loss.value().item()?;
+        let grads = p.backward(&loss)?;
+        self.learner.update(&grads, lr, n)?;
+        Ok(value)
+    }
+}
+
+/// Norm of the gradient at the last layer's kernel for the gradient `g` at its output.
+fn at_last(last: &Conv, features: &Tensor, g: &Tensor) -> Result<f64> {
+    let p = Pass::tape();
+    let w = p.leaf(last.weight().value());
+    let y = last.with_weight(&p, &features.clone().into(), &w)?;
+    let grads = p.backward_from(&y, g.clone())?;
+    Ok(grads.of(&w)?.to_f64s().iter().map(|v| v * v).sum::<f64>().sqrt())
+}
+
+/// Adds a second gradient at the same image.
+pub fn add(a: &mut AtImage, b: AtImage) -> Result<()> {
+    a.total += b.total;
+    a.parts.extend(b.parts);
+    a.gradient = call(&ADD, &[&a.gradient, &b.gradient])?;
+    Ok(())
+}

@@ -1,0 +1,317 @@
+//! Training the tokenizer: a plain autoencoder first, then k-means fills the code book and
+//! quantisation begins.
+//!
+//! A step is a function of the state and of (seed, step). Held-out numbers are taken with the
+//! running mean of the weights on centre crops of the validation split, at every checkpoint.
+
+mod book;
+mod loss;
+
+use std::collections::BTreeMap;
+
+use crate::autograd::{Params, Pass, Var};
+use crate::config::{Config, MsvqConfig, StageConfig};
+use crate::data::augment;
+use crate::data::loader::{Sampler, to_tensor, windows};
+use crate::data::pack::Pack;
+use crate::error::{Error, Result};
+use crate::io::images::Rgb;
+use crate::models::ms_ssim::ms_ssim;
+use crate::models::msvq::Msvq;
+use crate::models::quantiser::Quantised;
+use crate::ops::elementwise::{Axpy, Mul};
+use crate::ops::reduce::SumTo;
+use crate::tensor::{Purpose, Stream, Tensor};
+use crate::train::Stage;
+use crate::train::kmeans::kmeans;
+use crate::train::learner::Learner;
+use crate::train::log::StepLog;
+use crate::train::schedule::{learning_rate, ramp};
+use book::{Pool, Usage, revive};
+use loss::{Adversary, AtImage, add, pixel_loss};
+
+/// Images of the fixed held-out batch.
+const HELD: usize = 32;
+/// Most batches that k-means draws its vectors from, and its rounds.
+const KMEANS_BATCHES: usize = 64;
+const KMEANS_ROUNDS: usize = 12;
+/// Codes are moved only before this share of the steps, so that the last ones can settle.
+const RESTART_UNTIL: f64 = 0.8;
+/// Share of the steps over which a discriminator that has just begun gains its weight.
+const GAN_RAMP: f64 = 0.02;
+
+/// The tokenizer in training.
+pub struct MsvqStage {
+    config: MsvqConfig,
+    stage: StageConfig,
+    seed: u64,
+    params: Params,
+    model: Msvq,
+    learner: Learner,
+    adversary: Option<Adversary>,
+    usage: Usage,
+    images: Vec<Rgb>,
+    held: Option<Tensor>,
+    sampler: Sampler,
+}
+
+/// One forward pass in training.
+struct Forward {
+    pass: Pass,
+    /// What to differentiate: its gradient is the loss's.
+    root: Var,
+    pixels: AtImage,
+    image: Tensor,
+    quantised: Option<Quantised>,
+    vq: f64,
+}
+
+impl MsvqStage {
+    /// Trains on all images of the pack's training split; held-out numbers are of its validation
+    /// split.
+    pub fn new(config: &Config, pack: &Pack) -> Result<Self> {
+        let images = pack.tiles(&pack.images("train")?)?;
+        let held: Vec<usize> = pack.split("val").unwrap_or_default();
+        let stride = held.len().div_ceil(HELD).max(1);
+        let held: Vec<usize> = held.into_iter().step_by(stride).collect();
+        Self::with_images(config, images, &pack.tiles(&held)?)
+    }
+
+    /// Trains on these images, at least as large as the model's; `held` are never trained on.
+    pub fn with_images(config: &Config, images: Vec<Rgb>, held: &[Rgb]) -> Result<Self> {
+        let (msvq, stage) = (config.msvq.clone(), config.train.msvq.clone());
+        let mut params = Params::new(config.seed);
+        let model = Msvq::new(&msvq, &mut params);
+        let learner = Learner::new(&params, &stage)?;
+        let adversary = match msvq.loss.gan > 0.0 {
+            true => Some(Adversary::new(&msvq.loss, &stage, config.seed)?),
+            false => None,
+        };
+        let crops: Vec<Rgb> =
+            held.iter().map(|i| augment::centre(i, msvq.image)).collect::<Result<_>>()?;
+        Ok(Self {
+            sampler: Sampler::new(images.len(), stage.batch, config.seed)?,
+            usage: Usage::new(&msvq),
+            held: if crops.is_empty() { None } else { Some(to_tensor(&crops)?) },
+            config: msvq,
+            stage,
+            seed: config.seed,
+            params,
+            model,
+            learner,
+            adversary,
+            images,
+        })
+    }
+
+    /// The model, with the weights of the last step.
+    pub fn model(&self) -> &Msvq {
+        &self.model
+    }
+
+    fn batch(&mut self, step: u64) -> Result<Tensor> {
+        let examples = self.sampler.batch(step);
+        windows(&self.images, &examples, self.config.image, self.seed)
+    }
+
+    fn quantises(&self, step: u64) -> bool {
+        step >= self.config.warmup_steps
+    }
+
+    /// How many scales each sample of a step keeps.
+    fn kept_scales(&self, step: u64) -> Vec<usize> {
+        let (k, first) = (self.config.scales(), self.config.scale_dropout_start);
+        let draws = Stream::new(self.seed, step, 0, Purpose::Dropout);
+        let one = |b: usize| match f64::from(draws.uniform(2 * b)) < self.config.scale_dropout {
+            true if first < k => first + draws.below(2 * b + 1, k - first),
+            _ => k,
+        };
+        (0..self.stage.batch).map(one).collect()
+    }
+
+    fn forward(&self, step: u64, wanted: &Tensor, check: bool) -> Result<Forward> {
+        let pass = Pass::tape().training(&self.params).checked(check);
+        let f = self.model.encode(&pass, &wanted.clone().into())?;
+        let quantised = match self.quantises(step) {
+            true => Some(self.model.quantiser().quantise(&pass, &f, &self.kept_scales(step))?),
+            false => None,
+        };
+        let latent = quantised.as_ref().map_or(&f, |q| &q.latent);
+        let features = self.model.decode_features(&pass, latent)?;
+        let image = self.model.last_layer().forward(&pass, &features)?;
+        let mut pixels = pixel_loss(&self.config.loss, image.value(), wanted, check)?;
+        if let (Some(adversary), Some(weight)) = (&self.adversary, self.gan_ramp(step)) {
+            let last = self.model.last_layer();
+            let pair = [image.value(), wanted];
+            let judged = adversary.judge(pair, features.value(), last, &pixels, weight)?;
+            add(&mut pixels, judged)?;
+        }
+        let product = pass.op(Mul, &[&image, &pixels.gradient.clone().into()])?;
+        let mut root = pass.op(SumTo { to: [1].into() }, &[&product])?;
+        let mut vq = 0.0;
+        if let Some(q) = &quantised {
+            vq = q.loss.value().item()?;
+            root = pass.op(Axpy { alpha: self.config.loss.vq }, &[&root, &q.loss])?;
+        }
+        Ok(Forward { pass, root, pixels, image: image.into_value(), quantised, vq })
+    }
+
+    /// Weight of the adversarial part in [0, 1]; `None` before it starts.
+    fn gan_ramp(&self, step: u64) -> Option<f64> {
+        let start = (self.config.loss.gan_start * self.stage.steps as f64) as u64;
+        let start = start.max(self.config.warmup_steps);
+        (step >= start).then(|| ramp(GAN_RAMP, self.stage.steps, step - start))
+    }
+
+    /// Fills the book by k-means over residuals, balanced over the scales: first those of an
+    /// unlimited book, then those that the first book leaves.
+    fn fill_book(&mut self, step: u64) -> Result<()> {
+        for round in 0..2 {
+            let quota = self.config.kmeans_vectors.div_ceil(self.config.scales().max(1));
+            let batches = quota.div_ceil(self.stage.batch).clamp(1, KMEANS_BATCHES);
+            let mut pool = Pool::new(quota.div_ceil(batches), self.config.d);
+            for i in 0..batches as u64 {
+                let x = self.batch(step + i)?;
+                let f = self.model.encode(&Pass::eval(), &x.into())?;
+                let q = self.model.quantiser();
+                let residuals = match round {
+                    0 => q.ideal_residuals(f.value())?,
+                    _ => q.residuals(f.value())?,
+                };
+                pool.take(&residuals, self.seed, step + i)?;
+            }
+            let book = kmeans(&pool.vectors()?, self.config.vocab, KMEANS_ROUNDS, self.seed)?;
+            self.model.book().set(book)?;
+        }
+        let all: Vec<usize> = (0..self.config.vocab).collect();
+        self.learner.forget_rows(self.model.book(), &all)
+    }
+
+    /// Counts the codes of a step, and moves unused ones when it is time. Returns how many moved.
+    fn tend_book(&mut self, step: u64, q: &Quantised) -> Result<usize> {
+        let n = step - self.config.warmup_steps;
+        self.usage.count(&q.tokens, n)?;
+        let every = self.config.restart_every;
+        let late = step as f64 >= RESTART_UNTIL * self.stage.steps as f64;
+        if every == 0 || late || !(n + 1).is_multiple_of(every) {
+            return Ok(0);
+        }
+        let draws = Stream::new(self.seed, step, u16::MAX, Purpose::Codebook);
+        let below = self.config.restart_below;
+        let old = self.model.book().value();
+        let (book, moved) = revive(&old, &mut self.usage, &q.residuals, below, &draws)?;
+        if !moved.is_empty() {
+            self.model.book().set(book)?;
+            self.learner.forget_rows(self.model.book(), &moved)?;
+        }
+        Ok(moved.len())
+    }
+
+    /// Adds the numbers of the held-out batch, taken with the running mean of the weights.
+    fn held_out(&self, step: u64, log: StepLog) -> Result<StepLog> {
+        let Some(wanted) = self.held.clone() else { return Ok(log) };
+        let quantises = self.quantises(step);
+        let (psnr, similarity) = self.learner.averaged(|| self.score(&wanted, quantises))?;
+        Ok(log.with("val_psnr", psnr).with("val_ms_ssim", similarity))
+    }
+
+    /// (PSNR in dB, MS-SSIM) of reconstructions of images [B, S, S, 3], means over the batch.
+    fn score(&self, wanted: &Tensor, quantises: bool) -> Result<(f64, f64)> {
+        let p = Pass::eval();
+        let f = self.model.encode(&p, &wanted.clone().into())?;
+        let f = match quantises {
+            true => {
+                let q = self.model.quantiser();
+                let (_, mut sums) = q.walk(f.value())?;
+                sums.pop().ok_or_else(|| Error::shape("tokenizer", "there are no scales"))?
+            }
+            false => f.into_value(),
+        };
+        let image = self.model.paint_latent(&f)?;
+        let scales = self.config.loss.ms_ssim_scales;
+        let similarity = ms_ssim(&p, &image.clone().into(), &wanted.clone().into(), scales)?;
+        Ok((psnr(&image, wanted)?, similarity.value().item()?))
+    }
+}
+
+/// Mean over images [B, ..] in [-1, 1] of the peak signal-to-noise ratio in dB.
+pub fn psnr(image: &Tensor, wanted: &Tensor) -> Result<f64> {
+    let b = image.shape().dims().first().copied().unwrap_or(0).max(1);
+    let n = (image.len() / b).max(1);
+    let pairs = image.f32s()?.chunks(n).zip(wanted.f32s()?.chunks(n));
+    let one = |(x, y): (&[f32], &[f32])| {
+        let sum: f64 = x.iter().zip(y).map(|(x, y)| f64::from(x - y).powi(2)).sum();
+        -10.0 * (sum / n as f64 / 4.0).max(1e-10).log10()
+    };
+    Ok(pairs.map(one).sum::<f64>() / b as f64)
+}
+
+impl Stage for MsvqStage {
+    fn name(&self) -> &'static str {
+        "msvq"
+    }
+
+    fn step(&mut self, step: u64) -> Result<StepLog> {
+        if step == self.config.warmup_steps {
+            self.fill_book(step)?;
+        }
+        let wanted = self.batch(step)?;
+        let fights = self.gan_ramp(step).is_some();
+        let Forward { pass, root, pixels, image, quantised, vq } =
+            self.forward(step, &wanted, false)?;
+        let grads = pass.backward(&root)?;
+        let lr = learning_rate(&self.stage, step);
+        let norm = self.learner.update(&grads, lr, step)?;
+        let loss = pixels.total + self.config.loss.vq * vq;
+        let mut log = StepLog::new(loss, lr).with("grad_norm", norm);
+        for (name, value) in pixels.parts {
+            log = log.with(name, value);
+        }
+        if !norm.is_finite() || !loss.is_finite() {
+            return Ok(log);
+        }
+        if let (Some(adversary), true) = (&mut self.adversary, fights) {
+            log = log.with("disc", adversary.learn(&wanted, &image, lr, step)?);
+        }
+        if let Some(q) = &quantised {
+            let moved = self.tend_book(step, q)?;
+            log = log.with("vq", vq).with("moved", moved as f64);
+            log = log.with("live", self.usage.live() as f64);
+            for (k, value) in self.usage.perplexities().into_iter().enumerate() {
+                log = log.with(format!("perplexity_{}", k + 1), value);
+            }
+        }
+        let last = step + 1 == self.stage.steps;
+        match last || step.is_multiple_of(self.stage.checkpoint_every) {
+            true => self.held_out(step, log),
+            false => Ok(log),
+        }
+    }
+
+    fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = self.learner.state("")?;
+        if let Some(adversary) = &self.adversary {
+            state.extend(adversary.learner.state("disc.")?);
+        }
+        state.insert("usage".into(), self.usage.tensor()?);
+        Ok(state)
+    }
+
+    fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
+        self.learner.restore(&state, "")?;
+        if let Some(adversary) = &mut self.adversary {
+            adversary.learner.restore(&state, "disc.")?;
+        }
+        match state.get("usage") {
+            Some(counts) => self.usage.restore(counts),
+            None => Err(Error::data("tensor usage is missing", "train the tokenizer again")),
+        }
+    }
+
+    fn diagnose(&mut self, step: u64) -> Result<()> {
+        let wanted = self.batch(step)?;
+        let run = self.forward(step, &wanted, true)?;
+        let grads = run.pass.backward(&run.root)?;
+        self.learner.blame(&grads)
+    }
+}
