@@ -4,16 +4,16 @@
 //! that a person can mend, 130 after Ctrl-C, 1 for the rest.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
-use crate::config::{Config, TIERS};
 use crate::data::pack;
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::ops;
+use crate::sample;
+use crate::train::command;
 
 /// RNA-Seq profiles to H&E tiles.
 #[derive(Parser)]
@@ -26,10 +26,16 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Prints every configuration key with its value.
-    Config(ConfigArgs),
+    Config(command::ConfigArgs),
     /// Prepares data.
     #[command(subcommand)]
     Data(DataCommand),
+    /// Trains one stage or all.
+    Train(command::TrainArgs),
+    /// Puts what a run trained into one file.
+    Export(command::ExportArgs),
+    /// Draws tiles for rows of an RNA table.
+    Sample(Box<sample::command::SampleArgs>),
     /// Judges tiles.
     #[command(subcommand)]
     Eval(EvalCommand),
@@ -47,30 +53,6 @@ enum DataCommand {
 enum EvalCommand {
     /// Distance (FD-EffNet) between two sets of tiles, beside its floor and anchors.
     Fd(eval::fd::FdArgs),
-}
-
-/// Where a configuration comes from.
-#[derive(Args)]
-struct ConfigArgs {
-    /// TOML file; it names a tier and overrides keys.
-    #[arg(long, conflicts_with = "tier")]
-    config: Option<PathBuf>,
-    /// Preset: t0, demo, t1, t2 or t3.
-    #[arg(long)]
-    tier: Option<String>,
-}
-
-impl ConfigArgs {
-    fn read(&self) -> Result<Config> {
-        match (&self.config, &self.tier) {
-            (Some(path), _) => Config::load(path),
-            (None, Some(tier)) => Config::tier(tier),
-            (None, None) => {
-                let fix = format!("give --config FILE or --tier {}", TIERS.join("|"));
-                Err(Error::config("--config", "is missing", fix))
-            }
-        }
-    }
 }
 
 /// Runs the command of this process's arguments.
@@ -93,6 +75,9 @@ fn run(command: Command) -> Result<()> {
         Command::Config(args) => print(&args.read()?.to_toml()?),
         Command::Data(DataCommand::Pack(args)) => pack::run(&args),
         Command::Eval(EvalCommand::Fd(args)) => print(&eval::fd::run(&args)?.to_string()),
+        Command::Train(args) => command::run(&args),
+        Command::Export(args) => command::export(&args),
+        Command::Sample(args) => sample::command::run(&args),
         Command::Ops => print(&ops::table_markdown()),
     }
 }

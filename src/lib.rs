@@ -12,6 +12,7 @@ pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod report;
+pub mod sample;
 pub mod tensor;
 pub mod train;
 

@@ -56,13 +56,21 @@ pub struct Params {
     seed: u64,
     prefix: String,
     all: Vec<Param>,
+    elements: usize,
+    dry: bool,
 }
 
 impl Params {
     /// No parameters yet; initial values are drawn from `seed`.
     pub fn new(seed: u64) -> Self {
         let group = NEXT_GROUP.fetch_add(1, Ordering::Relaxed);
-        Self { group, seed, prefix: String::new(), all: Vec::new() }
+        Self { group, seed, prefix: String::new(), all: Vec::new(), elements: 0, dry: false }
+    }
+
+    /// Counts parameters without making them: a model built on these cannot run, but it says how large it
+    /// would be.
+    pub fn dry() -> Self {
+        Self { dry: true, ..Self::new(0) }
     }
 
     /// Runs `make` with `name` added to the prefix of all names.
@@ -85,6 +93,9 @@ impl Params {
         };
         let index = self.all.len();
         let group = self.group;
+        if !self.dry {
+            self.elements += value.len();
+        }
         let param = Param(Arc::new(Inner { name, group, index, decay, value: RwLock::new(value) }));
         self.all.push(param.clone());
         param
@@ -92,7 +103,7 @@ impl Params {
 
     /// Normal with standard deviation `std`.
     pub fn normal(&mut self, name: &str, shape: impl Into<Shape>, std: f64, decay: bool) -> Param {
-        let shape = shape.into();
+        let shape = self.planned(shape.into());
         let draws = self.stream().normals(shape.len());
         let values = draws.iter().map(|&x| f64::from(x) * std).collect();
         self.filled(name, values, shape, decay)
@@ -106,7 +117,7 @@ impl Params {
         limit: f64,
         decay: bool,
     ) -> Param {
-        let shape = shape.into();
+        let shape = self.planned(shape.into());
         let draws = self.stream().uniforms(shape.len());
         let values = draws.iter().map(|&x| (2.0 * f64::from(x) - 1.0) * limit).collect();
         self.filled(name, values, shape, decay)
@@ -114,7 +125,23 @@ impl Params {
 
     /// All elements `value`; never decays.
     pub fn constant(&mut self, name: &str, shape: impl Into<Shape>, value: f64) -> Param {
+        let shape = self.planned(shape.into());
         self.add(name, Tensor::full(DType::F32, shape, value), false)
+    }
+
+    /// All zeros, as the last layer of a residual network starts.
+    pub fn zeros(&mut self, name: &str, shape: impl Into<Shape>, decay: bool) -> Param {
+        let shape = self.planned(shape.into());
+        self.add(name, Tensor::zeros(DType::F32, shape), decay)
+    }
+
+    /// The shape to allocate: nothing when only counting.
+    fn planned(&mut self, shape: Shape) -> Shape {
+        if self.dry {
+            self.elements += shape.len();
+            return Shape::from([0]);
+        }
+        shape
     }
 
     fn filled(&mut self, name: &str, values: Vec<f64>, shape: Shape, decay: bool) -> Param {
@@ -141,7 +168,7 @@ impl Params {
     }
     /// How many elements in all.
     pub fn elements(&self) -> usize {
-        self.all.iter().map(|p| p.value().len()).sum()
+        self.elements
     }
     /// Whether `param` is one of these.
     pub fn owns(&self, param: &Param) -> bool {

@@ -48,6 +48,10 @@ impl Var {
     pub fn detach(&self) -> Self {
         Self::constant(self.value.clone())
     }
+    /// The same value and gradient without the tangent.
+    pub fn without_tangent(&self) -> Self {
+        Self { tangent: None, ..self.clone() }
+    }
     /// The extents.
     pub fn dims(&self) -> &[usize] {
         self.value.shape().dims()

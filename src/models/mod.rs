@@ -4,6 +4,11 @@
 pub mod beta_vae;
 pub mod blocks;
 pub mod discriminator;
+pub mod genevar;
+pub mod mask;
+pub mod masked_ar;
+pub mod meanflow;
 pub mod ms_ssim;
 pub mod msvq;
+pub mod phi;
 pub mod quantiser;

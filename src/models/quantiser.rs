@@ -180,7 +180,7 @@ impl Quantiser {
     }
 
     /// Codes nearest to vectors [.., d], the first of equals.
-    fn nearest(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn nearest(&self, x: &Tensor) -> Result<Tensor> {
         x.check_finite("a vector to quantise")?;
         let cosine = self.config.lookup == Lookup::Cosine;
         call(&NearestCode { cosine }, &[x, &self.book.value()])

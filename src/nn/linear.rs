@@ -59,9 +59,6 @@ fn matrix(p: &mut Params, [inputs, outputs]: [usize; 2], init: Init) -> Param {
             let limit = (6.0 / (inputs + outputs).max(1) as f64).sqrt();
             p.uniform("weight", shape, limit, true)
         }
-        Init::Zero => {
-            let zeros = crate::tensor::Tensor::zeros(crate::tensor::DType::F32, shape);
-            p.add("weight", zeros, true)
-        }
+        Init::Zero => p.zeros("weight", shape, true),
     }
 }

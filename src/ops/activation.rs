@@ -104,6 +104,23 @@ impl Pointwise for Exp {
 }
 pointwise!(Exp, ExpVjp, "exp", "exp_vjp", |s| Input::normal(s), Exp);
 
+/// ln(1 + e^x), without overflow.
+#[derive(Clone, Debug)]
+pub struct Softplus;
+
+impl Pointwise for Softplus {
+    #[inline(always)]
+    fn f<R: Real>(&self, x: R) -> R {
+        let tail = (R::of(1.0) + (-x.abs()).exp()).ln();
+        if x > R::of(0.0) { x + tail } else { tail }
+    }
+    #[inline(always)]
+    fn df<R: Real>(&self, x: R) -> R {
+        x.sigmoid()
+    }
+}
+pointwise!(Softplus, SoftplusVjp, "softplus", "softplus_vjp", |s| Input::normal(s), Softplus);
+
 /// x^2.
 #[derive(Clone, Debug)]
 pub struct Square;

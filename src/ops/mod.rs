@@ -62,7 +62,7 @@ macro_rules! table {
 table! {
     elementwise: Axpy, Mul, Affine, Modulate, GatedAdd;
     activation: Gelu, GeluVjp, Silu, SiluVjp, LeakyRelu, LeakyReluVjp, Tanh, TanhVjp, Exp, ExpVjp,
-        Square, SquareVjp, Abs, AbsVjp, Clamp, ClampVjp, Power, PowerVjp;
+        Softplus, SoftplusVjp, Square, SquareVjp, Abs, AbsVjp, Clamp, ClampVjp, Power, PowerVjp;
     reduce: SumTo, BroadcastTo;
     gemm: MatMul, Linear;
     layout: Narrow, Place, Concat, Reshape;

@@ -4,16 +4,22 @@
 //! rest: checkpoints, log, progress bar, the stop on NaN, Ctrl-C, and a resume that gives the bits
 //! of an uninterrupted run.
 
+pub mod ar;
 pub mod beta_vae;
 pub mod bundle;
 pub mod checkpoint;
+pub mod command;
 pub mod interrupt;
 pub mod kmeans;
 pub mod learner;
 pub mod log;
+pub mod meanflow;
 pub mod msvq;
+pub mod pipeline;
 pub mod progress;
 mod run;
 pub mod schedule;
+pub mod system;
+pub mod tissue;
 
 pub use run::{Plan, Stage, Summary, run};

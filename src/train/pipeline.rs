@@ -60,7 +60,7 @@ impl Work<'_> {
     /// Trains every stage that the configuration needs, in order; when resuming, those that are
     /// finished are passed over.
     pub fn all(&self) -> Result<Vec<(&'static str, Summary)>> {
-        let needed = |name: &&str| !(self.config.ar.plain_var && **name == "meanflow");
+        let needed = |name: &&'static str| !(self.config.ar.plain_var && *name == "meanflow");
         STAGES.into_iter().filter(needed).map(|name| Ok((name, self.stage(name)?))).collect()
     }
 

@@ -1,0 +1,239 @@
+//! Phi: the network of Causal MeanFlow, f^t to an average velocity u (both [B, H, H, d]).
+//!
+//! Two sets of adaLN vectors (Eq. 7): one a sample from z + t + r + k, modulating self-attention and the
+//! feed-forward network, and one a position from r_k + t + r + k, modulating cross-attention to r_k. The generators
+//! and the last layer start at zero, so Phi is zero before training and so is its gradient to r_k.
+
+use crate::autograd::{Param, Params, Pass, Var};
+use crate::config::{FlowMode, MeanFlowConfig, TimePair};
+use crate::error::{Result, Within};
+use crate::nn::{
+    AdaLn, CrossAttention, Init, Linear, Mlp, SelfAttention, layer_norm, norm_modulate,
+};
+use crate::ops::activation::Silu;
+use crate::ops::attention::Mask;
+use crate::ops::elementwise::{ADD, Affine, GatedAdd, Mul, SUB};
+use crate::ops::embed::{GatherRows, TimeEmbed};
+use crate::ops::layout::Reshape;
+use crate::ops::resample::{Map, Resample};
+use crate::tensor::{DType, Tensor};
+
+/// Longest period of the time embedding; times are in [0, 1] and not rescaled, or du/dt would blow up.
+const MAX_PERIOD: f64 = 1e4;
+
+/// Sizes that Phi takes from the tokenizer and the gene prior.
+#[derive(Clone, Debug)]
+pub struct PhiDims {
+    /// Side H of a feature map.
+    pub side: usize,
+    /// Channels d of a feature map.
+    pub d: usize,
+    /// Width of z.
+    pub latent: usize,
+    /// Side of each scale.
+    pub patch_nums: Vec<usize>,
+}
+
+/// SiLU network of two layers over an embedding.
+struct Embedder(Linear, Linear);
+
+impl Embedder {
+    fn new(p: &mut Params, name: &str, [i, w]: [usize; 2], init: Init) -> Self {
+        p.at(name, |p| {
+            Self(Linear::new(p, "fc1", [i, w], init), Linear::new(p, "fc2", [w, w], init))
+        })
+    }
+    fn forward(&self, p: &Pass, x: &Var) -> Result<Var> {
+        self.1.forward(p, &p.op(Silu, &[&self.0.forward(p, x)?])?)
+    }
+}
+
+struct Block {
+    ada: AdaLn,
+    attn: SelfAttention,
+    mlp: Mlp,
+    cross: Option<(AdaLn, CrossAttention)>,
+}
+
+/// What Phi looks at.
+pub struct PhiInput<'a> {
+    /// f^t [B, H, H, d].
+    pub f: &'a Var,
+    /// r_k [B, p, p, d].
+    pub r_k: &'a Var,
+    /// z [B, latent].
+    pub z: &'a Tensor,
+    /// Rows that see the learned null instead of z.
+    pub null: &'a [bool],
+    /// Current time t [B].
+    pub t: &'a Var,
+    /// Target time r [B].
+    pub r: &'a Var,
+    /// 0-based scale.
+    pub k: usize,
+}
+
+/// The network.
+pub struct Phi {
+    cfg: MeanFlowConfig,
+    dims: PhiDims,
+    f_in: Linear,
+    r_in: Linear,
+    r_up: Linear,
+    z_null: Param,
+    e_z: Embedder,
+    e_t: Embedder,
+    e_r: Embedder,
+    e_k: Param,
+    blocks: Vec<Block>,
+    out_ada: AdaLn,
+    out: Linear,
+}
+
+impl Phi {
+    /// Makes the parameters.
+    pub fn new(cfg: &MeanFlowConfig, dims: &PhiDims, params: &mut Params) -> Self {
+        let w = cfg.width;
+        let x = Init::Xavier;
+        // The published time embedder's deviation (MeanFlow, DiT).
+        let n = Init::Normal(0.02);
+        let heads = w / cfg.head_width;
+        let cross = cfg.mode != FlowMode::Vanilla;
+        Self {
+            f_in: Linear::new(params, "f_in", [dims.d, w], x),
+            r_in: Linear::new(params, "r_in", [dims.d, w], x),
+            r_up: Linear::new(params, "r_up", [dims.d, w], x),
+            z_null: params.normal("z_null", [1, dims.latent], 0.02, false),
+            e_z: Embedder::new(params, "e_z", [dims.latent, w], x),
+            e_t: Embedder::new(params, "e_t", [cfg.time_dims, w], n),
+            e_r: Embedder::new(params, "e_r", [cfg.time_dims, w], n),
+            e_k: params.normal("e_k", [dims.patch_nums.len(), w], 0.02, false),
+            blocks: (0..cfg.blocks)
+                .map(|i| {
+                    params.at(format_args!("blocks.{i}"), |p| Block {
+                        ada: AdaLn::new(p, "ada", [w, 6], Init::Zero),
+                        attn: SelfAttention::new(p, "attn", [w, heads], false, [x, x]),
+                        mlp: Mlp::new(p, "mlp", w, [x, x]),
+                        cross: cross.then(|| {
+                            let ada = AdaLn::new(p, "ada_r", [w, 3], Init::Zero);
+                            (ada, CrossAttention::new(p, "cross", [w, heads], x))
+                        }),
+                    })
+                })
+                .collect(),
+            out_ada: AdaLn::new(params, "out_ada", [w, 2], Init::Zero),
+            out: Linear::new(params, "out", [w, dims.d], Init::Zero),
+            cfg: cfg.clone(),
+            dims: dims.clone(),
+        }
+    }
+
+    /// The configuration it was made with.
+    pub fn config(&self) -> &MeanFlowConfig {
+        &self.cfg
+    }
+
+    /// The sizes it was made with.
+    pub fn dims(&self) -> &PhiDims {
+        &self.dims
+    }
+
+    /// u [B, H, H, d].
+    pub fn forward(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
+        self.velocity(p, x).within(format_args!("Phi at scale {}", x.k + 1))
+    }
+
+    fn velocity(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
+        let (b, w) = (x.f.dims()[0], self.cfg.width);
+        let dtype = x.f.value().dtype();
+        let (n, side) = (self.dims.side * self.dims.side, self.dims.patch_nums[x.k]);
+        let flat = |v: &Var, n: usize| p.op(Reshape { to: [b, n, self.dims.d].into() }, &[v]);
+        let place = |v: &Var, side: usize| {
+            p.op(ADD, &[v, &positions(dtype, side, self.dims.side, w)?.into()])
+        };
+        let mut h = place(&self.f_in.forward(p, &flat(x.f, n)?)?, self.dims.side)?;
+        let times = self.times(p, x)?;
+        let c1 = p.op(ADD, &[&self.z(p, x)?, &times])?;
+        let c1 = p.op(Reshape { to: [b, 1, w].into() }, &[&c1])?;
+        let context = match self.cfg.mode {
+            FlowMode::Vanilla => None,
+            _ => {
+                let rho = self.r_in.forward(p, &flat(x.r_k, side * side)?)?;
+                let rho = layer_norm(p, &place(&rho, side)?)?;
+                let up = Resample::new(Map::Bicubic, [side; 2], [self.dims.side; 2]);
+                let up = flat(&p.op(up, &[x.r_k])?, n)?;
+                let times = p.op(Reshape { to: [b, 1, w].into() }, &[&times])?;
+                Some((rho, p.op(ADD, &[&self.r_up.forward(p, &up)?, &times])?))
+            }
+        };
+        for (i, block) in self.blocks.iter().enumerate() {
+            h = block.forward(p, h, &c1, context.as_ref()).within(format_args!("block {i}"))?;
+        }
+        let o = self.out_ada.forward(p, &c1)?;
+        let u = self.out.forward(p, &norm_modulate(p, &h, &o[0], &o[1])?)?;
+        p.op(Reshape { to: x.f.value().shape().clone() }, &[&u])
+    }
+
+    /// E_t(t) + E_r(r or t - r) + E_k(k) [B, w]; the deterministic network has no times.
+    fn times(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
+        let b = x.f.dims()[0];
+        let rows = Tensor::new_i32(vec![x.k as i32; b], [b])?;
+        let level = p.op(GatherRows, &[&p.param(&self.e_k), &rows.into()])?;
+        if self.cfg.mode == FlowMode::Vit {
+            return Ok(level);
+        }
+        let wave = TimeEmbed { dim: self.cfg.time_dims, max_period: MAX_PERIOD };
+        let second = match self.cfg.embed {
+            TimePair::Both => x.r.clone(),
+            TimePair::Difference => p.op(SUB, &[x.t, x.r])?,
+        };
+        let t = self.e_t.forward(p, &p.op(wave.clone(), &[x.t])?)?;
+        let r = self.e_r.forward(p, &p.op(wave, &[&second])?)?;
+        p.op(ADD, &[&p.op(ADD, &[&t, &r])?, &level])
+    }
+
+    /// E_z of z, or of the learned null on rows that must not see it [B, w].
+    fn z(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
+        let keep = x.null.iter().map(|&n| f64::from(u8::from(self.cfg.rna && !n))).collect();
+        let keep = Tensor::from_f64s(x.f.value().dtype(), keep, [x.null.len(), 1])?;
+        let rest = p.op(Affine { scale: -1.0, shift: 1.0 }, &[&keep.clone().into()])?;
+        let z = p.op(Mul, &[&x.z.clone().into(), &keep.into()])?;
+        let spread = crate::ops::reduce::BroadcastTo { to: z.value().shape().clone() };
+        let null = p.op(Mul, &[&p.op(spread, &[&p.param(&self.z_null)])?, &rest])?;
+        self.e_z.forward(p, &p.op(ADD, &[&z, &null])?)
+    }
+}
+
+impl Block {
+    /// adaLN order of the c1 set: scale, shift, gate of attention, then of the network; of the c2 set: the same
+    /// of cross-attention.
+    fn forward(&self, p: &Pass, h: Var, c1: &Var, context: Option<&(Var, Var)>) -> Result<Var> {
+        let m = self.ada.forward(p, c1)?;
+        let x = norm_modulate(p, &h, &m[0], &m[1])?;
+        let mut h = p.op(GatedAdd, &[&h, &m[2], &self.attn.forward(p, &x, Mask::Full, None)?])?;
+        if let (Some((ada, cross)), Some((rho, c2))) = (&self.cross, context) {
+            let m = ada.forward(p, c2)?;
+            let x = norm_modulate(p, &h, &m[0], &m[1])?;
+            h = p.op(GatedAdd, &[&h, &m[2], &cross.forward(p, &x, rho)?])?;
+        }
+        let x = norm_modulate(p, &h, &m[3], &m[4])?;
+        p.op(GatedAdd, &[&h, &m[5], &self.mlp.forward(p, &x)?])
+    }
+}
+
+/// Sines and cosines of the cell centres of a `side` x `side` grid [side^2, w], in units of the finest grid's
+/// cells, so that all scales share one geometry: a quarter each of sin x, cos x, sin y, cos y.
+fn positions(dtype: DType, side: usize, finest: usize, w: usize) -> Result<Tensor> {
+    let quarter = w / 4;
+    let centre = |i: usize| (i as f64 + 0.5) * finest as f64 / side as f64;
+    let mut values = Vec::with_capacity(side * side * w);
+    for i in 0..side * side {
+        for c in 0..w {
+            let part = (c / quarter.max(1)).min(3);
+            let rate = MAX_PERIOD.powf(-((c % quarter.max(1)) as f64) / quarter.max(1) as f64);
+            let at = rate * centre(if part < 2 { i % side } else { i / side });
+            values.push(if part % 2 == 0 { at.sin() } else { at.cos() });
+        }
+    }
+    Tensor::from_f64s(dtype, values, [side * side, w])
+}

@@ -1,0 +1,157 @@
+//! Self-attention and cross-attention over token sequences [B, n, C].
+//!
+//! Self-attention has VAR's options: a key bias fixed at zero, queries and keys of unit length per head with a
+//! learned temperature, and a cache of keys and values for scale-by-scale decoding.
+
+use super::{Init, Linear};
+use crate::autograd::{Param, Params, Pass, Var};
+use crate::error::{Result, Within};
+use crate::ops::activation::{Clamp, Exp};
+use crate::ops::attention::{Attention, Mask};
+use crate::ops::elementwise::Mul;
+use crate::ops::gemm;
+use crate::ops::layout::{Concat, Narrow, Reshape};
+use crate::ops::norm::L2Normalize;
+use crate::tensor::Tensor;
+
+/// Smallest length a query or key is divided by.
+const NORM_EPS: f64 = 1e-12;
+/// Largest temperature of unit-length queries, as a logarithm: ln 100.
+const LN_MAX_SCALE: f64 = 4.605_170_185_988_092;
+
+/// Keys and values of the positions decoded so far, for one block.
+#[derive(Clone, Default)]
+pub struct KvCache {
+    kv: Option<(Tensor, Tensor)>,
+}
+
+impl KvCache {
+    /// Appends [B, n, H, D] keys and values and hands back all of them.
+    fn extend(&mut self, p: &Pass, k: &Var, v: &Var) -> Result<(Var, Var)> {
+        let (k, v) = match self.kv.take() {
+            None => (k.clone(), v.clone()),
+            Some((old_k, old_v)) => {
+                let join = Concat { axis: 1 };
+                (p.op(join.clone(), &[&old_k.into(), k])?, p.op(join, &[&old_v.into(), v])?)
+            }
+        };
+        self.kv = Some((k.value().clone(), v.value().clone()));
+        Ok((k, v))
+    }
+}
+
+/// [B, n, C] as heads [B, n, H, C / H].
+fn heads(p: &Pass, x: &Var, h: usize) -> Result<Var> {
+    let d = x.dims();
+    p.op(Reshape { to: [d[0], d[1], h, d[2] / h].into() }, &[x])
+}
+
+/// [B, n, H, D] as tokens [B, n, H D].
+fn tokens(p: &Pass, x: &Var) -> Result<Var> {
+    let d = x.dims();
+    p.op(Reshape { to: [d[0], d[1], d[2] * d[3]].into() }, &[x])
+}
+
+/// Columns `i * len ..` of the last axis.
+pub(crate) fn columns(p: &Pass, x: &Var, i: usize, len: usize) -> Result<Var> {
+    p.op(Narrow { axis: x.dims().len() - 1, start: i * len, len }, &[x])
+}
+
+/// Self-attention.
+pub struct SelfAttention {
+    qkv: Param,
+    q_bias: Param,
+    v_bias: Param,
+    /// ln of the temperature per head [H, 1]; absent for plain scaled dot products.
+    ln_scale: Option<Param>,
+    proj: Linear,
+    heads: usize,
+}
+
+impl SelfAttention {
+    /// Width `c`, `heads` heads. `unit` normalises queries and keys and learns the temperature (from 4).
+    pub fn new(
+        params: &mut Params,
+        name: &str,
+        [c, heads]: [usize; 2],
+        unit: bool,
+        [init, proj]: [Init; 2],
+    ) -> Self {
+        params.at(name, |p| Self {
+            qkv: Linear::without_bias(p, "qkv", [c, 3 * c], init).weight().clone(),
+            q_bias: p.constant("q_bias", [c], 0.0),
+            v_bias: p.constant("v_bias", [c], 0.0),
+            ln_scale: unit.then(|| p.constant("ln_scale", [heads, 1], 4f64.ln())),
+            proj: Linear::new(p, "proj", [c, c], proj),
+            heads,
+        })
+    }
+
+    /// x [B, n, C] to [B, n, C]. With a cache, x holds the newest positions and sees all cached ones.
+    pub fn forward(
+        &self,
+        p: &Pass,
+        x: &Var,
+        mask: Mask,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Var> {
+        self.attend(p, x, mask, cache).within("self-attention")
+    }
+
+    fn attend(&self, p: &Pass, x: &Var, mask: Mask, cache: Option<&mut KvCache>) -> Result<Var> {
+        let c = x.value().shape().last();
+        let no_bias = Var::constant(Tensor::zeros(x.value().dtype(), [c]));
+        let bias =
+            p.op(Concat { axis: 0 }, &[&p.param(&self.q_bias), &no_bias, &p.param(&self.v_bias)])?;
+        let qkv = p.op(gemm::Linear, &[x, &p.param(&self.qkv), &bias])?;
+        let part = |i| heads(p, &columns(p, &qkv, i, c)?, self.heads);
+        let (mut q, mut k, v) = (part(0)?, part(1)?, part(2)?);
+        let mut scale = ((c / self.heads) as f64).powf(-0.5);
+        if let Some(ln_scale) = &self.ln_scale {
+            let limit = Clamp { lo: f64::NEG_INFINITY, hi: LN_MAX_SCALE };
+            let s = p.op(Exp, &[&p.op(limit, &[&p.param(ln_scale)])?])?;
+            q = p.op(Mul, &[&p.op(L2Normalize { eps: NORM_EPS }, &[&q])?, &s])?;
+            k = p.op(L2Normalize { eps: NORM_EPS }, &[&k])?;
+            scale = 1.0;
+        }
+        let (k, v) = match cache {
+            Some(cache) => cache.extend(p, &k, &v)?,
+            None => (k, v),
+        };
+        let y = p.op(Attention { scale, mask }, &[&q, &k, &v])?;
+        self.proj.forward(p, &tokens(p, &y)?)
+    }
+}
+
+/// Attention of one sequence to another.
+pub struct CrossAttention {
+    q: Linear,
+    kv: Linear,
+    proj: Linear,
+    heads: usize,
+}
+
+impl CrossAttention {
+    /// Width `c`, `heads` heads.
+    pub fn new(params: &mut Params, name: &str, [c, heads]: [usize; 2], init: Init) -> Self {
+        params.at(name, |p| Self {
+            q: Linear::new(p, "q", [c, c], init),
+            kv: Linear::new(p, "kv", [c, 2 * c], init),
+            proj: Linear::new(p, "proj", [c, c], init),
+            heads,
+        })
+    }
+
+    /// x [B, n, C] asks, context [B, m, C] answers: [B, n, C].
+    pub fn forward(&self, p: &Pass, x: &Var, context: &Var) -> Result<Var> {
+        let c = x.value().shape().last();
+        let q = heads(p, &self.q.forward(p, x)?, self.heads)?;
+        let kv = self.kv.forward(p, context)?;
+        let k = heads(p, &columns(p, &kv, 0, c)?, self.heads)?;
+        let v = heads(p, &columns(p, &kv, 1, c)?, self.heads)?;
+        let scale = ((c / self.heads) as f64).powf(-0.5);
+        let y =
+            p.op(Attention { scale, mask: Mask::Full }, &[&q, &k, &v]).within("cross-attention")?;
+        self.proj.forward(p, &tokens(p, &y)?)
+    }
+}

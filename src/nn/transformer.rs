@@ -1,0 +1,70 @@
+//! The parts of an adaLN transformer block besides attention: the feed-forward network, the modulation vectors
+//! and the norm they act on.
+
+use super::attention::columns;
+use super::{Init, Linear};
+use crate::autograd::{Params, Pass, Var};
+use crate::error::Result;
+use crate::ops::activation::{Gelu, Silu};
+use crate::ops::elementwise::Modulate;
+use crate::ops::norm::LayerNorm;
+
+/// Epsilon of every layer norm (VAR, DiT).
+const EPS: f64 = 1e-6;
+
+/// LayerNorm without affine over the last axis.
+pub fn layer_norm(p: &Pass, x: &Var) -> Result<Var> {
+    p.op(LayerNorm { eps: EPS }, &[x])
+}
+
+/// LN(x) (1 + scale) + shift.
+pub fn norm_modulate(p: &Pass, x: &Var, scale: &Var, shift: &Var) -> Result<Var> {
+    p.op(Modulate, &[&layer_norm(p, x)?, scale, shift])
+}
+
+/// Linear(SiLU(c)), cut into equal vectors along the last axis: adaLN's scales, shifts and gates.
+pub struct AdaLn {
+    linear: Linear,
+    parts: usize,
+}
+
+impl AdaLn {
+    /// `parts` vectors of the condition's width `c`.
+    pub fn new(params: &mut Params, name: &str, [c, parts]: [usize; 2], init: Init) -> Self {
+        Self { linear: Linear::new(params, name, [c, parts * c], init), parts }
+    }
+
+    /// The generator's linear layer, for initialisations that treat its rows differently.
+    pub fn linear(&self) -> &Linear {
+        &self.linear
+    }
+
+    /// cond [.., C] to `parts` vectors [.., C].
+    pub fn forward(&self, p: &Pass, cond: &Var) -> Result<Vec<Var>> {
+        let all = self.linear.forward(p, &p.op(Silu, &[cond])?)?;
+        let c = all.value().shape().last() / self.parts;
+        (0..self.parts).map(|i| columns(p, &all, i, c)).collect()
+    }
+}
+
+/// C to 4C, GELU, back to C.
+pub struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Mlp {
+    /// Width `c`; `init` for the first layer, `out` for the second.
+    pub fn new(params: &mut Params, name: &str, c: usize, [init, out]: [Init; 2]) -> Self {
+        params.at(name, |p| Self {
+            fc1: Linear::new(p, "fc1", [c, 4 * c], init),
+            fc2: Linear::new(p, "fc2", [4 * c, c], out),
+        })
+    }
+
+    /// x [.., C] to [.., C].
+    pub fn forward(&self, p: &Pass, x: &Var) -> Result<Var> {
+        let h = p.op(Gelu, &[&self.fc1.forward(p, x)?])?;
+        self.fc2.forward(p, &h)
+    }
+}

@@ -1,0 +1,293 @@
+//! `genevar sample`: tiles for rows of an RNA table, as PNG files, a grid and a record.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::{Sampler, Subject, Tile};
+use crate::config::{RnaEncoding, SampleConfig};
+use crate::data::genes::GeneMap;
+use crate::data::loader::from_tensor;
+use crate::data::pack::Pack;
+use crate::data::rna::Expression;
+use crate::error::{Error, Result, Within};
+use crate::io::images::{Rgb, grid, write_png};
+use crate::io::tables::{DenseSpec, Orientation, check_file_name, read_dense};
+use crate::io::{atomic, safetensors::TensorFile};
+use crate::tensor::Tensor;
+use crate::train::system::System;
+
+/// Tiles that one row of a table may have: tile numbers are row * this + n.
+const TILES_A_ROW: u64 = 1 << 20;
+/// Most tiles shown in the grid, and the pixels between them.
+const GRID_ROWS: usize = 16;
+const GRID_GAP: usize = 2;
+
+/// Arguments of `genevar sample`.
+#[derive(Args, Debug)]
+pub struct SampleArgs {
+    /// Trained system: the folder of `genevar train`, or a bundle file.
+    #[arg(long)]
+    checkpoint: PathBuf,
+    /// RNA: a table (CSV or TSV, may be .gz) with gene symbols, or a pack.
+    #[arg(long)]
+    rna: PathBuf,
+    /// The table has a gene in each row and a sample in each column.
+    #[arg(long)]
+    genes_in_rows: bool,
+    /// Columns of text that describe a sample (cohort, patient), separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    annotations: Vec<String>,
+    /// Negative values are right: log ratios, batch-corrected logs.
+    #[arg(long)]
+    allow_negative: bool,
+    /// Rows to draw for: numbers from 0, ranges (0-3) or sample names, separated by commas. Default: all.
+    #[arg(long)]
+    rows: Option<String>,
+    /// Tiles for each row.
+    #[arg(long, default_value_t = 4)]
+    n: usize,
+    /// Seed of all random numbers.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Guidance at the last scale; 0 runs no null stream. Default: the checkpoint's.
+    #[arg(long)]
+    cfg: Option<f64>,
+    /// Tokens kept by rank; 0 is .22 of the code book. Default: the checkpoint's.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Probability mass kept. Default: the checkpoint's.
+    #[arg(long)]
+    top_p: Option<f64>,
+    /// Where the tiles go; made if it is not there.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+/// The record of a run, `samples.json`.
+#[derive(Serialize)]
+struct Record<'a> {
+    checkpoint: String,
+    rna: String,
+    genes: String,
+    seed: u64,
+    cfg: f64,
+    top_k: usize,
+    top_p: f64,
+    seconds_per_tile: f64,
+    tiles: Vec<TileRecord<'a>>,
+}
+
+#[derive(Serialize)]
+struct TileRecord<'a> {
+    file: String,
+    sample: &'a str,
+    row: usize,
+    tile: u64,
+    tokens: Vec<i32>,
+}
+
+/// RNA of some samples, as the system reads it.
+pub struct Profiles {
+    /// Sample names.
+    pub names: Vec<String>,
+    /// z [N, latent].
+    pub z: Tensor,
+    /// Standardised expression [N, genes].
+    pub inputs: Tensor,
+    /// What became of the genes, for people.
+    pub report: String,
+}
+
+impl Profiles {
+    /// Encodes rows of an expression matrix.
+    pub fn encode(system: &System, x: &Expression, rows: &[usize]) -> Result<Self> {
+        let norm = &system.prior.norm;
+        let map = GeneMap::new(&norm.genes, &x.genes, system.config.data.min_gene_match)?;
+        let inputs = norm.apply(x, rows, &map)?;
+        Ok(Self {
+            names: rows.iter().map(|&r| x.samples[r].clone()).collect(),
+            z: system.prior.condition(&inputs)?,
+            inputs,
+            report: map.report.to_string(),
+        })
+    }
+
+    /// What row `i` is drawn for, as tile number `id`.
+    pub fn subject(&self, system: &System, i: usize, id: u64) -> Result<Subject> {
+        let other = match system.config.ar.rna {
+            RnaEncoding::BetaVae => None,
+            RnaEncoding::Linear => Some(self.inputs.rows(i, 1)?),
+            RnaEncoding::ClassLabel => {
+                let fix = "draw with a model whose ar.rna is beta_vae or linear";
+                return Err(Error::config("ar.rna", "a class-label model reads no RNA", fix));
+            }
+        };
+        Ok(Subject { id, z: self.z.rows(i, 1)?, other })
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &SampleArgs) -> Result<()> {
+    let system = System::load(&args.checkpoint)?;
+    let settings = settings(args, &system.config.sample)?;
+    let x = expression(args)?;
+    let rows = match &args.rows {
+        None => (0..x.len()).collect(),
+        Some(text) => pick_rows(text, &x.samples)?,
+    };
+    for &r in &rows {
+        check_file_name(&x.samples[r]).within(args.rna.display())?;
+    }
+    let profiles = Profiles::encode(&system, &x, &rows).within(args.rna.display())?;
+    eprintln!("{}", profiles.report);
+    atomic::create_folder(&args.out)?;
+    let mut subjects = Vec::with_capacity(rows.len() * args.n);
+    for (i, &row) in rows.iter().enumerate() {
+        for j in 0..args.n as u64 {
+            subjects.push(profiles.subject(&system, i, row as u64 * TILES_A_ROW + j)?);
+        }
+    }
+    let sampler =
+        Sampler { refiner: system.refiner(args.seed), ar: &system.ar, settings: &settings };
+    let bar = progress(subjects.len() as u64);
+    let started = std::time::Instant::now();
+    let tiles = sampler.tiles(&subjects, &|| bar.inc(1))?;
+    let seconds = started.elapsed().as_secs_f64();
+    bar.finish();
+    let written = Written { args, settings: &settings, rows: &rows, profiles: &profiles };
+    written.save(&subjects, &tiles, seconds / tiles.len().max(1) as f64)
+}
+
+/// A bar with rate and remaining time; silent where nobody looks.
+pub fn progress(n: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {per_sec} ETA {eta}");
+    let bar = ProgressBar::new(n).with_message("tiles");
+    style.map_or(bar.clone(), |s| bar.with_style(s))
+}
+
+fn settings(args: &SampleArgs, base: &SampleConfig) -> Result<SampleConfig> {
+    let s = SampleConfig {
+        cfg: args.cfg.unwrap_or(base.cfg),
+        top_k: args.top_k.unwrap_or(base.top_k),
+        top_p: args.top_p.unwrap_or(base.top_p),
+    };
+    let wrong = |key: &str, what: String, fix: &str| Err(Error::config(key, what, fix));
+    if !s.cfg.is_finite() || s.cfg < 0.0 {
+        return wrong("--cfg", format!("{} is no strength", s.cfg), "give 0 or more");
+    }
+    if !(s.top_p > 0.0 && s.top_p <= 1.0) {
+        return wrong("--top-p", format!("{} is no probability", s.top_p), "give 0 < p <= 1");
+    }
+    if args.n == 0 || args.n as u64 >= TILES_A_ROW {
+        return wrong("--n", format!("{} tiles a row", args.n), "give 1 to 1048575");
+    }
+    Ok(s)
+}
+
+/// The RNA of a pack (its images that have RNA) or of a table.
+fn expression(args: &SampleArgs) -> Result<Expression> {
+    if is_pack(&args.rna) {
+        let pack = Pack::open(&args.rna)?;
+        let with: Vec<usize> = (0..pack.len()).filter(|&i| pack.rna_row(i).is_some()).collect();
+        return pack.expression(&with);
+    }
+    let orientation = match args.genes_in_rows {
+        true => Orientation::GenesBySamples,
+        false => Orientation::SamplesByGenes,
+    };
+    let (annotations, allow_negative) = (args.annotations.clone(), args.allow_negative);
+    let spec = DenseSpec { orientation, annotations, allow_negative };
+    Expression::from_dense(read_dense(&args.rna, &spec)?)
+}
+
+fn is_pack(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "safetensors") && TensorFile::open(path).is_ok()
+}
+
+/// `0-3,7,C6_10x14` as row numbers, in the order given, each once.
+fn pick_rows(text: &str, names: &[String]) -> Result<Vec<usize>> {
+    let mut rows: Vec<usize> = Vec::new();
+    for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+        let range = part.split_once('-').unwrap_or((part, part));
+        let found: Vec<usize> = match (range.0.parse::<usize>(), range.1.parse::<usize>()) {
+            (Ok(a), Ok(b)) if a <= b && b < names.len() => (a..=b).collect(),
+            _ => names.iter().position(|n| n == part).into_iter().collect(),
+        };
+        if found.is_empty() {
+            let fix = format!("use 0 to {} or a sample's name", names.len().saturating_sub(1));
+            return Err(Error::config("--rows", format!("{part:?} is no row of the table"), fix));
+        }
+        rows.extend(found);
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    rows.retain(|&r| seen.insert(r));
+    match rows.is_empty() {
+        true => Err(Error::config("--rows", "names no row", "give numbers, ranges or names")),
+        false => Ok(rows),
+    }
+}
+
+/// What is known when the tiles are there.
+struct Written<'a> {
+    args: &'a SampleArgs,
+    settings: &'a SampleConfig,
+    rows: &'a [usize],
+    profiles: &'a Profiles,
+}
+
+impl Written<'_> {
+    fn save(&self, subjects: &[Subject], tiles: &[Tile], seconds_per_tile: f64) -> Result<()> {
+        let mut images: Vec<Rgb> = Vec::with_capacity(tiles.len());
+        let mut records = Vec::with_capacity(tiles.len());
+        let n = self.args.n;
+        for (i, (subject, tile)) in subjects.iter().zip(tiles).enumerate() {
+            let sample = &self.profiles.names[i / n];
+            let file = format!("{sample}_{}.png", i % n);
+            let mut image = from_tensor(&tile.pixels)?;
+            write_png(self.args.out.join(&file), &image[0])?;
+            images.append(&mut image);
+            records.push(TileRecord {
+                file,
+                sample,
+                row: self.rows[i / n],
+                tile: subject.id,
+                tokens: tile.tokens.i32s()?.to_vec(),
+            });
+        }
+        images.truncate(n * GRID_ROWS);
+        write_png(self.args.out.join("grid.png"), &grid(&images, n, GRID_GAP)?)?;
+        let record = Record {
+            checkpoint: self.args.checkpoint.display().to_string(),
+            rna: self.args.rna.display().to_string(),
+            genes: self.profiles.report.clone(),
+            seed: self.args.seed,
+            cfg: self.settings.cfg,
+            top_k: self.settings.top_k,
+            top_p: self.settings.top_p,
+            seconds_per_tile,
+            tiles: records,
+        };
+        let json = serde_json::to_vec_pretty(&record)
+            .map_err(|e| Error::Internal(format!("samples.json: {e}")))?;
+        atomic::write(self.args.out.join("samples.json"), &json)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_numbers_ranges_and_names() {
+        let names: Vec<String> = ["a", "b", "10x14", "d"].map(String::from).to_vec();
+        assert_eq!(pick_rows("0-1,d,1", &names).unwrap(), [0, 1, 3]);
+        assert_eq!(pick_rows("10x14", &names).unwrap(), [2]);
+        for bad in ["9", "0-9", "zz", "", "2-1"] {
+            let e = pick_rows(bad, &names).unwrap_err();
+            assert!(e.to_string().contains("--rows") && e.exit_code() == 2, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The stage that trains the masked autoregressive transformer on tokens of the frozen tokenizer, with inputs made
+//! by the frozen Phi and its mask.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::Stage;
+use super::learner::Learner;
+use super::log::StepLog;
+use super::schedule::learning_rate;
+use super::tissue::{Batches, TissueBatch};
+use crate::autograd::{Params, Pass, Var};
+use crate::config::{Config, RnaEncoding};
+use crate::error::Result;
+use crate::models::genevar::Refiner;
+use crate::models::masked_ar::{Cond, Inputs, MaskedAr, TrainNoise};
+use crate::ops::elementwise::Affine;
+use crate::ops::layout::Reshape;
+use crate::ops::loss::CrossEntropy;
+use crate::ops::reduce::SumTo;
+use crate::tensor::{Purpose, Stream, Tensor};
+
+/// Training of the transformer.
+pub struct ArStage<'a> {
+    cfg: &'a Config,
+    refiner: Refiner<'a>,
+    batches: Batches,
+    params: Params,
+    model: MaskedAr,
+    learner: Learner,
+    held_out: Option<Held>,
+    notes: Map<String, Value>,
+}
+
+/// Held-out rows, embedded once: only the transformer changes between looks at them.
+struct Held {
+    every: u64,
+    examples: Prepared,
+}
+
+/// A batch with everything the transformer needs.
+struct Prepared {
+    tokens: Tensor,
+    inputs: crate::models::genevar::ScaleInputs,
+    batch: TissueBatch,
+}
+
+impl<'a> ArStage<'a> {
+    /// Takes over freshly made (or warm) parameters.
+    pub fn new(
+        cfg: &'a Config,
+        refiner: Refiner<'a>,
+        batches: Batches,
+        (params, model): (Params, MaskedAr),
+    ) -> Result<Self> {
+        let learner = Learner::new(&params, &cfg.train.ar)?;
+        let notes = Map::new();
+        Ok(Self { cfg, refiner, batches, params, model, learner, held_out: None, notes })
+    }
+
+    /// What a reader of the checkpoint needs beside tensors.
+    pub fn with_notes(mut self, notes: Map<String, Value>) -> Self {
+        self.notes = notes;
+        self
+    }
+
+    /// Every `every` steps logs the loss on the first batch of `held_out` under its own z (`val_own`) and under the
+    /// null (`val_null`): the gap is what RNA tells the model, and where it stops growing, training should.
+    pub fn with_held_out(mut self, mut held_out: Batches, every: u64) -> Result<Self> {
+        let examples = self.prepare(held_out.at(0)?, None)?;
+        self.held_out = Some(Held { every, examples });
+        Ok(self)
+    }
+
+    fn prepare(&self, batch: TissueBatch, noise_step: Option<u64>) -> Result<Prepared> {
+        let msvq = self.refiner.msvq;
+        let f = msvq.encode(&Pass::eval(), &batch.pixels.clone().into())?;
+        let tokens = msvq.quantiser().tokens(f.value())?;
+        let seen = match noise_step {
+            Some(step) if self.cfg.ar.token_noise > 0.0 => self.corrupt(&tokens, step)?,
+            _ => tokens.clone(),
+        };
+        let pyramid = msvq.quantiser().pyramid(&seen)?;
+        let inputs = self.refiner.teacher(&pyramid, &batch.z, &batch.ids)?;
+        Ok(Prepared { tokens, inputs, batch })
+    }
+
+    /// Replaces a share of the tokens by random ones before they become inputs.
+    fn corrupt(&self, tokens: &Tensor, step: u64) -> Result<Tensor> {
+        let s = Stream::new(self.cfg.seed, step, 1, Purpose::Token);
+        let swap = |(i, &t): (usize, &i32)| {
+            let hit = f64::from(s.uniform(2 * i)) < self.cfg.ar.token_noise;
+            if hit { s.below(2 * i + 1, self.cfg.msvq.vocab) as i32 } else { t }
+        };
+        let swapped = tokens.i32s()?.iter().enumerate().map(swap).collect();
+        Tensor::new_i32(swapped, tokens.shape())
+    }
+
+    /// Mean cross-entropy over tokens, with the rows of `null` under the null condition.
+    fn loss(
+        &self,
+        p: &Pass,
+        x: &Prepared,
+        null: &[bool],
+        noise: Option<TrainNoise>,
+    ) -> Result<(Var, Tensor)> {
+        let cond = match (self.cfg.ar.rna, &x.batch.genes) {
+            (RnaEncoding::ClassLabel, _) => Cond::Class(&x.batch.classes),
+            (RnaEncoding::Linear, Some(genes)) => Cond::Vector(genes),
+            _ => Cond::Vector(&x.batch.z),
+        };
+        let cond = self.model.condition(p, &cond, null)?;
+        let inputs =
+            Inputs { features: &x.inputs.features, r: &x.inputs.r, keep: x.inputs.keep.as_ref() };
+        let logits = self.model.forward(p, &cond, &inputs, noise)?;
+        let n = x.tokens.len();
+        let vocab = logits.value().shape().last();
+        let logits = p.op(Reshape { to: [n, vocab].into() }, &[&logits])?;
+        let targets = Var::constant(x.tokens.reshape([n])?);
+        let rows = p.op(CrossEntropy { smoothing: 0.0 }, &[&logits, &targets])?;
+        let sum = p.op(SumTo { to: [1].into() }, &[&rows])?;
+        let mean = p.op(Affine { scale: 1.0 / n as f64, shift: 0.0 }, &[&sum])?;
+        Ok((mean, rows.into_value()))
+    }
+
+    fn forward(&mut self, step: u64, pass: &Pass) -> Result<(Var, f64)> {
+        let batch = self.batches.at(step)?;
+        let x = self.prepare(batch, Some(step))?;
+        let keep = x.inputs.keep.as_ref().map_or(1.0, mean);
+        let noise = Some(TrainNoise { seed: self.cfg.seed, step });
+        Ok((self.loss(pass, &x, &x.batch.null, noise)?.0, keep))
+    }
+
+    /// (own, null) loss on the held-out rows, with the running mean of the weights.
+    fn look(&self, held: &Held) -> Result<(f64, f64)> {
+        let rows = held.examples.batch.ids.len();
+        let at = |null: bool| {
+            let nulls = vec![null; rows];
+            self.loss(&Pass::eval(), &held.examples, &nulls, None)?.0.value().item()
+        };
+        self.learner.averaged(|| Ok((at(false)?, at(true)?)))
+    }
+}
+
+fn mean(x: &Tensor) -> f64 {
+    x.to_f64s().iter().sum::<f64>() / x.len().max(1) as f64
+}
+
+impl Stage for ArStage<'_> {
+    fn name(&self) -> &'static str {
+        "ar"
+    }
+
+    fn step(&mut self, step: u64) -> Result<StepLog> {
+        let lr = learning_rate(&self.cfg.train.ar, step);
+        let pass = Pass::tape().training(&self.params);
+        let (l, keep) = self.forward(step, &pass)?;
+        let value = l.value().item()?;
+        let mut log = StepLog::new(value, lr).with("keep_rate", keep);
+        if value.is_finite() {
+            let grads = pass.backward(&l)?;
+            log = log.with("grad_norm", self.learner.update(&grads, lr, step)?);
+        }
+        if let Some(held) = self.held_out.as_ref().filter(|h| step.is_multiple_of(h.every)) {
+            let (own, null) = self.look(held)?;
+            log = log.with("val_own", own).with("val_null", null).with("val_gap", null - own);
+        }
+        Ok(log)
+    }
+
+    fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = self.learner.state("")?;
+        let (mean, std) = self.refiner.stats.parts();
+        state.insert("feature.mean".into(), mean.clone());
+        state.insert("feature.std".into(), std.clone());
+        Ok(state)
+    }
+
+    fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
+        self.learner.restore(&state, "")
+    }
+
+    fn diagnose(&mut self, step: u64) -> Result<()> {
+        let pass = Pass::tape().training(&self.params).checked(true);
+        let (l, _) = self.forward(step, &pass)?;
+        let grads = pass.backward(&l)?;
+        self.learner.blame(&grads)
+    }
+
+    fn notes(&self) -> Map<String, Value> {
+        self.notes.clone()
+    }
+}

@@ -1,0 +1,220 @@
+//! The stage that trains Phi: one scale a step, counterfactuals re-encoded on the fly.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::Stage;
+use super::learner::Learner;
+use super::log::StepLog;
+use super::schedule::{learning_rate, ramp};
+use super::tissue::{Batches, TissueBatch};
+use crate::autograd::{Params, Pass};
+use crate::config::{Config, CounterfactualConfig, FlowMode};
+use crate::data::augment::Counterfactual;
+use crate::data::loader::to_tensor;
+use crate::error::Result;
+use crate::io::images::Rgb;
+use crate::models::genevar::FeatureStats;
+use crate::models::meanflow::{FlowBatch, FlowLoss, Times, loss};
+use crate::models::msvq::Msvq;
+use crate::models::phi::Phi;
+use crate::ops::call;
+use crate::ops::elementwise::SUB;
+use crate::tensor::{Purpose, Stream, Tensor};
+
+/// Scale index of the stream that draws lambda; the times use 0 and 1, the scale 2.
+const LAMBDA: u16 = 3;
+
+/// Training of Phi with everything before it frozen.
+pub struct MeanFlowStage<'a> {
+    cfg: &'a Config,
+    msvq: &'a Msvq,
+    stats: FeatureStats,
+    batches: Batches,
+    params: Params,
+    phi: Phi,
+    learner: Learner,
+    notes: Map<String, Value>,
+}
+
+impl<'a> MeanFlowStage<'a> {
+    /// Takes over freshly made parameters.
+    pub fn new(
+        cfg: &'a Config,
+        msvq: &'a Msvq,
+        stats: FeatureStats,
+        batches: Batches,
+        (params, phi): (Params, Phi),
+    ) -> Result<Self> {
+        let learner = Learner::new(&params, &cfg.train.meanflow)?;
+        Ok(Self { cfg, msvq, stats, batches, params, phi, learner, notes: Map::new() })
+    }
+
+    /// What a reader of the checkpoint needs beside tensors.
+    pub fn with_notes(mut self, notes: Map<String, Value>) -> Self {
+        self.notes = notes;
+        self
+    }
+
+    /// Standardised f_1..f_K and raw f_{k-1} of crops.
+    fn features(&self, pixels: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
+        let f = self.msvq.encode(&Pass::eval(), &pixels.clone().into())?;
+        let (_, sums) = self.msvq.quantiser().walk(f.value())?;
+        let r = self.msvq.quantiser().pool(k, &sums[k - 1])?;
+        Ok((self.stats.standardise(&sums[k])?, self.stats.standardise(&r)?))
+    }
+
+    /// Counterfactual features, each with its factors lambda.
+    fn negatives(
+        &self,
+        b: &TissueBatch,
+        f: &Tensor,
+        (k, step): (usize, u64),
+    ) -> Result<Vec<(Tensor, Vec<f64>)>> {
+        let seed = self.cfg.seed;
+        let mut found = Vec::new();
+        for operator in operators(&self.cfg.meanflow.counterfactual) {
+            let spoil = |(crop, &id): (&Rgb, &u64)| operator.apply(crop, seed, id);
+            let spoilt: Vec<Rgb> = b.crops.iter().zip(&b.ids).map(spoil).collect();
+            found.push(self.features(&to_tensor(&spoilt)?, k)?.0);
+        }
+        if self.cfg.meanflow.counterfactual.other_slide {
+            found.extend(other_slide(f, &b.slides)?);
+        }
+        let (lo, hi) = (self.cfg.meanflow.lambda_min, self.cfg.meanflow.lambda_max);
+        let rows = b.ids.len();
+        let with_lambda = |(n, f): (usize, Tensor)| {
+            let draws = Stream::new(seed, step, LAMBDA + n as u16, Purpose::Time).uniforms(rows);
+            (f, draws.iter().map(|&u| lo + (hi - lo) * f64::from(u)).collect())
+        };
+        Ok(found.into_iter().enumerate().map(with_lambda).collect())
+    }
+
+    fn forward(&mut self, step: u64, pass: &Pass) -> Result<FlowLoss> {
+        let b = self.batches.at(step)?;
+        let seed = self.cfg.seed;
+        let scales = self.cfg.msvq.scales();
+        let k = 1 + Stream::new(seed, step, 2, Purpose::Time).below(0, scales - 1);
+        let (f, r_k) = self.features(&b.pixels, k)?;
+        let flow = &self.cfg.meanflow;
+        let stage = &self.cfg.train.meanflow;
+        let alpha = flow.alpha * ramp(flow.alpha_ramp, stage.steps, step);
+        let contrasts = flow.mode != FlowMode::Vit && flow.alpha > 0.0;
+        let negatives = if contrasts { self.negatives(&b, &f, (k, step))? } else { Vec::new() };
+        let n = f.len() / b.ids.len().max(1);
+        let noise =
+            b.ids.iter().map(|&id| Stream::new(seed, id, k as u16, Purpose::Noise).normals(n));
+        let eps = Tensor::new(noise.flatten().collect(), f.shape())?;
+        let times = Times::draw(flow, seed, step, b.ids.len());
+        let batch = FlowBatch {
+            k,
+            f: &f,
+            r_k: &r_k.into(),
+            z: &b.z,
+            null: &b.null,
+            eps: &eps,
+            times: &times,
+            negatives: &negatives,
+            alpha,
+        };
+        loss(&self.phi, pass, &batch)
+    }
+
+    fn pass(&self) -> Pass {
+        let needs_tangent = matches!(self.cfg.meanflow.mode, FlowMode::Causal | FlowMode::Vanilla);
+        if needs_tangent { Pass::dual_tape() } else { Pass::tape() }.training(&self.params)
+    }
+}
+
+impl Stage for MeanFlowStage<'_> {
+    fn name(&self) -> &'static str {
+        "meanflow"
+    }
+
+    fn step(&mut self, step: u64) -> Result<StepLog> {
+        let lr = learning_rate(&self.cfg.train.meanflow, step);
+        let pass = self.pass();
+        let l = self.forward(step, &pass)?;
+        let value = l.loss.value().item()?;
+        let mut log = StepLog::new(value, lr)
+            .with("mse", l.mse)
+            .with("mse_equal_times", l.mse_equal)
+            .with("length_ratio", l.length_ratio);
+        if value.is_finite() {
+            let grads = pass.backward(&l.loss)?;
+            log = log.with("grad_norm", self.learner.update(&grads, lr, step)?);
+        }
+        Ok(log)
+    }
+
+    fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = self.learner.state("")?;
+        let (mean, std) = self.stats.parts();
+        state.insert("feature.mean".into(), mean.clone());
+        state.insert("feature.std".into(), std.clone());
+        Ok(state)
+    }
+
+    fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
+        self.learner.restore(&state, "")?;
+        self.stats = FeatureStats::from_state(&state)?;
+        Ok(())
+    }
+
+    fn diagnose(&mut self, step: u64) -> Result<()> {
+        let pass = self.pass().checked(true);
+        let l = self.forward(step, &pass)?;
+        let grads = pass.backward(&l.loss)?;
+        self.learner.blame(&grads)
+    }
+
+    fn notes(&self) -> Map<String, Value> {
+        self.notes.clone()
+    }
+}
+
+fn operators(c: &CounterfactualConfig) -> Vec<Counterfactual> {
+    let [colour, contrast, sharpen] = Counterfactual::ALL;
+    let wanted = [(c.colour, colour), (c.contrast, contrast), (c.sharpness, sharpen)];
+    wanted.into_iter().filter(|(on, _)| *on).map(|(_, operator)| operator).collect()
+}
+
+/// For each row the features of a row of another slide, or, where the batch holds one slide only, of the next row.
+/// None for a batch of one.
+fn other_slide(f: &Tensor, slides: &[usize]) -> Result<Option<Tensor>> {
+    let rows = slides.len();
+    if rows < 2 {
+        return Ok(None);
+    }
+    let mut picked = Vec::with_capacity(f.len());
+    let n = f.len() / rows;
+    for i in 0..rows {
+        let after = (1..rows).map(|d| (i + d) % rows);
+        let other = after.clone().find(|&j| slides[j] != slides[i]).unwrap_or((i + 1) % rows);
+        picked.extend_from_slice(&f.f32s()?[other * n..(other + 1) * n]);
+    }
+    Tensor::new(picked, f.shape()).map(Some)
+}
+
+/// How Phi samples on held-out crops at 0-based scale `k`.
+pub struct OneStep {
+    /// Mean squared error of f_hat_k to f_k, an element, less the variance between two samples: a perfect sampler
+    /// reaches Var(f_k | r_k).
+    pub error: f64,
+    /// The same error of f_{k-1}, which knows nothing of scale k.
+    pub trivial: f64,
+    /// Half the mean squared difference of two samples, an element.
+    pub dispersion: f64,
+}
+
+/// Compares two independent samples with f_k and with each other; all [B, H, H, d], standardised.
+pub fn one_step(first: &Tensor, second: &Tensor, f: &Tensor, f_prev: &Tensor) -> Result<OneStep> {
+    let mse = |a: &Tensor, b: &Tensor| {
+        let d = call(&SUB, &[a, b])?.to_f64s();
+        Ok::<_, crate::Error>(d.iter().map(|x| x * x).sum::<f64>() / d.len().max(1) as f64)
+    };
+    let dispersion = 0.5 * mse(first, second)?;
+    let error = 0.5 * (mse(first, f)? + mse(second, f)?) - dispersion;
+    Ok(OneStep { error, trivial: mse(f_prev, f)?, dispersion })
+}
