@@ -125,7 +125,7 @@ fn demo_training(c: &mut Config) {
     };
     let t = &mut c.train;
     t.beta_vae = StageConfig { steps: 1000, batch: 64, ..base.clone() };
-    t.msvq = StageConfig { steps: 8000, batch: 8, beta2: 0.99, ema: 0.999, ..base.clone() };
+    t.msvq = StageConfig { steps: 5000, batch: 8, beta2: 0.99, ema: 0.999, ..base.clone() };
     t.meanflow = StageConfig { steps: 4000, lr: 6e-4, ema: 0.999, ..base.clone() };
     t.ar = StageConfig { steps: 3000, weight_decay: 0.05, clip: 2.0, ema: 0.999, ..base };
 }

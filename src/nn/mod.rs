@@ -1,5 +1,6 @@
-//! Layers: parameters with the ops that use them. A layer is made from [`Params`](crate::autograd::Params) and
-//! run in a [`Pass`](crate::autograd::Pass); it holds no state of its own.
+//! Layers: parameters with the ops that use them. A layer is made from
+//! [`Params`](crate::autograd::Params) and run in a [`Pass`](crate::autograd::Pass); it holds no
+//! state of its own.
 
 mod attention;
 pub mod conv;
