@@ -171,3 +171,9 @@ impl<T> Within<T> for Result<T> {
         self.map_err(|source| Error::Within { place: place.to_string(), source: Box::new(source) })
     }
 }
+
+impl From<genevar_linalg::NotConverged> for Error {
+    fn from(e: genevar_linalg::NotConverged) -> Self {
+        Self::Internal(e.to_string())
+    }
+}

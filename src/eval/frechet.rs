@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::bootstrap::{Draws, Interval, resample, spread_around};
-use super::{Features, linalg};
+use genevar_linalg as linalg;
+
+use super::Features;
 use crate::error::{Error, Result};
 use faer::Mat;
 

@@ -10,7 +10,6 @@ pub mod effnet;
 pub mod fd;
 pub mod features;
 pub mod frechet;
-mod linalg;
 pub mod metrics;
 pub mod probe;
 pub mod protocol;

@@ -9,7 +9,9 @@
 use faer::Mat;
 use serde::{Deserialize, Serialize};
 
-use super::{Features, linalg};
+use genevar_linalg as linalg;
+
+use super::Features;
 use crate::error::{Error, Result};
 
 /// The two classes a probe tells apart, by their names in the tile table.

@@ -11,7 +11,19 @@ use faer::linalg::qr::no_pivoting::factor as qr;
 use faer::linalg::svd::{self, ComputeSvdVectors};
 use faer::{Accum, Mat, MatRef, Par, Spec};
 
-use crate::error::{Error, Result};
+/// An iteration that did not converge, with what it was after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotConverged(pub &'static str);
+
+impl std::fmt::Display for NotConverged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the {} did not converge", self.0)
+    }
+}
+
+impl std::error::Error for NotConverged {}
+
+type Result<T> = std::result::Result<T, NotConverged>;
 
 /// A row-major slice as a matrix; the caller promises that the length is `rows * cols`.
 pub fn view(data: &[f64], rows: usize, cols: usize) -> MatRef<'_, f64> {
@@ -57,7 +69,7 @@ pub fn singular_values(a: MatRef<'_, f64>) -> Result<Vec<f64>> {
     let mut memory = MemBuffer::new(scratch);
     let stack = MemStack::new(&mut memory);
     svd::svd(a, s.as_mut(), None, None, Par::Seq, stack, Spec::default())
-        .map_err(|_| Error::Internal("the singular values did not converge".into()))?;
+        .map_err(|_| NotConverged("singular values"))?;
     Ok(s.column_vector().iter().copied().collect())
 }
 
@@ -72,7 +84,7 @@ pub fn right_vectors(a: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
     let mut memory = MemBuffer::new(scratch);
     let stack = MemStack::new(&mut memory);
     svd::svd(a, s.as_mut(), None, Some(v.as_mut()), Par::Seq, stack, Spec::default())
-        .map_err(|_| Error::Internal("the principal components did not converge".into()))?;
+        .map_err(|_| NotConverged("principal components"))?;
     Ok((s.column_vector().iter().copied().collect(), v))
 }
 
