@@ -1,34 +1,26 @@
-//! AdamW with global-norm clipping and a running mean of the weights, over the parameters of one
-//! model.
+//! The optimiser of one model: AdamW with global-norm clipping, and a running mean of the weights.
 //!
-//! With n updates before this one, g the clipped gradient and t = n + 1:
-//!   m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,
-//!   w = w - lr (decay w + (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + 1e-8)),
-//!   e = d e + (1 - d) w with d = min(ema, (1 + n) / (10 + n)), so that a short run is not held
-//!   back by where it began. Sources: Loshchilov and Hutter 2019; the ramp of d is TensorFlow's.
+//! The arithmetic is that of the ops [`AdamW`] and [`Ema`]. The running mean follows with the decay
+//! min(ema, t / (9 + t)) at update t, so that a short run is not held back by where it began.
 
 use std::collections::BTreeMap;
 
-use rayon::prelude::*;
-
 use crate::autograd::{Gradients, Param, Params};
 use crate::config::StageConfig;
-use crate::device::cpu;
 use crate::error::{Error, Result};
-use crate::tensor::{Shape, Tensor};
+use crate::ops::optim::{AdamW, Ema, clip_factor, global_norm};
+use crate::ops::{call, run};
+use crate::tensor::{DType, Shape, Tensor};
 
-const EPS: f32 = 1e-8;
-
-/// Elements a task; fixed, so that the sums below do not depend on the number of threads.
-const CHUNK: usize = 1 << 14;
+const EPS: f64 = 1e-8;
 
 /// One parameter's own state.
 #[derive(Clone, Debug)]
 struct Slot {
-    m: Vec<f32>,
-    v: Vec<f32>,
-    /// Empty when no running mean is kept.
-    ema: Vec<f32>,
+    m: Tensor,
+    v: Tensor,
+    /// The running mean of the weights, where one is kept.
+    ema: Option<Tensor>,
 }
 
 /// The optimiser of one model.
@@ -45,28 +37,20 @@ impl Learner {
     /// A parameter that is not f32.
     pub fn new(params: &Params, config: &StageConfig) -> Result<Self> {
         let params: Vec<Param> = params.iter().cloned().collect();
-        let slots = params
-            .iter()
-            .map(|p| {
-                let value = p.value();
-                let w = value.f32s()?;
-                let ema = if config.ema > 0.0 { w.to_vec() } else { Vec::new() };
-                Ok(Slot { m: vec![0.0; w.len()], v: vec![0.0; w.len()], ema })
-            })
-            .collect::<Result<_>>()?;
+        let mut slots = Vec::with_capacity(params.len());
+        for p in &params {
+            let value = p.value();
+            value.f32s()?;
+            let zero = Tensor::zeros(DType::F32, value.shape());
+            let ema = (config.ema > 0.0).then_some(value);
+            slots.push(Slot { m: zero.clone(), v: zero, ema });
+        }
         Ok(Self { params, slots, config: config.clone() })
     }
 
     /// Norm of all gradients together; NaN or infinite as soon as one of them is.
     pub fn norm(&self, grads: &Gradients) -> Result<f64> {
-        let mut sum = 0.0;
-        for p in &self.params {
-            if let Some(g) = grads.param(p) {
-                let parts: Vec<f64> = g.f32s()?.par_chunks(CHUNK).map(square_sum).collect();
-                sum += parts.iter().sum::<f64>();
-            }
-        }
-        Ok(sum.sqrt())
+        global_norm(self.params.iter().filter_map(|p| grads.param(p)))
     }
 
     /// Takes update number `n`, counting from 0, at learning rate `lr`. Returns the gradient norm
@@ -77,15 +61,28 @@ impl Learner {
         if !norm.is_finite() {
             return Ok(norm);
         }
-        let clip = self.config.clip;
-        let scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
+        let c = &self.config;
+        let t = n as f64 + 1.0;
+        let follow = Ema { decay: c.ema.min(t / (9.0 + t)) };
         for (p, slot) in self.params.iter().zip(&mut self.slots) {
-            if let Some(g) = grads.param(p) {
-                let rule = Rule::new(&self.config, lr, scale, n, p.decays());
-                let old = p.value();
-                let new = rule.apply(old.f32s()?, g.f32s()?, slot);
-                p.set(Tensor::new(new, old.shape())?)?;
+            let Some(g) = grads.param(p) else { continue };
+            let rule = AdamW {
+                lr,
+                betas: (c.beta1, c.beta2),
+                eps: EPS,
+                decay: if p.decays() { c.weight_decay } else { 0.0 },
+                step: n + 1,
+                clip: clip_factor(norm, c.clip),
+            };
+            let mut new = run(&rule, &[&p.value(), &slot.m, &slot.v, g])?.into_iter();
+            let (Some(w), Some(m), Some(v)) = (new.next(), new.next(), new.next()) else {
+                return Err(Error::Internal("adamw has three outputs".into()));
+            };
+            if let Some(mean) = &slot.ema {
+                slot.ema = Some(call(&follow, &[mean, &w])?);
             }
+            (slot.m, slot.v) = (m, v);
+            p.set(w)?;
         }
         Ok(norm)
     }
@@ -100,8 +97,8 @@ impl Learner {
         Ok(())
     }
 
-    /// For rows of `param` that were overwritten from outside: their moments begin again at zero and
-    /// their running mean at the new values.
+    /// For rows of `param` that were overwritten from outside: their moments begin again at zero
+    /// and their running mean at the new values.
     ///
     /// # Errors
     /// A row that the parameter has not.
@@ -114,27 +111,16 @@ impl Learner {
         if let Some(bad) = rows.iter().find(|&&r| r >= count) {
             return Err(Error::shape("optimiser", format!("row {bad} of {}", value.shape())));
         }
-        for part in rows.iter().map(|r| r * width..(r + 1) * width) {
-            slot.m[part.clone()].fill(0.0);
-            slot.v[part.clone()].fill(0.0);
-            if !slot.ema.is_empty() {
-                slot.ema[part.clone()].copy_from_slice(&value.f32s()?[part]);
+        let rewrite = |tensor: &Tensor, from: &Tensor| {
+            let mut data = tensor.f32s()?.to_vec();
+            for part in rows.iter().map(|r| r * width..(r + 1) * width) {
+                data[part.clone()].copy_from_slice(&from.f32s()?[part]);
             }
-        }
-        Ok(())
-    }
-
-    /// Puts the running mean into the parameters and the parameters' values into its place; a
-    /// second call puts them back. Without a running mean it does nothing.
-    pub fn swap_ema(&mut self) -> Result<()> {
-        for (p, slot) in self.params.iter().zip(&mut self.slots) {
-            if !slot.ema.is_empty() {
-                let old = p.value();
-                let mean = std::mem::take(&mut slot.ema);
-                p.set(Tensor::new(mean, old.shape())?)?;
-                slot.ema = old.into_f32s()?;
-            }
-        }
+            Tensor::new(data, tensor.shape())
+        };
+        let zero = Tensor::zeros(DType::F32, value.shape());
+        (slot.m, slot.v) = (rewrite(&slot.m, &zero)?, rewrite(&slot.v, &zero)?);
+        slot.ema = slot.ema.as_ref().map(|mean| rewrite(mean, &value)).transpose()?;
         Ok(())
     }
 
@@ -142,9 +128,9 @@ impl Learner {
     /// error. Without a running mean it only runs `f`.
     pub fn averaged<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         let old: Vec<Tensor> = self.params.iter().map(Param::value).collect();
-        for ((p, slot), value) in self.params.iter().zip(&self.slots).zip(&old) {
-            if !slot.ema.is_empty() {
-                p.set(Tensor::new(slot.ema.clone(), value.shape())?)?;
+        for (p, slot) in self.params.iter().zip(&self.slots) {
+            if let Some(mean) = &slot.ema {
+                p.set(mean.clone())?;
             }
         }
         let answer = f();
@@ -156,18 +142,15 @@ impl Learner {
     pub fn state(&self, prefix: &str) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::new();
         for (p, slot) in self.params.iter().zip(&self.slots) {
-            let value = p.value();
-            let mut put = |kind: &str, data: &[f32]| -> Result<()> {
-                let tensor = Tensor::new(data.to_vec(), value.shape())?;
-                state.insert(format!("{prefix}{kind}.{}", p.name()), tensor);
-                Ok(())
+            let mut put = |kind: &str, tensor: &Tensor| {
+                state.insert(format!("{prefix}{kind}.{}", p.name()), tensor.clone());
             };
-            put("adam_m", &slot.m)?;
-            put("adam_v", &slot.v)?;
-            if !slot.ema.is_empty() {
-                put("ema", &slot.ema)?;
+            put("param", &p.value());
+            put("adam_m", &slot.m);
+            put("adam_v", &slot.v);
+            if let Some(mean) = &slot.ema {
+                put("ema", mean);
             }
-            state.insert(format!("{prefix}param.{}", p.name()), value);
         }
         Ok(state)
     }
@@ -184,9 +167,8 @@ impl Learner {
             let take = |kind: &str| {
                 wanted(state, &format!("{prefix}{kind}.{}", p.name()), &shape).cloned()
             };
-            let ema = if slot.ema.is_empty() { Vec::new() } else { take("ema")?.into_f32s()? };
-            let (m, v) = (take("adam_m")?.into_f32s()?, take("adam_v")?.into_f32s()?);
-            slots.push(Slot { m, v, ema });
+            let ema = slot.ema.as_ref().map(|_| take("ema")).transpose()?;
+            slots.push(Slot { m: take("adam_m")?, v: take("adam_v")?, ema });
             values.push(take("param")?);
         }
         self.slots = slots;
@@ -221,84 +203,6 @@ fn wanted<'a>(
             Err(Error::data(what, fix))
         }
         None => Err(Error::data(format!("tensor {name} is missing"), fix)),
-    }
-}
-
-fn square_sum(part: &[f32]) -> f64 {
-    // Eight running sums, in an order of their own: the compiler may not reorder one.
-    let mut sums = [0.0f64; 8];
-    let (eights, rest) = part.as_chunks::<8>();
-    cpu::simd(|| {
-        for eight in eights {
-            for (s, x) in sums.iter_mut().zip(eight) {
-                *s += f64::from(*x) * f64::from(*x);
-            }
-        }
-    });
-    let rest: f64 = rest.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
-    sums.iter().sum::<f64>() + rest
-}
-
-/// The numbers of one update of one parameter.
-#[derive(Clone, Copy)]
-struct Rule {
-    b1: f32,
-    b2: f32,
-    /// Learning rate over 1 - b1^t.
-    rate: f32,
-    /// 1 / sqrt(1 - b2^t).
-    spread: f32,
-    /// What decay leaves of a weight.
-    keep: f32,
-    /// Factor on the gradient from clipping.
-    scale: f32,
-    mean: f32,
-}
-
-impl Rule {
-    fn new(config: &StageConfig, lr: f64, scale: f64, n: u64, decays: bool) -> Self {
-        let t = n as f64 + 1.0;
-        let decay = if decays { config.weight_decay } else { 0.0 };
-        Self {
-            b1: config.beta1 as f32,
-            b2: config.beta2 as f32,
-            rate: (lr / (1.0 - config.beta1.powf(t))) as f32,
-            spread: (1.0 / (1.0 - config.beta2.powf(t)).sqrt()) as f32,
-            keep: (1.0 - lr * decay) as f32,
-            scale: scale as f32,
-            mean: config.ema.min(t / (9.0 + t)) as f32,
-        }
-    }
-
-    /// The new weights; the moments and the running mean change in place.
-    fn apply(self, w: &[f32], g: &[f32], slot: &mut Slot) -> Vec<f32> {
-        let mut new = w.to_vec();
-        new.par_chunks_mut(CHUNK)
-            .zip(slot.m.par_chunks_mut(CHUNK))
-            .zip(slot.v.par_chunks_mut(CHUNK))
-            .zip(g.par_chunks(CHUNK))
-            .for_each(|(((w, m), v), g)| cpu::simd(|| self.adam(w, m, v, g)));
-        if !slot.ema.is_empty() {
-            let follow = |(e, w): (&mut [f32], &[f32])| {
-                cpu::simd(|| {
-                    for (e, w) in e.iter_mut().zip(w) {
-                        *e += (1.0 - self.mean) * (*w - *e);
-                    }
-                });
-            };
-            slot.ema.par_chunks_mut(CHUNK).zip(new.par_chunks(CHUNK)).for_each(follow);
-        }
-        new
-    }
-
-    #[inline(always)]
-    fn adam(self, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
-        for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
-            let g = g * self.scale;
-            *m += (1.0 - self.b1) * (g - *m);
-            *v += (1.0 - self.b2) * (g * g - *v);
-            *w = *w * self.keep - self.rate * *m / (v.sqrt() * self.spread + EPS);
-        }
     }
 }
 
@@ -364,9 +268,6 @@ mod tests {
         let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
         assert!(close(&values(&params), &want));
         assert!(close(&learner.averaged(|| Ok(values(&params))).unwrap(), &mean));
-        learner.swap_ema().unwrap();
-        assert!(close(&values(&params), &mean));
-        learner.swap_ema().unwrap();
         assert!(close(&values(&params), &want));
     }
 
@@ -377,7 +278,7 @@ mod tests {
         let mut learner = Learner::new(&params, &clipped).unwrap();
         learner.update(&gradients(&params), 0.0, 0).unwrap();
         // With beta1 = 0 the first moment is the clipped gradient itself.
-        let m: f64 = learner.slots.iter().flat_map(|s| &s.m).map(|x| f64::from(x * x)).sum();
+        let m: f64 = learner.slots.iter().flat_map(|s| s.m.to_f64s()).map(|x| x * x).sum();
         assert!((m.sqrt() - 1e-3).abs() < 1e-8, "{}", m.sqrt());
         let before = learner.state("").unwrap();
         let b = params.iter().nth(1).unwrap();
@@ -398,8 +299,9 @@ mod tests {
         b.set(Tensor::new(vec![5.0, f32::NAN, 7.0], [3]).unwrap()).unwrap();
         learner.forget_rows(b, &[0, 2]).unwrap();
         let slot = &learner.slots[1];
-        assert_eq!((slot.m[0], slot.v[2], slot.ema[0], slot.ema[2]), (0.0, 0.0, 5.0, 7.0));
-        assert!(slot.m[1] != 0.0 && slot.v[1] != 0.0 && slot.ema[1].is_finite());
+        let ema = slot.ema.as_ref().unwrap();
+        assert_eq!((slot.m.at(0), slot.v.at(2), ema.at(0), ema.at(2)), (0.0, 0.0, 5.0, 7.0));
+        assert!(slot.m.at(1) != 0.0 && slot.v.at(1) != 0.0 && ema.at(1).is_finite());
         assert!(learner.forget_rows(b, &[3]).is_err());
         let error = learner.blame(&gradients(&params)).unwrap_err().to_string();
         assert!(error.contains("gradient of b"), "{error}");
