@@ -79,7 +79,8 @@ fn sum_run(x: &[f32]) -> f32 {
 const PART: usize = 1 << 14;
 
 fn sum_block(x: &[f32], inner: usize) -> Vec<f32> {
-    let rows = (PART / inner).max(1);
+    // At least sixteen rows a part, so that each round leaves fewer rows even where one row fills a part.
+    let rows = (PART / inner).max(16);
     let parts = x.len().div_ceil(rows * inner).max(1);
     let part = |i: usize| {
         let x = &x[i * rows * inner..((i + 1) * rows * inner).min(x.len())];
@@ -159,6 +160,7 @@ impl Op for SumTo {
                 case("last", &[4, 5, 33], &[4, 5, 1]),
                 case("apart", &[3, 4, 5], &[1, 4, 1]),
                 case("nothing", &[3, 4], &[3, 4]),
+                case("wider_than_a_part", &[17, 16_500], &[16_500]),
                 case("empty", &[0, 4], &[4]),
             ],
             draw: |d| {
