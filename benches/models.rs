@@ -1,0 +1,203 @@
+//! Time and memory of a training step of each stage and of a drawn tile, on made-up data, by tier;
+//! then what the measured rates predict for the tiers of the paper's size.
+//!
+//! `cargo bench --bench models [-- t0 demo t1]`, the first two by default; GENEVAR_LEDGER=1 adds
+//! the table to benches/LEDGER.md. A step's time is the mean over a few steps and includes a share
+//! of the checkpoint at their end; memory is the peak resident set during them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a bench")]
+
+#[path = "support/flops.rs"]
+mod flops;
+#[path = "support/ledger.rs"]
+mod ledger;
+#[path = "support/made_up.rs"]
+mod made_up;
+
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use genevar::Result;
+use genevar::config::Config;
+use genevar::data::pack::Pack;
+use genevar::sample::{Sampler, Subject};
+use genevar::tensor::{DType, Tensor};
+use genevar::train::bundle::STAGES;
+use genevar::train::interrupt::Interrupt;
+use genevar::train::pipeline::Work;
+use genevar::train::system::System;
+
+/// The product's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Steps before the clock starts: the second fills the code book.
+const BEFORE: u64 = 2;
+/// Steps that are timed.
+const TIMED: u64 = 5;
+/// Tiles that are drawn together.
+const TILES: u64 = 16;
+/// Tiers that are too large to run here.
+const PREDICTED: [&str; 2] = ["t2", "t3"];
+
+/// One measurement.
+struct Line {
+    tier: String,
+    what: String,
+    count: usize,
+    seconds: f64,
+    flops: f64,
+    peak: Option<f64>,
+}
+
+/// The tier with just enough training to be timed.
+fn settings(tier: &str) -> Result<Config> {
+    let mut c = Config::tier(tier)?;
+    c.data.unpaired = 0.0;
+    c.msvq.warmup_steps = BEFORE - 1;
+    c.msvq.kmeans_vectors = c.msvq.kmeans_vectors.min(4 * c.msvq.vocab);
+    Ok(c)
+}
+
+fn with_steps(config: &Config, steps: u64) -> Config {
+    let mut c = config.clone();
+    for stage in c.train.stages_mut() {
+        stage.steps = steps;
+        stage.checkpoint_every = steps;
+    }
+    c
+}
+
+/// Lets the kernel count the peak resident set from now on, where it can.
+fn forget_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Peak resident set in MiB, where the system tells.
+fn peak() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
+}
+
+/// Trains every stage for a few steps, then draws tiles.
+fn measure(tier: &str, folder: &Path) -> Result<Vec<Line>> {
+    let config = settings(tier)?;
+    let pack = made_up::pack(folder, &config)?;
+    let out = folder.join("run");
+    let mut lines = Vec::new();
+    for name in STAGES {
+        stage(&config, &pack, &out, name, BEFORE)?;
+        forget_peak();
+        let seconds = stage(&config, &pack, &out, name, BEFORE + TIMED)? / TIMED as f64;
+        let batch = config.train.stages()[STAGES.iter().position(|s| *s == name).unwrap()].batch;
+        lines.push(Line {
+            tier: tier.into(),
+            what: format!("{name}, a step"),
+            count: batch,
+            seconds,
+            flops: flops::step(&config, name),
+            peak: peak(),
+        });
+        eprintln!("{}", row(lines.last().unwrap()));
+    }
+    lines.extend(draw(tier, &config, &out)?);
+    Ok(lines)
+}
+
+/// Trains one stage up to `steps`; seconds of this part of it.
+fn stage(config: &Config, pack: &Pack, out: &Path, name: &str, steps: u64) -> Result<f64> {
+    let config = &with_steps(config, steps);
+    let interrupt = Interrupt::default();
+    let work = Work { config, pack, out, resume: steps > BEFORE, warm: None, interrupt };
+    Ok(work.stage(name)?.seconds)
+}
+
+/// One tile alone, then several spread over the cores.
+fn draw(tier: &str, config: &Config, out: &Path) -> Result<Vec<Line>> {
+    let system = System::load(out)?;
+    let sampler =
+        Sampler { refiner: system.refiner(0), ar: &system.ar, settings: &system.config.sample };
+    let subject = |id: u64| Subject {
+        id,
+        z: Tensor::zeros(DType::F32, [1, config.beta_vae.latent]),
+        other: None,
+    };
+    let mut lines = Vec::new();
+    for (what, n) in [("one tile", 1), ("a tile of sixteen", TILES)] {
+        let subjects: Vec<Subject> = (0..n).map(subject).collect();
+        forget_peak();
+        let start = Instant::now();
+        match n {
+            1 => drop(sampler.tile(&subjects[0])?),
+            _ => drop(sampler.tiles(&subjects, &|| ())?),
+        }
+        lines.push(Line {
+            tier: tier.into(),
+            what: what.into(),
+            count: 1,
+            seconds: start.elapsed().as_secs_f64() / n as f64,
+            flops: flops::sample(config),
+            peak: peak(),
+        });
+        eprintln!("{}", row(lines.last().unwrap()));
+    }
+    Ok(lines)
+}
+
+/// What the rates of the last measured tier give for a larger one.
+fn predict(tier: &str, measured: &[Line]) -> Result<Vec<Line>> {
+    let config = Config::tier(tier)?;
+    let last = &measured[measured.len() - STAGES.len() - 2..];
+    let scaled = last.iter().enumerate().map(|(i, line)| {
+        let (flops, count) = match STAGES.get(i) {
+            Some(name) => (flops::step(&config, name), config.train.stages()[i].batch),
+            None => (flops::sample(&config), 1),
+        };
+        Line {
+            tier: format!("{tier}, predicted from {}", line.tier),
+            what: line.what.clone(),
+            count,
+            seconds: line.seconds * flops / line.flops,
+            flops,
+            peak: None,
+        }
+    });
+    Ok(scaled.collect())
+}
+
+fn row(l: &Line) -> String {
+    let Line { tier, what, count, seconds, flops, .. } = l;
+    let peak = l.peak.map_or("".into(), |p| format!("{p:.0}"));
+    let (ms, giga) = (seconds * 1e3, flops * 1e-9);
+    let rate = giga / seconds;
+    format!("| {tier} | {what} | {count} | {ms:.1} | {giga:.2} | {rate:.1} | {peak} |")
+}
+
+fn main() -> Result<()> {
+    // Cargo adds `--bench`; whatever else does not begin with a dash names a tier.
+    let mut tiers: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    if tiers.is_empty() {
+        tiers = vec!["t0".into(), "demo".into()];
+    }
+    let mut lines = Vec::new();
+    for tier in &tiers {
+        let folder = tempfile::tempdir().unwrap();
+        lines.extend(measure(tier, folder.path())?);
+    }
+    let predicted: Vec<Vec<Line>> =
+        PREDICTED.iter().map(|tier| predict(tier, &lines)).collect::<Result<_>>()?;
+    lines.extend(predicted.into_iter().flatten());
+    let mut table = String::from(
+        "| tier | what | batch | ms | GFLOP | GFLOP/s | peak MiB |\n\
+         | --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    lines.iter().for_each(|l| writeln!(table, "{}", row(l)).unwrap());
+    println!("{table}");
+    if ledger::wanted() {
+        let command = format!("GENEVAR_LEDGER=1 cargo bench --bench models -- {}", tiers.join(" "));
+        ledger::append("models", &command, &table).unwrap();
+    }
+    Ok(())
+}
