@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::data::pack;
+use crate::demo;
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::ops;
@@ -39,6 +40,8 @@ enum Command {
     /// Judges tiles.
     #[command(subcommand)]
     Eval(EvalCommand),
+    /// Everything once, on the tissue and the trained system of the repository, with a report.
+    Demo(demo::DemoArgs),
     /// Prints the table of operations: shapes, faces, derivatives, test cases.
     Ops,
 }
@@ -51,8 +54,8 @@ enum DataCommand {
 
 #[derive(Subcommand)]
 enum EvalCommand {
-    /// Distance (FD-EffNet) between two sets of tiles, beside its floor and anchors.
-    Fd(eval::fd::FdArgs),
+    /// Distance (FD-EffNet) between two sets of tiles, or a trained system on trial.
+    Fd(Box<eval::fd::FdArgs>),
 }
 
 /// Runs the command of this process's arguments.
@@ -74,10 +77,11 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Config(args) => print(&args.read()?.to_toml()?),
         Command::Data(DataCommand::Pack(args)) => pack::run(&args),
-        Command::Eval(EvalCommand::Fd(args)) => print(&eval::fd::run(&args)?.to_string()),
+        Command::Eval(EvalCommand::Fd(args)) => print(&eval::fd::run(&args)?),
         Command::Train(args) => command::run(&args),
         Command::Export(args) => command::export(&args),
         Command::Sample(args) => sample::command::run(&args),
+        Command::Demo(args) => print(&demo::run(&args)?),
         Command::Ops => print(&ops::table_markdown()),
     }
 }

@@ -4,6 +4,7 @@ pub mod autograd;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod demo;
 pub mod device;
 pub mod error;
 pub mod eval;

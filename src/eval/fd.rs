@@ -1,8 +1,9 @@
 //! `genevar eval fd`: the distance between two sets of tiles, beside anchors that give it a scale.
 //!
-//! The real set is split into two disjoint halves. One is the reference; the other is the floor
-//! and, blurred or flattened, the anchors. As many tiles are drawn from the other set, so that
-//! every row of the table has the same n.
+//! Of two sets of tiles the real one is split into two disjoint halves. One is the reference; the
+//! other is the floor and, blurred or flattened, the anchors. As many tiles are drawn from the set
+//! to judge, so that every row of the table has the same n. A trained system is judged by a
+//! [`Trial`].
 
 use std::path::{Path, PathBuf};
 
@@ -11,30 +12,40 @@ use rayon::prelude::*;
 
 use super::bootstrap::Draws;
 use super::features::{Extractor, INPUT, default_weights};
-use super::metrics::pretty;
+use super::metrics::{Metrics, pretty};
 use super::table::{Table, with_anchors};
 use super::tiles::Tiles;
+use super::trial::Trial;
 use crate::data::pack::Pack;
 use crate::error::{Error, Result};
 use crate::io::atomic;
 use crate::io::images::{self, Expect};
+use crate::train::interrupt::Interrupt;
+use crate::train::system::System;
 
-/// Two sets of tiles to compare.
+/// Two sets of tiles to compare, or a trained system to put on trial.
 #[derive(Args, Clone, Debug)]
 pub struct FdArgs {
     /// Real tiles: a folder of images, or a pack with a split, as pack.safetensors#val.
-    #[arg(long)]
-    pub real: String,
+    #[arg(long, requires = "tiles")]
+    pub real: Option<String>,
     /// Tiles to judge: a folder or a pack with a split.
-    #[arg(long)]
-    pub tiles: String,
+    #[arg(long, requires = "real")]
+    pub tiles: Option<String>,
+    /// A trained system, run folder or bundle, to judge on the held-out splits of --pack: tiles
+    /// from RNA, the tokenizer, floor and anchors, and whether the RNA matters.
+    #[arg(long, requires = "pack", conflicts_with = "tiles")]
+    pub checkpoint: Option<PathBuf>,
+    /// Real tiles and RNA for --checkpoint.
+    #[arg(long, requires = "checkpoint")]
+    pub pack: Option<PathBuf>,
     /// Tiles in each set; half of the real ones, if that many are there.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "checkpoint")]
     pub n: Option<usize>,
     /// Seed of the halves, the draws and the bootstrap.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Bootstrap repetitions behind each interval.
+    /// Bootstrap repetitions behind each interval of a distance.
     #[arg(long, default_value_t = 100)]
     pub reps: usize,
     /// Side to which tiles are resized, a multiple of 32.
@@ -43,27 +54,56 @@ pub struct FdArgs {
     /// Weights of the feature network.
     #[arg(long)]
     pub weights: Option<PathBuf>,
-    /// Also writes the table to this file, as JSON.
+    /// Also writes the numbers to this file, as JSON.
     #[arg(long)]
     pub json: Option<PathBuf>,
 }
 
-/// Runs the command: the table on standard output, and as JSON where asked.
+/// Runs the command; returns what is to be printed, and writes JSON where asked.
 ///
 /// # Errors
-/// Unreadable tiles, sets too small or of different sizes, damaged weights.
-pub fn run(args: &FdArgs) -> Result<Table> {
+/// Unreadable tiles, sets too small or of different sizes, damaged weights, and those of a trial.
+pub fn run(args: &FdArgs) -> Result<String> {
     if args.reps == 0 {
         return Err(Error::config("--reps", "is 0", "give at least 1, better 100"));
     }
     let weights = args.weights.clone().unwrap_or_else(default_weights);
     let extractor = Extractor::load(&weights)?.at(args.input)?;
-    let (real, tiles) = (read_tiles(&args.real)?, read_tiles(&args.tiles)?);
-    let table = measure(&extractor, &real, &tiles, args)?;
+    let (text, json) = match (&args.real, &args.tiles, &args.checkpoint, &args.pack) {
+        (Some(real), Some(tiles), ..) => {
+            let table = measure(&extractor, &read_tiles(real)?, &read_tiles(tiles)?, args)?;
+            (table.to_string(), pretty(&table)?)
+        }
+        (_, _, Some(checkpoint), Some(pack)) => on_trial(&extractor, (checkpoint, pack), args)?,
+        _ => {
+            let fix = "give --real A --tiles B, or --checkpoint C --pack P";
+            return Err(Error::config("eval fd", "nothing to compare", fix));
+        }
+    };
     if let Some(path) = &args.json {
-        atomic::write(path, pretty(&table)?.as_bytes())?;
+        atomic::write(path, json.as_bytes())?;
     }
-    Ok(table)
+    Ok(text)
+}
+
+fn on_trial(
+    extractor: &Extractor,
+    (checkpoint, pack): (&Path, &Path),
+    args: &FdArgs,
+) -> Result<(String, String)> {
+    let interrupt = Interrupt::from_keyboard()?;
+    let (system, pack) = (System::load(checkpoint)?, Pack::open(pack)?);
+    let trial = Trial {
+        system: &system,
+        pack: &pack,
+        extractor,
+        seed: args.seed,
+        fd_reps: args.reps,
+        interrupt: &interrupt,
+    };
+    let outcome = trial.run()?;
+    let json = Metrics::new(&outcome.verdicts, None)?.to_json()?;
+    Ok((format!("{outcome}\n"), json))
 }
 
 fn measure(extractor: &Extractor, real: &Tiles, tiles: &Tiles, args: &FdArgs) -> Result<Table> {

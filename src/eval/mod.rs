@@ -11,11 +11,13 @@ pub mod fd;
 pub mod features;
 pub mod frechet;
 pub mod metrics;
+pub mod paint;
 pub mod probe;
 pub mod protocol;
 pub mod suite;
 pub mod table;
 pub mod tiles;
+pub mod trial;
 
 use crate::error::{Error, Result};
 
