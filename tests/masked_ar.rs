@@ -1,6 +1,8 @@
 //! The transformer, the mask and the sampler: cached decoding equals teacher forcing, guidance of zero is no
 //! guidance, masks keep what they should, and a tile depends on its own name only.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
+
 use genevar::autograd::{Params, Pass};
 use genevar::config::{ArConfig, Config, Gamma, MaskConfig, MaskKind, MaskTarget, MeanFlowConfig};
 use genevar::config::{Normalise, SampleConfig};

@@ -1,6 +1,8 @@
 //! The oracles of MeanFlow: closed forms on Gaussian data, the convention of time and sign, the JVP of Phi, the
 //! contrastive loss and the counterfactual targets.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
+
 use genevar::autograd::{Params, Pass, Var};
 use genevar::config::{Clamp, FlowMode, Formulation, MeanFlowConfig, StageConfig};
 use genevar::models::meanflow::{self, FlowBatch, FlowCond, Times};
@@ -395,13 +397,13 @@ fn counterfactual_direction_equals_the_difference_quotient_and_is_finite_at_equa
         let at = |t: f64| meanflow::path(form, &f_n, &x.eps, &[t; 3]).unwrap().0;
         let (hi, lo) = (at(t), at(r));
         let n = u.len() / 3;
-        for row in 0..3 {
+        for (row, lambda) in lambda.iter().enumerate() {
             let range = row * n..(row + 1) * n;
             let norm =
                 |f: &dyn Fn(usize) -> f64| range.clone().map(|i| f(i).powi(2)).sum::<f64>().sqrt();
             let quotient = |i: usize| (hi.at(i) - lo.at(i)) / (t - r);
             let length = norm(&quotient);
-            let wanted = lambda[row] * norm(&|i| u.at(i));
+            let wanted = lambda * norm(&|i| u.at(i));
             for i in range.clone() {
                 assert!((c.at(i) - wanted * quotient(i) / length).abs() < 1e-9);
             }

@@ -42,7 +42,7 @@ impl FeatureStats {
 
     /// From stored tensors [d].
     pub fn new(mean: Tensor, std: Tensor) -> Result<Self> {
-        if mean.shape() != std.shape() || std.to_f64s().iter().any(|s| !(*s > 0.0)) {
+        if mean.shape() != std.shape() || std.to_f64s().iter().any(|s| s.is_nan() || *s <= 0.0) {
             let fix = "the checkpoint is damaged; train meanflow again";
             return Err(Error::data("feature statistics do not fit together", fix));
         }

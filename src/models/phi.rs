@@ -232,7 +232,7 @@ fn positions(dtype: DType, side: usize, finest: usize, w: usize) -> Result<Tenso
             let part = (c / quarter.max(1)).min(3);
             let rate = MAX_PERIOD.powf(-((c % quarter.max(1)) as f64) / quarter.max(1) as f64);
             let at = rate * centre(if part < 2 { i % side } else { i / side });
-            values.push(if part % 2 == 0 { at.sin() } else { at.cos() });
+            values.push(if part.is_multiple_of(2) { at.sin() } else { at.cos() });
         }
     }
     Tensor::from_f64s(dtype, values, [side * side, w])

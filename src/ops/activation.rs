@@ -25,7 +25,7 @@ impl Pointwise for Gelu {
         R::of(0.5) * (R::of(1.0) + t) + R::of(0.5) * x * dt
     }
 }
-pointwise!(Gelu, GeluVjp, "gelu", "gelu_vjp", |s| Input::normal(s), Gelu);
+pointwise!(Gelu, GeluVjp, "gelu", "gelu_vjp", Input::normal, Gelu);
 
 /// SiLU: x sigmoid(x).
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ impl Pointwise for Silu {
         s + x * s * (R::of(1.0) - s)
     }
 }
-pointwise!(Silu, SiluVjp, "silu", "silu_vjp", |s| Input::normal(s), Silu);
+pointwise!(Silu, SiluVjp, "silu", "silu_vjp", Input::normal, Silu);
 
 /// Leaky ReLU: x for x > 0, else slope x. Slope 0 is ReLU.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ impl Pointwise for Tanh {
         R::of(1.0) - t * t
     }
 }
-pointwise!(Tanh, TanhVjp, "tanh", "tanh_vjp", |s| Input::normal(s), Tanh);
+pointwise!(Tanh, TanhVjp, "tanh", "tanh_vjp", Input::normal, Tanh);
 
 /// e^x.
 #[derive(Clone, Debug)]
@@ -102,7 +102,7 @@ impl Pointwise for Exp {
         x.exp()
     }
 }
-pointwise!(Exp, ExpVjp, "exp", "exp_vjp", |s| Input::normal(s), Exp);
+pointwise!(Exp, ExpVjp, "exp", "exp_vjp", Input::normal, Exp);
 
 /// ln(1 + e^x), without overflow.
 #[derive(Clone, Debug)]
@@ -119,7 +119,7 @@ impl Pointwise for Softplus {
         x.sigmoid()
     }
 }
-pointwise!(Softplus, SoftplusVjp, "softplus", "softplus_vjp", |s| Input::normal(s), Softplus);
+pointwise!(Softplus, SoftplusVjp, "softplus", "softplus_vjp", Input::normal, Softplus);
 
 /// x^2.
 #[derive(Clone, Debug)]
@@ -135,7 +135,7 @@ impl Pointwise for Square {
         R::of(2.0) * x
     }
 }
-pointwise!(Square, SquareVjp, "square", "square_vjp", |s| Input::normal(s), Square);
+pointwise!(Square, SquareVjp, "square", "square_vjp", Input::normal, Square);
 
 /// |x|, with derivative 0 at 0.
 #[derive(Clone, Debug)]
