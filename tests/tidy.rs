@@ -41,6 +41,9 @@ const TOP: &[&str] = &[
     "train", "sample", "eval", "profile", "report", "demo", "cli",
 ];
 
+/// Where Rust code lies.
+const ALL: &[&str] = &["src", "tests", "benches", "tools"];
+
 const HEAD_LINES: usize = 12;
 const FILE_LINES: usize = 500;
 const COLUMNS: usize = 100;
@@ -151,7 +154,7 @@ fn the_layer_reader_sees_every_form_of_use() {
 #[test]
 fn every_file_says_what_it_is() {
     let mut faults = Vec::new();
-    for (file, text) in rust_files(&["src", "tests", "benches"]) {
+    for (file, text) in rust_files(ALL) {
         let head = text.lines().take_while(|l| l.starts_with("//!")).count();
         if head == 0 && file != "src/lib.rs" {
             faults.push(format!("{file}: opens without a //! head"));
@@ -166,7 +169,7 @@ fn every_file_says_what_it_is() {
 #[test]
 fn files_and_lines_stay_small() {
     let mut faults = Vec::new();
-    for (file, text) in rust_files(&["src", "tests", "benches"]) {
+    for (file, text) in rust_files(ALL) {
         let lines = text.lines().count();
         if lines > FILE_LINES {
             faults.push(format!("{file}: {lines} lines, the cap is {FILE_LINES}"));
@@ -187,7 +190,7 @@ fn files_and_lines_stay_small() {
 #[test]
 fn unsafe_code_lives_in_device_alone() {
     let mut faults = Vec::new();
-    for (file, text) in rust_files(&["src", "tests", "benches"]) {
+    for (file, text) in rust_files(ALL) {
         for (i, line) in text.lines().enumerate() {
             let code = code(line);
             let words = || code.split(|c: char| !c.is_alphanumeric() && c != '_');
@@ -261,4 +264,35 @@ fn every_op_is_a_row_of_the_table() {
     }
     verdict("Every op is a row of OPS, or it is dead code.", faults);
     assert!(seen > 10, "only {seen} ops were found: the reader of this test is blind");
+}
+
+/// The files that set or judge keys without using them.
+const WRITERS: &[&str] = &["config/check.rs", "config/load.rs", "config/tier.rs"];
+
+#[test]
+fn every_configuration_key_is_read() {
+    let users: String = rust_files(&["src"])
+        .iter()
+        .filter(|(file, _)| !WRITERS.iter().any(|w| file.ends_with(w)))
+        .map(|(_, text)| product(text))
+        .collect();
+    let reads = |key: &str| {
+        let field = format!(".{key}");
+        users.match_indices(&field).any(|(at, _)| {
+            let next = users[at + field.len()..].chars().next();
+            !next.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '(')
+        })
+    };
+    let mut faults = Vec::new();
+    for (file, text) in rust_files(&["src/config"]) {
+        for (i, line) in product(&text).lines().enumerate() {
+            let Some(field) = line.strip_prefix("    pub ").and_then(|l| l.split_once(": ")) else {
+                continue;
+            };
+            if !field.0.contains(' ') && !reads(field.0) {
+                faults.push(format!("{file}:{}: nothing reads `{}`", i + 1, field.0));
+            }
+        }
+    }
+    verdict("A key that nothing reads is a lie.", faults);
 }

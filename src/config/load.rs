@@ -23,10 +23,20 @@ impl Config {
     /// Fails on a syntax error, an unknown key (suggesting the nearest known one), a value of the
     /// wrong type and whatever [`Config::validate`] refuses.
     pub fn parse(text: &str) -> Result<Self> {
-        let file: Table = text.parse().map_err(|e: toml::de::Error| {
-            let line = e.span().map_or(0, |s| text[..s.start].matches('\n').count() + 1);
-            Error::config(format!("line {line}"), e.message(), "write it as TOML")
-        })?;
+        Self::from_table(&table_of(text)?)
+    }
+
+    /// Parses the record of a checkpoint. Keys that this version has no longer are passed over: a
+    /// program must read what an older one trained.
+    pub fn recorded(text: &str) -> Result<Self> {
+        let mut file = table_of(text)?;
+        let tier = file.get("tier").and_then(Value::as_str).unwrap_or("t3");
+        let preset = Self::tier(tier)?.table()?;
+        keep_known(&mut file, &preset);
+        Self::from_table(&file)
+    }
+
+    fn from_table(file: &Table) -> Result<Self> {
         let tier = match file.get("tier") {
             None => "t3",
             Some(Value::String(name)) => name,
@@ -37,7 +47,7 @@ impl Config {
         };
         let mut table = Self::tier(tier)?.table()?;
         let base = table.clone();
-        overlay(&mut table, &file, "", &base)?;
+        overlay(&mut table, file, "", &base)?;
         let config: Self = table
             .try_into()
             .map_err(|e: toml::de::Error| Error::config("config", e.message(), "mend the file"))?;
@@ -72,6 +82,24 @@ impl TrainConfigs {
     pub fn stages_mut(&mut self) -> [&mut StageConfig; 4] {
         [&mut self.beta_vae, &mut self.msvq, &mut self.meanflow, &mut self.ar]
     }
+}
+
+fn table_of(text: &str) -> Result<Table> {
+    text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(0, |s| text[..s.start].matches('\n').count() + 1);
+        Error::config(format!("line {line}"), e.message(), "write it as TOML")
+    })
+}
+
+/// Drops the keys that `preset` does not have.
+fn keep_known(file: &mut Table, preset: &Table) {
+    file.retain(|key, value| match (value, preset.get(key)) {
+        (Value::Table(inner), Some(Value::Table(known))) => {
+            keep_known(inner, known);
+            true
+        }
+        (_, found) => found.is_some(),
+    });
 }
 
 fn unwritable(e: toml::ser::Error) -> Error {
@@ -193,6 +221,15 @@ mod tests {
         assert_eq!(c.msvq, demo.msvq);
         let changed = ["mask.kind", "train.ar.lr", "train.ar.steps"];
         assert_eq!(c.differences(&demo).unwrap(), changed);
+    }
+
+    #[test]
+    fn a_record_of_an_older_version_is_read() {
+        let text = "tier = 'demo'\ngone = 1\n[data]\nold = true\nz_clip = 3\n[old]\nx = 1";
+        assert!(Config::parse(text).is_err());
+        let read = Config::recorded(text).unwrap();
+        assert_eq!(read.data.z_clip, 3.0);
+        assert_eq!(read.msvq, Config::tier("demo").unwrap().msvq);
     }
 
     fn refusal(text: &str) -> String {

@@ -78,12 +78,8 @@ pub struct DataConfig {
     /// Share of the model's genes that a table must hold. Missing genes read as their training
     /// mean, and below one half most of the profile would be invented.
     pub min_gene_match: f64,
-    /// Random quarter turns and mirror images of training tiles.
-    pub d4: bool,
     /// Share of a batch taken from unpaired tissue under the null condition, in [0, 1).
     pub unpaired: f64,
-    /// Crops whose grey standard deviation (of 0..255) is below this are background.
-    pub min_grey_std: f64,
 }
 
 impl Default for DataConfig {
@@ -95,9 +91,7 @@ impl Default for DataConfig {
             sigma_floor: 1e-3,
             z_clip: 10.0,
             min_gene_match: 0.5,
-            d4: true,
             unpaired: 0.0,
-            min_grey_std: 10.0,
         }
     }
 }

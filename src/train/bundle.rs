@@ -89,6 +89,10 @@ impl Bundle {
     /// # Errors
     /// Neither is there; nothing was trained; a damaged file.
     pub fn load(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            let fix = "train the stages before this one, or give a run's folder or a bundle file";
+            return Err(Error::file(path, "is not there", fix));
+        }
         if path.is_dir() { Self::of_run(path) } else { Self::open(path) }
     }
 
@@ -99,7 +103,7 @@ impl Bundle {
         for name in STAGES {
             if let Some(folder) = checkpoint::find(&dir.join(name))? {
                 let found = checkpoint::load(&folder)?;
-                config = Some(Config::parse(&found.meta.config).within(folder.display())?);
+                config = Some(Config::recorded(&found.meta.config).within(folder.display())?);
                 stages.insert(name.to_string(), Trained::of(found));
             }
         }
@@ -115,7 +119,7 @@ impl Bundle {
             let what = format!("is not a bundle of this version (its format is {format:?})");
             return Err(Error::file(path, what, "write it with `genevar export`"));
         }
-        let config = Config::parse(file.meta("config")?).within(path.display())?;
+        let config = Config::recorded(file.meta("config")?).within(path.display())?;
         let heads: BTreeMap<String, Head> = serde_json::from_str(file.meta("stages")?)
             .map_err(|e| Error::file(path, format!("corrupt: {e}"), "fetch it again"))?;
         let mut stages = BTreeMap::new();

@@ -139,7 +139,7 @@ fn start(stage: &mut dyn Stage, plan: &Plan) -> Result<u64> {
 
 /// Says which keys differ from those the run began with: a change is allowed, but not in silence.
 fn tell_changes(config: &Config, loaded: &Checkpoint) -> Result<()> {
-    let before = Config::parse(&loaded.meta.config).within(loaded.path.display())?;
+    let before = Config::recorded(&loaded.meta.config).within(loaded.path.display())?;
     let changed = config.differences(&before)?;
     if !changed.is_empty() {
         eprintln!("resuming with other settings than before: {}", changed.join(", "));
@@ -245,7 +245,7 @@ mod tests {
         let found = checkpoint::load(dir.path()).unwrap();
         let wanted = BTreeMap::from([("w".to_string(), Tensor::new(vec![0.0; 9], [9]).unwrap())]);
         assert!(found.check("toy", &wanted).is_err());
-        assert_eq!(Config::parse(&found.meta.config).unwrap(), config);
+        assert_eq!(Config::recorded(&found.meta.config).unwrap(), config);
     }
 
     #[test]

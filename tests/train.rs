@@ -1,0 +1,245 @@
+//! Training from outside: `genevar train all` on a made-up data set, killed and resumed, then used.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use genevar::io::images::{Rgb, write_png};
+use genevar::tensor::{Purpose, Stream};
+
+const SIDE: usize = 24;
+const GENES: usize = 12;
+const STAGES: [&str; 4] = ["beta_vae", "msvq", "meanflow", "ar"];
+
+const CONFIG: &str = r#"
+tier = "t0"
+seed = 5
+
+[data]
+pack = "pack.safetensors"
+counts_per = 10000.0
+
+[beta_vae]
+genes = 12
+hidden = [16, 8]
+latent = 4
+
+[msvq]
+image = 16
+ch = 8
+ch_mult = [1, 2, 2]
+res_blocks_enc = 1
+res_blocks_dec = 1
+d = 8
+vocab = 32
+patch_nums = [1, 2, 4]
+scale_dropout_start = 2
+kmeans_vectors = 64
+warmup_steps = 3
+restart_every = 4
+
+[msvq.loss]
+ms_ssim_scales = 1
+gan = 0.4
+gan_start = 0.5
+gan_layers = 1
+gan_ch = 8
+
+[meanflow]
+width = 32
+blocks = 1
+head_width = 16
+time_dims = 16
+
+[mask]
+k_m = 3
+
+[ar]
+depth = 2
+width = 32
+heads = 2
+add_rk = true
+posterior_z = true
+
+[train.beta_vae]
+steps = 12
+checkpoint_every = 3
+[train.msvq]
+steps = 14
+batch = 4
+checkpoint_every = 3
+[train.meanflow]
+steps = 10
+batch = 4
+checkpoint_every = 3
+[train.ar]
+steps = 10
+batch = 4
+checkpoint_every = 3
+ema = 0.9
+"#;
+
+/// Twenty tiles of two kinds of tissue, with counts that tell the kinds apart.
+fn write_data(dir: &Path) {
+    std::fs::create_dir(dir.join("tiles")).unwrap();
+    let mut table = String::from("tile\tsplit\tsection\tpatient\tclass\n");
+    let mut rna = String::from("sample");
+    (0..GENES).for_each(|g| write!(rna, "\tG{g}").unwrap());
+    rna.push('\n');
+    for i in 0..20 {
+        let kind = i % 2;
+        let draws = Stream::new(1, i as u64, 0, Purpose::Test);
+        let pixel = |p: usize| {
+            let stripe = if (p / 3 % SIDE / (2 + 3 * kind)).is_multiple_of(2) { 60 } else { 0 };
+            70 + stripe + 40 * (p % 3) as u8 + draws.below(p, 20) as u8
+        };
+        let image = Rgb::new(SIDE, SIDE, (0..3 * SIDE * SIDE).map(pixel).collect()).unwrap();
+        write_png(dir.join(format!("tiles/t{i}.png")), &image).unwrap();
+        let split = ["train", "train", "train", "val"][i / 5];
+        let class = ["cancer", "immune"][kind];
+        writeln!(table, "t{i}.png\t{split}\tS{}\tP{split}\t{class}", i / 5).unwrap();
+        write!(rna, "t{i}").unwrap();
+        for g in 0..GENES {
+            write!(rna, "\t{}", draws.below(4000 + g, 9) + 20 * usize::from(g % 2 == kind))
+                .unwrap();
+        }
+        rna.push('\n');
+    }
+    std::fs::write(dir.join("tiles.tsv"), table).unwrap();
+    std::fs::write(dir.join("rna.tsv"), rna).unwrap();
+    std::fs::write(dir.join("c.toml"), CONFIG).unwrap();
+}
+
+fn command(dir: &Path, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_genevar"));
+    command.args(line.split(' ')).current_dir(dir);
+    command
+}
+
+fn genevar(dir: &Path, line: &str) -> Output {
+    command(dir, line).output().unwrap()
+}
+
+fn succeeds(dir: &Path, line: &str) {
+    let output = genevar(dir, line);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}: {told}");
+}
+
+fn fails(dir: &Path, line: &str, code: i32, parts: &[&str]) {
+    let output = genevar(dir, line);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{line}: {told}");
+    for part in parts {
+        assert!(told.contains(part), "{line}: {part:?} is not in {told}");
+    }
+}
+
+fn prepared() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_data(dir.path());
+    let pack = "data pack --tiles tiles --table tiles.tsv --rna rna.tsv --out pack.safetensors";
+    let how = format!("--tile-px {SIDE} --quality 0 --class-column class --unit section");
+    succeeds(dir.path(), &format!("{pack} {how}"));
+    dir
+}
+
+/// Bytes of all logs of a run: they grow with every step.
+fn logged(run: &Path) -> u64 {
+    let size = |s: &str| std::fs::metadata(run.join(s).join("log.jsonl")).map_or(0, |m| m.len());
+    STAGES.iter().map(|s| size(s)).sum()
+}
+
+/// Starts the run and kills it as soon as its logs have grown by `bytes`. Whether it was killed.
+fn killed(dir: &Path, line: &str, run: &Path, bytes: u64) -> bool {
+    let before = logged(run);
+    let mut child = command(dir, line).stderr(Stdio::null()).spawn().unwrap();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            return false;
+        }
+        // A resumed log begins by forgetting the steps after its checkpoint.
+        if logged(run) > before.saturating_sub(400) + bytes {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return true;
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn last_state(run: &Path, stage: &str) -> PathBuf {
+    let latest = std::fs::read_to_string(run.join(stage).join("LATEST")).unwrap();
+    run.join(stage).join(latest.trim()).join("state.safetensors")
+}
+
+#[test]
+fn a_run_killed_many_times_ends_with_the_bits_of_one_that_was_not() {
+    let dir = prepared();
+    let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
+    let mut one_thread = command(dir.path(), "train all --config c.toml --out whole");
+    assert!(one_thread.env("RAYON_NUM_THREADS", "1").output().unwrap().status.success());
+
+    let line = "train all --config c.toml --out broken --resume";
+    let kills = (0..40).take_while(|i| killed(dir.path(), line, &broken, 300 + 170 * (i % 5)));
+    let kills = kills.count();
+    assert!(kills >= 5, "the run was over after {kills} kills");
+    succeeds(dir.path(), line);
+    for stage in STAGES {
+        let read = |path: PathBuf| std::fs::read(path).unwrap();
+        let log = |run: &Path| read(run.join(stage).join("log.jsonl"));
+        assert!(log(&whole) == log(&broken), "{stage}: the logs differ");
+        let same = read(last_state(&whole, stage)) == read(last_state(&broken, stage));
+        assert!(same, "{stage}: the weights differ");
+    }
+    a_trained_system_paints(dir.path());
+    what_does_not_fit_is_refused(dir.path());
+}
+
+/// Samples depend on seed, row and number alone, not on what else is drawn or on the threads.
+fn a_trained_system_paints(dir: &Path) {
+    let sample = |from: &str, more: &str, out: &str| {
+        succeeds(dir, &format!("sample --checkpoint {from} --rna rna.tsv --out {out} {more}"));
+    };
+    sample("whole", "--rows t16,t17 --n 2 --seed 3", "a");
+    sample("broken", "--rows 17 --n 1 --seed 3", "b");
+    let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
+    assert_eq!(read("a/t17_0.png"), read("b/t17_0.png"));
+    assert_ne!(read("a/t17_0.png"), read("a/t17_1.png"));
+    assert!(dir.join("a/grid.png").is_file());
+    let record: serde_json::Value = serde_json::from_slice(&read("a/samples.json")).unwrap();
+    assert_eq!(record["seed"], 3);
+    assert_eq!(record["tiles"].as_array().unwrap().len(), 4);
+    succeeds(dir, "export --run whole --out bundle.safetensors");
+    sample("bundle.safetensors", "--rows 17 --n 1 --seed 3", "c");
+    assert_eq!(read("a/t17_0.png"), read("c/t17_0.png"));
+}
+
+fn what_does_not_fit_is_refused(dir: &Path) {
+    fails(dir, "train msvq --config c.toml --out whole", 2, &["holds a run already", "--resume"]);
+    let wider = CONFIG.replace("ch = 8\n", "ch = 16\n").replace("steps = 14", "steps = 20");
+    std::fs::write(dir.join("wider.toml"), wider).unwrap();
+    let parts = ["tensor \"adam_m.", "architecture"];
+    fails(dir, "train msvq --config wider.toml --out whole --resume", 2, &parts);
+    fails(dir, "train ar --config c.toml --out empty", 2, &["empty", "is not there"]);
+    let line = "sample --checkpoint whole --rna rna.tsv --out x --rows t99";
+    fails(dir, line, 2, &["--rows", "t99"]);
+    assert!(!dir.join("x").exists());
+    let state = last_state(&dir.join("whole"), "ar");
+    let bytes = std::fs::read(&state).unwrap();
+    std::fs::write(&state, &bytes[..bytes.len() / 2]).unwrap();
+    fails(dir, "sample --checkpoint whole --rna rna.tsv --out x", 2, &["truncated", "state"]);
+    assert!(!dir.join("x").exists());
+}
+
+#[test]
+fn a_loss_that_is_not_finite_names_step_and_op() {
+    let dir = prepared();
+    let wild = CONFIG.replace("[train.msvq]", "[train.msvq]\nlr = 1e30\nwarmup = 0.0");
+    std::fs::write(dir.path().join("wild.toml"), wild).unwrap();
+    let line = "train msvq --config wild.toml --out wild";
+    fails(dir.path(), line, 1, &["msvq: step ", "NaN or infinite"]);
+}
