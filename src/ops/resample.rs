@@ -384,7 +384,6 @@ mod tests {
         assert!(distance_from_identity(&round_trip(1, 16)) < 1e-15);
         let off: Vec<f64> =
             [2, 3, 4, 5, 6, 8, 10, 13].map(|p| distance_from_identity(&round_trip(p, 16))).into();
-        println!("{off:?}");
         assert!(off.iter().all(|&d| d > 0.01), "{off:?}");
         assert!((off[0] - 0.07).abs() < 0.01 && (off[7] - 0.54).abs() < 0.01, "{off:?}");
     }
