@@ -1,5 +1,5 @@
-//! Times every bench case of every op, as the models call it: `run` with its checks and fresh outputs,
-//! and the reference beside the fast face where that takes no more than a moment.
+//! Times every bench case of every op, as the models call it: `run` with its checks and fresh
+//! outputs, and the reference beside the fast face where that takes no more than a moment.
 //!
 //! `cargo bench --bench ops [-- FILTER]`; GENEVAR_LEDGER=1 adds the medians to benches/LEDGER.md.
 

@@ -1,7 +1,7 @@
 //! The command line: arguments in, one clear line and an exit code out.
 //!
-//! Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 2 input
-//! that a person can mend, 130 after Ctrl-C, 1 for the rest.
+//! Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 2
+//! input that a person can mend, 130 after Ctrl-C, 1 for the rest.
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -35,7 +35,8 @@ fn tissue(number: usize, grain: usize) -> Rgb {
     Rgb::new(SIDE, SIDE, (0..SIDE * SIDE).flat_map(at).collect()).unwrap()
 }
 
-/// Tiles `first..first + n`, alternating cancer (coarse) and immune (fine), each of its own profile.
+/// Tiles `first..first + n`, alternating cancer (coarse) and immune (fine), each of its own
+/// profile.
 fn split(name: &str, first: usize, n: usize) -> Windows {
     let class = |i: usize| if i.is_multiple_of(2) { "cancer" } else { "immune" };
     let grain = |i: usize| if i.is_multiple_of(2) { 8 } else { 2 };

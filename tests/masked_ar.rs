@@ -1,5 +1,5 @@
-//! The transformer, the mask and the sampler: cached decoding equals teacher forcing, guidance of zero is no
-//! guidance, masks keep what they should, and a tile depends on its own name only.
+//! The transformer, the mask and the sampler: cached decoding equals teacher forcing, guidance of
+//! zero is no guidance, masks keep what they should, and a tile depends on its own name only.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 
@@ -121,6 +121,19 @@ fn parameter_counts_are_those_of_var_with_z() {
         let n = params.elements() as f64 / 1e6;
         let digit = if millions < 1000.0 { 0.06 } else { 0.6 };
         assert!((n - millions).abs() < digit, "d{depth}: {n} M, wanted {millions} M");
+    }
+}
+
+#[test]
+fn phi_has_the_published_sizes() {
+    let dims =
+        PhiDims { side: 16, d: 32, latent: 200, patch_nums: vec![1, 2, 3, 4, 5, 6, 8, 10, 13, 16] };
+    for (width, blocks, millions) in [(384, 6, 23.3), (512, 8, 54.3), (768, 12, 180.6)] {
+        let cfg = MeanFlowConfig { width, blocks, ..MeanFlowConfig::default() };
+        let mut params = Params::dry();
+        Phi::new(&cfg, &dims, &mut params);
+        let n = params.elements() as f64 / 1e6;
+        assert!((n - millions).abs() < 0.01 * millions, "{width} x {blocks}: {n} M");
     }
 }
 

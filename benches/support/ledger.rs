@@ -17,7 +17,8 @@ pub fn append(title: &str, command: &str, table: &str) -> std::io::Result<()> {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (year, month, day) = civil(seconds / 86_400);
     let section = format!(
-        "\n## {year}-{month:02}-{day:02} {title}\n\nCommit {}; {}, {} threads; `{command}`.\n\n{table}",
+        "\n## {year}-{month:02}-{day:02} {title}\n\n\
+         Commit {}; {}, {} threads; `{command}`.\n\n{table}",
         commit(),
         processor(),
         rayon::current_num_threads(),

@@ -49,8 +49,8 @@ impl Param {
     }
 }
 
-/// The parameters of one model, in the order the model made them. Also the builder that makes them: a model's
-/// constructor takes `&mut Params`, and [`Params::at`] gives each part its name prefix.
+/// The parameters of one model, in the order the model made them. Also the builder that makes them:
+/// a model's constructor takes `&mut Params`, and [`Params::at`] gives each part its name prefix.
 pub struct Params {
     group: u64,
     seed: u64,
@@ -67,8 +67,8 @@ impl Params {
         Self { group, seed, prefix: String::new(), all: Vec::new(), elements: 0, dry: false }
     }
 
-    /// Counts parameters without making them: a model built on these cannot run, but it says how large it
-    /// would be.
+    /// Counts parameters without making them: a model built on these cannot run, but it says how
+    /// large it would be.
     pub fn dry() -> Self {
         Self { dry: true, ..Self::new(0) }
     }
@@ -183,8 +183,8 @@ impl Params {
         self.all.iter().map(|p| (p.name().to_string(), p.value())).collect()
     }
 
-    /// Takes values by name; a missing name or another shape is an error naming the tensor. Nothing changes
-    /// unless everything fits. Names beginning with none of ours are ignored.
+    /// Takes values by name; a missing name or another shape is an error naming the tensor. Nothing
+    /// changes unless everything fits. Names beginning with none of ours are ignored.
     pub fn load(&self, values: &BTreeMap<String, Tensor>, prefix: &str) -> Result<()> {
         let mut found = Vec::with_capacity(self.all.len());
         for p in &self.all {

@@ -1,7 +1,8 @@
 //! `metrics.json`: what a run is judged by, with its intervals.
 //!
 //! The numbers of the validation split stand under their names (`fd_generated`, `probe_auc_real`),
-//! those of the unseen patient under the same names with `_unseen` behind them. Names do not change.
+//! those of the unseen patient under the same names with `_unseen` behind them. Names do not
+//! change.
 
 use std::path::Path;
 

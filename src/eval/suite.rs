@@ -14,8 +14,8 @@ use super::table::{Seen, Table, with_anchors};
 use super::tiles::Tiles;
 use crate::error::{Error, Result, Within};
 
-/// A held-out split: real tiles, and what was made for them. All sets have the same n, and tile i of
-/// each belongs to the same profile.
+/// A held-out split: real tiles, and what was made for them. All sets have the same n, and tile i
+/// of each belongs to the same profile.
 #[derive(Clone, Copy, Debug)]
 pub struct HeldOut<'a> {
     /// Its name, for reports and errors.

@@ -116,7 +116,8 @@ impl Trial<'_> {
         let side = self.system.config.msvq.image;
         let classes = [settings.classes.positive.as_str(), settings.classes.negative.as_str()];
         let train = training(self.pack, side, &classes)?;
-        // Reference, floor, own, shuffled, recon, three blurs, one colour; f_hat where there is one.
+        // Reference, floor, own, shuffled, recon, three blurs, one colour; f_hat where there is
+        // one.
         let sets = |e: &Exhibit| 9 + usize::from(e.recon_fhat.is_some());
         let all: usize = exhibits.iter().map(|e| sets(e) * e.real.tiles.n()).sum();
         let bar = Bar::new("features", all + train.tiles.n());

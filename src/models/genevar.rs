@@ -1,4 +1,5 @@
-//! The four models together: from what is known before scale k to what the transformer reads at scale k.
+//! The four models together: from what is known before scale k to what the transformer reads at
+//! scale k.
 
 use super::mask::{MaskInput, Refined, refine};
 
@@ -11,8 +12,8 @@ use crate::ops::elementwise::{ADD, Mul, SUB};
 use crate::ops::layout::Concat;
 use crate::tensor::{DType, Tensor};
 
-/// Per-channel mean and deviation of f_K over the training set. Phi starts from N(0, 1), so it must see features
-/// of that size.
+/// Per-channel mean and deviation of f_K over the training set. Phi starts from N(0, 1), so it must
+/// see features of that size.
 #[derive(Clone, Debug)]
 pub struct FeatureStats {
     mean: Tensor,
@@ -108,8 +109,8 @@ pub struct ScaleInputs {
 }
 
 impl Refiner<'_> {
-    /// Inputs of 0-based scale `k` >= 1 from f_{k-1} [B, H, H, d]. `truth` is f_k where it is known (training),
-    /// used only by the mask target `true`. `ids` name each row's random numbers.
+    /// Inputs of 0-based scale `k` >= 1 from f_{k-1} [B, H, H, d]. `truth` is f_k where it is known
+    /// (training), used only by the mask target `true`. `ids` name each row's random numbers.
     pub fn inputs(
         &self,
         k: usize,

@@ -1,9 +1,9 @@
 //! The mask M_k: where the transformer sees f_hat_k and where it sees the learned token e.
 //!
-//! G_k = d/dr_k of the squared error of f_hat_k, through both paths by which r_k enters Phi; its l2 norm over
-//! channels, standardised over the positions of a scale, keeps a position where it exceeds gamma ~ N(0, 1). The raw
-//! norm is near 1e-3 and would make a fair coin of the rule, hence the standardisation. Once made, the mask is
-//! a constant.
+//! G_k = d/dr_k of the squared error of f_hat_k, through both paths by which r_k enters Phi; its l2
+//! norm over channels, standardised over the positions of a scale, keeps a position where it
+//! exceeds gamma ~ N(0, 1). The raw norm is near 1e-3 and would make a fair coin of the rule, hence
+//! the standardisation. Once made, the mask is a constant.
 
 use super::meanflow::{FlowCond, sample};
 use super::phi::Phi;

@@ -1,8 +1,10 @@
-//! The scale-wise masked autoregressive transformer: VAR's blocks, conditioned on z, reading masked f_hat.
+//! The scale-wise masked autoregressive transformer: VAR's blocks, conditioned on z, reading masked
+//! f_hat.
 //!
-//! The sequence is [x_1; x_2; ..; x_K] with n_k = p_k^2 tokens each; the input at scale k predicts the tokens of
-//! scale k. x_1 is the condition; for k >= 2, x_k = M_k (W_e D(f_hat_k)) + (1 - M_k) e, plus level and position
-//! tables. Attention is full inside a scale and sees all scales before it.
+//! The sequence is [x_1; x_2; ..; x_K] with n_k = p_k^2 tokens each; the input at scale k predicts
+//! the tokens of scale k. x_1 is the condition; for k >= 2, x_k = M_k (W_e D(f_hat_k)) + (1 - M_k)
+//! e, plus level and position tables. Attention is full inside a scale and sees all scales before
+//! it.
 
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::config::{ArConfig, RnaEncoding};
@@ -55,7 +57,8 @@ struct Block {
     drop_path: f64,
 }
 
-/// adaLN vectors of every block and of the head. The condition is constant over an image, so they are made once.
+/// adaLN vectors of every block and of the head. The condition is constant over an image, so they
+/// are made once.
 pub struct Modulation {
     blocks: Vec<Vec<Var>>,
     head: Vec<Var>,
@@ -183,8 +186,8 @@ impl MaskedAr {
         p.op(Reshape { to: [d[0], 1, d[1]].into() }, &[&start])
     }
 
-    /// Embeds pooled features [B, n, d] of neighbouring scales. `keep` [B, n, 1] is the mask M; `r` [B, n, d] are
-    /// the pooled f_{k-1} of the `add_rk` arm.
+    /// Embeds pooled features [B, n, d] of neighbouring scales. `keep` [B, n, 1] is the mask M; `r`
+    /// [B, n, d] are the pooled f_{k-1} of the `add_rk` arm.
     fn words(&self, p: &Pass, features: &Tensor, r: &Tensor, keep: Option<&Tensor>) -> Result<Var> {
         let mut x = self.word.forward(p, &features.clone().into())?;
         if let Some(keep) = keep {
@@ -198,7 +201,8 @@ impl MaskedAr {
         }
     }
 
-    /// Level and position tables for tokens `start..start + n` of scale indices `levels` (one a token).
+    /// Level and position tables for tokens `start..start + n` of scale indices `levels` (one a
+    /// token).
     fn tables(&self, p: &Pass, start: usize, levels: Vec<i32>) -> Result<Var> {
         let n = levels.len();
         let rows = (start as i32..(start + n) as i32).collect();
@@ -235,8 +239,8 @@ impl MaskedAr {
         self.logits(p, &x, &modulation)
     }
 
-    /// One decoding step: logits [B, n_k, V] of 0-based scale `k`, extending the caches (one a block).
-    /// `features` are None for the first scale, whose input is the condition.
+    /// One decoding step: logits [B, n_k, V] of 0-based scale `k`, extending the caches (one a
+    /// block). `features` are None for the first scale, whose input is the condition.
     pub fn step(
         &self,
         p: &Pass,

@@ -1,8 +1,10 @@
-//! Causal MeanFlow: the path from data to noise, the JVP target, the counterfactual push and the one-step sample.
+//! Causal MeanFlow: the path from data to noise, the JVP target, the counterfactual push and the
+//! one-step sample.
 //!
-//! Formulation A: f^t = (1 - t) f + t eps, v = eps - f, 0 <= r <= t <= 1, u_tgt = v - (t - r) du/dt with
-//! du/dt = (v, 0, 1) . grad u over (f, r, t), and f_hat = eps - Phi(eps, t = 1, r = 0). Formulation B is its mirror
-//! image (t -> 1 - t, r -> 1 - r, Phi -> -Phi) and exists to prove that. Feature maps are standardised per channel.
+//! Formulation A: f^t = (1 - t) f + t eps, v = eps - f, 0 <= r <= t <= 1, u_tgt = v - (t - r) du/dt
+//! with du/dt = (v, 0, 1) . grad u over (f, r, t), and f_hat = eps - Phi(eps, t = 1, r = 0).
+//! Formulation B is its mirror image (t -> 1 - t, r -> 1 - r, Phi -> -Phi) and exists to prove
+//! that. Feature maps are standardised per channel.
 
 use super::phi::{Phi, PhiInput};
 use crate::autograd::{Pass, Var};
@@ -125,8 +127,9 @@ pub fn target(v: &Tensor, dudt: &Tensor, times: &Times) -> Result<Tensor> {
     call(&SUB, &[v, &call(&Mul, &[dudt, &span])?])
 }
 
-/// u^n_tgt = lambda ||u_tgt|| (eps - f^n) / ||eps - f^n|| (Eq. 9 in closed form: with shared noise the direction of
-/// f^{n,t} - f^{n,r} does not depend on the times). Formulation B turns the direction round.
+/// u^n_tgt = lambda ||u_tgt|| (eps - f^n) / ||eps - f^n|| (Eq. 9 in closed form: with shared noise
+/// the direction of f^{n,t} - f^{n,r} does not depend on the times). Formulation B turns the
+/// direction round.
 pub fn counterfactual_target(
     form: Formulation,
     u_tgt: &Tensor,
@@ -150,10 +153,11 @@ pub fn counterfactual_target(
     call(&Mul, &[&direction, &factor])
 }
 
-/// S - (alpha / N) sum_n D_n per sample [B, 1, 1, 1], times one shared adaptive weight, averaged over the batch.
+/// S - (alpha / N) sum_n D_n per sample [B, 1, 1, 1], times one shared adaptive weight, averaged
+/// over the batch.
 ///
-/// S = ||u - a||^2 and d_n = ||u - c_n||^2. The weight 1 / sg(S + c)^p multiplies the whole bracket: on the pull
-/// alone it would let the push win. alpha < 1/2 is required.
+/// S = ||u - a||^2 and d_n = ||u - c_n||^2. The weight 1 / sg(S + c)^p multiplies the whole
+/// bracket: on the pull alone it would let the push win. alpha < 1/2 is required.
 pub fn contrastive(
     p: &Pass,
     cfg: &MeanFlowConfig,
@@ -223,8 +227,8 @@ fn smaller(p: &Pass, d: &Var, limit: &Tensor) -> Result<Var> {
     p.op(ADD, &[&p.op(Mul, &[d, &near.into()])?, &rest.into()])
 }
 
-/// The loss of one batch. `p` must be a dual_tape pass that trains Phi (a tape pass does for flow matching and the
-/// deterministic network, which need no tangent).
+/// The loss of one batch. `p` must be a dual_tape pass that trains Phi (a tape pass does for flow
+/// matching and the deterministic network, which need no tangent).
 pub fn loss(phi: &Phi, p: &Pass, b: &FlowBatch<'_>) -> Result<FlowLoss> {
     let cfg = phi.config();
     let dtype = b.f.dtype();
@@ -307,8 +311,8 @@ pub struct FlowCond<'a> {
     pub k: usize,
 }
 
-/// f_hat [B, H, H, d] from noise: one step of MeanFlow, `euler_steps` of flow matching, or the deterministic
-/// network. `r_k` may be a tracked leaf: the mask asks for the gradient to it.
+/// f_hat [B, H, H, d] from noise: one step of MeanFlow, `euler_steps` of flow matching, or the
+/// deterministic network. `r_k` may be a tracked leaf: the mask asks for the gradient to it.
 pub fn sample(phi: &Phi, p: &Pass, eps: &Tensor, r_k: &Var, cond: &FlowCond<'_>) -> Result<Var> {
     let cfg = phi.config();
     let rows = cond.null.len();

@@ -1,8 +1,9 @@
 //! Phi: the network of Causal MeanFlow, f^t to an average velocity u (both [B, H, H, d]).
 //!
-//! Two sets of adaLN vectors (Eq. 7): one a sample from z + t + r + k, modulating self-attention and the
-//! feed-forward network, and one a position from r_k + t + r + k, modulating cross-attention to r_k. The generators
-//! and the last layer start at zero, so Phi is zero before training and so is its gradient to r_k.
+//! Two sets of adaLN vectors (Eq. 7): one a sample from z + t + r + k, modulating self-attention
+//! and the feed-forward network, and one a position from r_k + t + r + k, modulating
+//! cross-attention to r_k. The generators and the last layer start at zero, so Phi is zero before
+//! training and so is its gradient to r_k.
 
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::config::{FlowMode, MeanFlowConfig, TimePair};
@@ -18,7 +19,8 @@ use crate::ops::layout::Reshape;
 use crate::ops::resample::{Map, Resample};
 use crate::tensor::{DType, Tensor};
 
-/// Longest period of the time embedding; times are in [0, 1] and not rescaled, or du/dt would blow up.
+/// Longest period of the time embedding; times are in [0, 1] and not rescaled, or du/dt would blow
+/// up.
 const MAX_PERIOD: f64 = 1e4;
 
 /// Sizes that Phi takes from the tokenizer and the gene prior.
@@ -205,8 +207,8 @@ impl Phi {
 }
 
 impl Block {
-    /// adaLN order of the c1 set: scale, shift, gate of attention, then of the network; of the c2 set: the same
-    /// of cross-attention.
+    /// adaLN order of the c1 set: scale, shift, gate of attention, then of the network; of the c2
+    /// set: the same of cross-attention.
     fn forward(&self, p: &Pass, h: Var, c1: &Var, context: Option<&(Var, Var)>) -> Result<Var> {
         let m = self.ada.forward(p, c1)?;
         let x = norm_modulate(p, &h, &m[0], &m[1])?;
@@ -221,8 +223,9 @@ impl Block {
     }
 }
 
-/// Sines and cosines of the cell centres of a `side` x `side` grid [side^2, w], in units of the finest grid's
-/// cells, so that all scales share one geometry: a quarter each of sin x, cos x, sin y, cos y.
+/// Sines and cosines of the cell centres of a `side` x `side` grid [side^2, w], in units of the
+/// finest grid's cells, so that all scales share one geometry: a quarter each of sin x, cos x, sin
+/// y, cos y.
 fn positions(dtype: DType, side: usize, finest: usize, w: usize) -> Result<Tensor> {
     let quarter = w / 4;
     let centre = |i: usize| (i as f64 + 0.5) * finest as f64 / side as f64;

@@ -1,7 +1,7 @@
 //! Self-attention and cross-attention over token sequences [B, n, C].
 //!
-//! Self-attention has VAR's options: a key bias fixed at zero, queries and keys of unit length per head with a
-//! learned temperature, and a cache of keys and values for scale-by-scale decoding.
+//! Self-attention has VAR's options: a key bias fixed at zero, queries and keys of unit length per
+//! head with a learned temperature, and a cache of keys and values for scale-by-scale decoding.
 
 use super::{Init, Linear};
 use crate::autograd::{Param, Params, Pass, Var};
@@ -69,7 +69,8 @@ pub struct SelfAttention {
 }
 
 impl SelfAttention {
-    /// Width `c`, `heads` heads. `unit` normalises queries and keys and learns the temperature (from 4).
+    /// Width `c`, `heads` heads. `unit` normalises queries and keys and learns the temperature
+    /// (from 4).
     pub fn new(
         params: &mut Params,
         name: &str,
@@ -87,7 +88,8 @@ impl SelfAttention {
         })
     }
 
-    /// x [B, n, C] to [B, n, C]. With a cache, x holds the newest positions and sees all cached ones.
+    /// x [B, n, C] to [B, n, C]. With a cache, x holds the newest positions and sees all cached
+    /// ones.
     pub fn forward(
         &self,
         p: &Pass,

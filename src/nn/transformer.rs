@@ -1,5 +1,5 @@
-//! The parts of an adaLN transformer block besides attention: the feed-forward network, the modulation vectors
-//! and the norm they act on.
+//! The parts of an adaLN transformer block besides attention: the feed-forward network, the
+//! modulation vectors and the norm they act on.
 
 use super::attention::columns;
 use super::{Init, Linear};

@@ -1,8 +1,8 @@
 //! Group norm over channels-last maps, with the SiLU that nearly always follows it.
 //!
-//! h = (x - mean) rstd within an image's group of channels, u = h w + b, y = u or u sigmoid(u).
-//! The map S(v) = rstd (v - mean(v) - h mean(h v)) is symmetric, hence with a(u) the activation's slope
-//!   dy = a(u) (w S(dx) + h dw + db),   gx = S(w a(u) gy),   gw = sum a(u) gy h,   gb = sum a(u) gy.
+//! h = (x - mean) rstd within an image's group of channels, u = h w + b, y = u or u sigmoid(u). The
+//! map S(v) = rstd (v - mean(v) - h mean(h v)) is symmetric, hence with a(u) the activation's slope
+//!   dy = a(u) (w S(dx) + h dw + db),  gx = S(w a(u) gy),  gw = sum a(u) gy h,  gb = sum a(u) gy.
 
 mod cpu;
 
@@ -55,7 +55,7 @@ impl GroupNorm {
         let grouped = self.groups > 0 && c > 0 && c.is_multiple_of(self.groups);
         if x.rank() != 4 || !grouped || wb.iter().any(|s| s.dims() != [c]) {
             let what = format!(
-                "wants x [B, H, W, C] with C a multiple of {} groups, w [C], b [C]; found {x}, {}, {}",
+                "wants x [B, H, W, C], C a multiple of {} groups, w [C], b [C]; found {x}, {}, {}",
                 self.groups, wb[0], wb[1]
             );
             return Err(Error::shape(op, what));

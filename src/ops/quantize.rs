@@ -1,7 +1,8 @@
 //! The nearest code of a codebook.
 //!
-//! The fast path ranks codes by x e - |e|^2 / 2 (or x e / |e|), which is one product of a block of rows with the
-//! packed codebook; the whole table of distances never exists. A row's answer depends on that row alone.
+//! The fast path ranks codes by x e - |e|^2 / 2 (or x e / |e|), which is one product of a block of
+//! rows with the packed codebook; the whole table of distances never exists. A row's answer depends
+//! on that row alone.
 
 use super::real::U;
 use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real};
@@ -10,9 +11,9 @@ use crate::device::window::{Panels, Windows, product};
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
 
-/// x [.., d] and a codebook [V, d] to the index [..] of the code nearest to each row of x; the lowest one on a
-/// tie. A row that meets a score that is not finite (it holds NaN or infinity, or a code does) gets -1: the caller
-/// turns that into an error.
+/// x [.., d] and a codebook [V, d] to the index [..] of the code nearest to each row of x; the
+/// lowest one on a tie. A row that meets a score that is not finite (it holds NaN or infinity, or a
+/// code does) gets -1: the caller turns that into an error.
 #[derive(Clone, Debug)]
 pub struct NearestCode {
     /// Whether nearness is the angle to the code instead of the distance.

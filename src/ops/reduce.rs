@@ -79,7 +79,8 @@ fn sum_run(x: &[f32]) -> f32 {
 const PART: usize = 1 << 14;
 
 fn sum_block(x: &[f32], inner: usize) -> Vec<f32> {
-    // At least sixteen rows a part, so that each round leaves fewer rows even where one row fills a part.
+    // At least sixteen rows a part, so that each round leaves fewer rows even where one row fills a
+    // part.
     let rows = (PART / inner).max(16);
     let parts = x.len().div_ceil(rows * inner).max(1);
     let part = |i: usize| {

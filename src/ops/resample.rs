@@ -1,7 +1,7 @@
 //! Resampling of channels-last maps: one banded matrix for the rows and one for the columns.
 //!
-//! All maps are linear, so forward mode is the op itself and reverse mode its transpose. Columns first, then
-//! rows: y[i,j] = sum_p R[i,p] sum_q C[j,q] x[p,q].
+//! All maps are linear, so forward mode is the op itself and reverse mode its transpose. Columns
+//! first, then rows: y[i,j] = sum_p R[i,p] sum_q C[j,q] x[p,q].
 
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;
@@ -11,10 +11,11 @@ use crate::tensor::{Shape, Tensor};
 /// How a row of n elements becomes one of m.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Map {
-    /// Adaptive average: output i averages floor(i n / m) .. ceil((i + 1) n / m) - 1. Cells overlap where m does
-    /// not divide n.
+    /// Adaptive average: output i averages floor(i n / m) .. ceil((i + 1) n / m) - 1. Cells overlap
+    /// where m does not divide n.
     Area,
-    /// Cubic convolution with A = -0.75 at half-pixel centres; taps beyond the border repeat it; no antialiasing.
+    /// Cubic convolution with A = -0.75 at half-pixel centres; taps beyond the border repeat it; no
+    /// antialiasing.
     Bicubic,
     /// Linear interpolation at half-pixel centres, clamped to the border; no antialiasing.
     Bilinear,
@@ -163,8 +164,8 @@ impl Resample {
     }
 }
 
-/// The bands in f32, with the whole stretch of outputs that share one set of weights and step by one input: such
-/// a stretch is a sum of shifted rows.
+/// The bands in f32, with the whole stretch of outputs that share one set of weights and step by
+/// one input: such a stretch is a sum of shifted rows.
 struct Plan {
     bands: Vec<(usize, Vec<f32>)>,
     even: std::ops::Range<usize>,

@@ -43,7 +43,8 @@ pub struct SampleArgs {
     /// Negative values are right: log ratios, batch-corrected logs.
     #[arg(long)]
     allow_negative: bool,
-    /// Rows to draw for: numbers from 0, ranges (0-3) or sample names, separated by commas. Default: all.
+    /// Rows to draw for: numbers from 0, ranges (0-3) or sample names, separated by commas.
+    /// Default: all.
     #[arg(long)]
     rows: Option<String>,
     /// Tiles for each row.

@@ -1,7 +1,8 @@
 //! RNA to tile: K scales, each a step of the transformer, a refinement by Phi and its mask.
 //!
-//! A tile is a function of (seed, tile number, condition, settings): tiles are drawn one by one, spread over the
-//! cores, so neither the batch nor the number of threads changes a bit of any of them.
+//! A tile is a function of (seed, tile number, condition, settings): tiles are drawn one by one,
+//! spread over the cores, so neither the batch nor the number of threads changes a bit of any of
+//! them.
 
 pub mod command;
 
@@ -36,7 +37,8 @@ pub struct Subject {
     pub id: u64,
     /// z [1, latent], read by Phi and, under the beta-VAE encoding, by the transformer.
     pub z: Tensor,
-    /// What the transformer reads instead of z in the ablations: genes [1, G] or a class number [1].
+    /// What the transformer reads instead of z in the ablations: genes [1, G] or a class number
+    /// [1].
     pub other: Option<Tensor>,
 }
 

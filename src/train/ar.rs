@@ -1,5 +1,5 @@
-//! The stage that trains the masked autoregressive transformer on tokens of the frozen tokenizer, with inputs made
-//! by the frozen Phi and its mask.
+//! The stage that trains the masked autoregressive transformer on tokens of the frozen tokenizer,
+//! with inputs made by the frozen Phi and its mask.
 
 use std::collections::BTreeMap;
 
@@ -65,8 +65,9 @@ impl<'a> ArStage<'a> {
         self
     }
 
-    /// Every `every` steps logs the loss on the first batch of `held_out` under its own z (`val_own`) and under the
-    /// null (`val_null`): the gap is what RNA tells the model, and where it stops growing, training should.
+    /// Every `every` steps logs the loss on the first batch of `held_out` under its own z
+    /// (`val_own`) and under the null (`val_null`): the gap is what RNA tells the model, and where
+    /// it stops growing, training should.
     pub fn with_held_out(mut self, mut held_out: Batches, every: u64) -> Result<Self> {
         let examples = self.prepare(held_out.at(0)?, None)?;
         self.held_out = Some(Held { every, examples });

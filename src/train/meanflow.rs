@@ -180,8 +180,8 @@ fn operators(c: &CounterfactualConfig) -> Vec<Counterfactual> {
     wanted.into_iter().filter(|(on, _)| *on).map(|(_, operator)| operator).collect()
 }
 
-/// For each row the features of a row of another slide, or, where the batch holds one slide only, of the next row.
-/// None for a batch of one.
+/// For each row the features of a row of another slide, or, where the batch holds one slide only,
+/// of the next row. None for a batch of one.
 fn other_slide(f: &Tensor, slides: &[usize]) -> Result<Option<Tensor>> {
     let rows = slides.len();
     if rows < 2 {
@@ -199,8 +199,8 @@ fn other_slide(f: &Tensor, slides: &[usize]) -> Result<Option<Tensor>> {
 
 /// How Phi samples on held-out crops at 0-based scale `k`.
 pub struct OneStep {
-    /// Mean squared error of f_hat_k to f_k, an element, less the variance between two samples: a perfect sampler
-    /// reaches Var(f_k | r_k).
+    /// Mean squared error of f_hat_k to f_k, an element, less the variance between two samples: a
+    /// perfect sampler reaches Var(f_k | r_k).
     pub error: f64,
     /// The same error of f_{k-1}, which knows nothing of scale k.
     pub trivial: f64,

@@ -32,7 +32,8 @@ impl System {
     /// From a run folder or a bundle file.
     ///
     /// # Errors
-    /// A stage that is missing, a truncated file, a tensor of another shape than its configuration says.
+    /// A stage that is missing, a truncated file, a tensor of another shape than its configuration
+    /// says.
     pub fn load(path: &Path) -> Result<Self> {
         Self::of(&Bundle::load(path)?)
     }

@@ -1,7 +1,8 @@
-//! Batches for the stages that follow the tokenizer: crops of tissue, each with its z or without one.
+//! Batches for the stages that follow the tokenizer: crops of tissue, each with its z or without
+//! one.
 //!
-//! Crop `i` of step `s` is a function of (seed, s, i). Paired crops come from tiles with RNA; a share of each batch
-//! may come from unpaired tissue, which is seen under the null condition.
+//! Crop `i` of step `s` is a function of (seed, s, i). Paired crops come from tiles with RNA; a
+//! share of each batch may come from unpaired tissue, which is seen under the null condition.
 
 use crate::data::augment::window;
 use crate::data::loader::{Sampler, to_tensor};
@@ -17,7 +18,8 @@ pub struct Tissue {
     pub slides: Vec<usize>,
     /// What the transformer is conditioned on, for each image with RNA.
     pub latents: Latents,
-    /// Standardised expression of each image with RNA [N, genes], for the linear RNA encoding alone.
+    /// Standardised expression of each image with RNA [N, genes], for the linear RNA encoding
+    /// alone.
     pub genes: Option<Tensor>,
     /// Class number of each image with RNA; empty when the classes are not used.
     pub classes: Vec<i32>,

@@ -1,7 +1,7 @@
 //! Group norm's fast faces: an image to a worker, three sweeps while it is in that core's cache.
 //!
-//! Tables of the channels are repeated to a stretch of at least 256 elements, so that the loops are long and
-//! straight whatever the number of channels.
+//! Tables of the channels are repeated to a stretch of at least 256 elements, so that the loops are
+//! long and straight whatever the number of channels.
 
 use super::{GroupNorm, act, slope};
 use crate::device::cpu;
@@ -100,8 +100,8 @@ fn affine<const SILU: bool>(x: &[f32], y: &mut [f32], [m, a, b]: [&[f32]; 3]) {
     );
 }
 
-/// One image's derivative: tables of mean, rstd, w and b, and the sums over the image of s, h s, v and h v,
-/// where s is the gradient behind the activation and v = w s.
+/// One image's derivative: tables of mean, rstd, w and b, and the sums over the image of s, h s, v
+/// and h v, where s is the gradient behind the activation and v = w s.
 struct Sums {
     tables: [Vec<f32>; 4],
     sums: [Vec<f32>; 4],
@@ -115,8 +115,8 @@ impl Sums {
         Self { tables, sums: [(); 4].map(|()| vec![0.0; tile.len]) }
     }
 
-    /// Replaces v, which arrives as the gradient before the activation, and fills the sums. Without `WEIGH`, v is
-    /// left as s.
+    /// Replaces v, which arrives as the gradient before the activation, and fills the sums. Without
+    /// `WEIGH`, v is left as s.
     fn gather<const SILU: bool, const WEIGH: bool>(&mut self, x: &[f32], v: &mut [f32]) {
         let ([m, r, w, b], [s, hs, wv, hv]) = (&self.tables, &mut self.sums);
         let len = m.len();
