@@ -190,7 +190,7 @@ impl MsvqConfig {
     }
 
     /// Which phi serves 0-based `scale`: the nearest of `phi` ticks spread over [0, 1], a tie going
-    /// to the later one. For the ten scales of the paper [0,0,1,1,1,2,2,3,3,3], as in VAR.
+    /// to the later one. For the ten scales of the paper `[0,0,1,1,1,2,2,3,3,3]`, as in VAR.
     pub fn phi_of(&self, scale: usize) -> usize {
         let n = self.phi.max(1) as f64;
         let at = scale as f64 / (self.scales().max(2) - 1) as f64;

@@ -20,7 +20,7 @@ pub struct ResBlock {
 }
 
 impl ResBlock {
-    /// [B, H, W, io[0]] to [B, H, W, io[1]].
+    /// `[B, H, W, io[0]]` to `[B, H, W, io[1]]`.
     pub fn new(params: &mut Params, name: &str, c: &MsvqConfig, io: [usize; 2]) -> Self {
         let [from, to] = io;
         params.at(name, |p| Self {
@@ -91,7 +91,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// [B, H, W, io[0]] to [B, H, W, io[1]].
+    /// `[B, H, W, io[0]]` to `[B, H, W, io[1]]`.
     pub fn new(
         params: &mut Params,
         name: &str,

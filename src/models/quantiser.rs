@@ -2,7 +2,7 @@
 //! grow.
 //!
 //! With D_p the area pooling to p x p, U_p the bicubic enlargement and e the code book, scale k
-//! takes s_k = nearest code of D_p(rest), h = phi(U_p(e[s_k])), rest -= h, f_k = f_{k-1} + h. At
+//! takes s_k = nearest code of D_p(rest), h = phi(U_p(`e[s_k]`)), rest -= h, f_k = f_{k-1} + h. At
 //! the last scale nothing is resized. D_p U_p is not the identity, so quantising f_k again gives
 //! other tokens.
 
@@ -157,7 +157,7 @@ impl Quantiser {
         }
     }
 
-    /// h = phi(U_p(e[s])) for tokens s [B, p, p] of scale `k`.
+    /// h = phi(U_p(`e[s]`)) for tokens s [B, p, p] of scale `k`.
     fn lift(&self, p: &Pass, k: usize, tokens: &Tensor) -> Result<Var> {
         let h = p.op(GatherRows, &[&p.param(&self.book), &tokens.clone().into()])?;
         let side = self.config.latent_side();

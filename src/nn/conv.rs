@@ -24,7 +24,7 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// [B, H, W, io[0]] to [B, H', W', io[1]] by the windows of `op`.
+    /// `[B, H, W, io[0]]` to `[B, H', W', io[1]]` by the windows of `op`.
     pub fn new(
         params: &mut Params,
         name: &str,

@@ -1,9 +1,9 @@
 //! Attention: softmax(scale q k^T + mask) v per head, its tangent and its gradients, without an n x
 //! m matrix.
 //!
-//! With s = scale q k^T, p = softmax(s) = e^(s - lse) and, per query, <a> = sum_j p_j a_j:
+//! With s = scale q k^T, p = softmax(s) = e^(s - lse) and, per query, mean(a) = sum_j p_j a_j:
 //!   tangent    o' = (p (s' - <s'>)) v + p v'
-//!   gradients  gv = p^T go,  gs = scale p (c - <c>) with c = go v^T,  gq = gs k,  gk = gs^T q
+//!   gradients  gv = p^T go,  gs = scale p (c - mean(c)) with c = go v^T,  gq = gs k,  gk = gs^T q
 //! q is [B, n, H, D], k and v are [B, m, H, D], lse is [B, n, H]. The fast faces are in `cpu`.
 
 mod cpu;

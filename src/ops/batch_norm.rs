@@ -15,8 +15,8 @@ use crate::device::cpu;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
-/// y = (x - mean) rstd w + b with statistics over the rows: x [B, C], w [C], b [C]. Further
-/// outputs: mean [C] and variance [C] of the batch (divided by B), which a layer keeps running
+/// y = (x - mean) rstd w + b with statistics over the rows: x [B, C], w `[C]`, b `[C]`. Further
+/// outputs: mean `[C]` and variance `[C]` of the batch (divided by B), which a layer keeps running
 /// averages of.
 #[derive(Clone, Debug)]
 pub struct BatchNormTrain {

@@ -73,7 +73,7 @@ pub(super) fn each_row(y: &mut [f32], rows: &Rows, f: impl Fn(&mut [f32], usize,
     });
 }
 
-/// y[i] = f(a[i], b[i']) over a broadcast b.
+/// `y[i]` = f(`a[i]`, b[i']) over a broadcast b.
 #[inline(always)]
 pub(super) fn zip_cpu(
     x: &[In<'_, f32>],

@@ -1,8 +1,8 @@
 //! Convolutions over channels-last maps, and the two products that their gradients are.
 //!
-//! y[b,i,j,o] = bias[o] + sum_{p,q,c} x[b, i s + p - top, j s + q - left, c] w[o,p,q,c], x being
-//! zero outside. The zeros take part in the products, so a weight that is not finite shows at the
-//! border too.
+//! `y[b,i,j,o]` = `bias[o]` + sum_{p,q,c} x[b, i s + p - top, j s + q - left, c] `w[o,p,q,c]`, x
+//! being zero outside. The zeros take part in the products, so a weight that is not finite shows at
+//! the border too.
 
 use super::elementwise::ADD;
 use super::reduce::{SumTo, broadcast_into};
@@ -14,7 +14,7 @@ use crate::device::window::{Panels, Windows, outer, product};
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
-/// x [B, H, W, I], w [O, kh, kw, I], bias [O] (optional) to [B, H', W', O].
+/// x [B, H, W, I], w [O, kh, kw, I], bias `[O]` (optional) to [B, H', W', O].
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     /// Rows and columns of the kernel.

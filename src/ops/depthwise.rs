@@ -10,7 +10,7 @@ use crate::device::cpu::{par_rows, simd};
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
 
-/// y = depthwise convolution of x [B, H, W, C] with w [k, k, C] plus b [C].
+/// y = depthwise convolution of x [B, H, W, C] with w [k, k, C] plus b `[C]`.
 #[derive(Clone, Debug)]
 pub struct DepthwiseConv {
     /// Step between windows, both ways.

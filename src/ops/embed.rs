@@ -25,7 +25,7 @@ pub struct ScatterRows {
     pub rows: usize,
 }
 
-/// cos(t f_i) | sin(t f_i) with f_i = max_period^(-i / half) for i in 0..half: t [B] to [B, 2
+/// cos(t f_i) | sin(t f_i) with f_i = max_period^(-i / half) for i in 0..half: t `[B]` to [B, 2
 /// half].
 ///
 /// MeanFlow feeds t in [0, 1] as it is: a factor of 1000 would blow up the derivative by t.
@@ -229,7 +229,7 @@ impl TimeEmbed {
     }
 }
 
-/// Cases of a function of t [B].
+/// Cases of a function of t `[B]`.
 fn time_cases<O: Op>(make: fn(TimeEmbed) -> O, draw: fn(&mut super::Draw<'_>) -> Case) -> Cases {
     let case = |name: &str, n: usize, dim: usize| {
         let op = make(TimeEmbed { dim, max_period: 1e4 });

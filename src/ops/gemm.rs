@@ -16,7 +16,7 @@ pub struct MatMul {
     pub tb: bool,
 }
 
-/// y = x w^T + b over the last axis: x [.., I], w [O, I], b [O] (optional) to [.., O].
+/// y = x w^T + b over the last axis: x [.., I], w [O, I], b `[O]` (optional) to [.., O].
 #[derive(Clone, Debug)]
 pub struct Linear;
 

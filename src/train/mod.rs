@@ -1,6 +1,6 @@
 //! Training: one loop for every stage, and what a long run needs around it.
 //!
-//! A stage implements [`Stage`]: take a step, say its state, take a state back. [`run`] does the
+//! A stage implements [`Stage`]: take a step, say its state, take a state back. [`run()`] does the
 //! rest: checkpoints, log, progress bar, the stop on NaN, Ctrl-C, and a resume that gives the bits
 //! of an uninterrupted run.
 

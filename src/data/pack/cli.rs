@@ -1,4 +1,4 @@
-//! `genevar data pack`: the command line of [`build`].
+//! `genevar data pack`: the command line of [`build()`].
 
 use std::path::{Path, PathBuf};
 

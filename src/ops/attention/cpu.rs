@@ -85,7 +85,7 @@ pub(super) fn forward(op: &Attention, x: &[In<'_, f32>], y: &mut [Out<'_, f32>])
     }
 }
 
-/// (output [n, D], log-sum-exp [n]) of one head.
+/// (output [n, D], log-sum-exp `[n]`) of one head.
 fn forward_head(
     op: &Attention,
     x: &[In<'_, f32>],
@@ -152,7 +152,7 @@ fn weigh_rows(p: &mut [f32], keys: usize, scale: f32, head: &Head, lse: &[f32], 
     );
 }
 
-/// s := scale p (s - <s>), row by row: the softmax's Jacobian times s.
+/// s := scale p (s - mean(s)), row by row: the softmax's Jacobian times s.
 fn centre_rows(s: &mut [f32], p: &[f32], keys: usize, scale: f32) {
     simd(
         #[inline(always)]
