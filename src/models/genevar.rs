@@ -41,7 +41,7 @@ impl FeatureStats {
         )
     }
 
-    /// From stored tensors [d].
+    /// From stored tensors `[d]`.
     pub fn new(mean: Tensor, std: Tensor) -> Result<Self> {
         if mean.shape() != std.shape() || std.to_f64s().iter().any(|s| s.is_nan() || *s <= 0.0) {
             let fix = "the checkpoint is damaged; train meanflow again";

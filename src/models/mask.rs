@@ -135,7 +135,7 @@ fn channel_norms(g: &Tensor) -> Result<Tensor> {
     Tensor::from_f64s(g.dtype(), norms, [d[0], d[1] * d[2]])
 }
 
-/// M = 1[normalised saliency > gamma] as [B, n, 1].
+/// M = `1[normalised saliency > gamma]` as [B, n, 1].
 pub fn threshold(cfg: &MaskConfig, x: &MaskInput<'_>, saliency: &Tensor) -> Result<Tensor> {
     let (rows, n) = saliency.shape().matrix();
     let mut keep = Vec::with_capacity(rows * n);

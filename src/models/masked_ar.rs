@@ -46,7 +46,7 @@ enum Condition {
 pub enum Cond<'a> {
     /// z [B, latent], the genes [B, genes], or nothing beside the null.
     Vector(&'a Tensor),
-    /// Class numbers [B].
+    /// Class numbers `[B]`.
     Class(&'a Tensor),
 }
 

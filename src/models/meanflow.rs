@@ -78,7 +78,7 @@ pub struct FlowBatch<'a> {
     pub eps: &'a Tensor,
     /// Times.
     pub times: &'a Times,
-    /// Counterfactual f_k^n with their factors lambda [B].
+    /// Counterfactual f_k^n with their factors lambda `[B]`.
     pub negatives: &'a [(Tensor, Vec<f64>)],
     /// Weight of the push now.
     pub alpha: f64,

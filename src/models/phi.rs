@@ -67,9 +67,9 @@ pub struct PhiInput<'a> {
     pub z: &'a Tensor,
     /// Rows that see the learned null instead of z.
     pub null: &'a [bool],
-    /// Current time t [B].
+    /// Current time t `[B]`.
     pub t: &'a Var,
-    /// Target time r [B].
+    /// Target time r `[B]`.
     pub r: &'a Var,
     /// 0-based scale.
     pub k: usize,

@@ -13,7 +13,8 @@ use super::{
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
-/// x [B, H, W, C], w [C], b [C] to y [B, H, W, C]. Second output: mean and rstd, [B, 2, groups].
+/// x [B, H, W, C], w `[C]`, b `[C]` to y [B, H, W, C]. Second output: mean and rstd, [B, 2,
+/// groups].
 #[derive(Clone, Debug)]
 pub struct GroupNorm {
     /// Groups of C / groups neighbouring channels.

@@ -1,7 +1,7 @@
 //! Resampling of channels-last maps: one banded matrix for the rows and one for the columns.
 //!
 //! All maps are linear, so forward mode is the op itself and reverse mode its transpose. Columns
-//! first, then rows: y[i,j] = sum_p R[i,p] sum_q C[j,q] x[p,q].
+//! first, then rows: `y[i,j]` = sum_p `R[i,p]` sum_q `C[j,q]` `x[p,q]`.
 
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;
@@ -194,7 +194,7 @@ impl Plan {
         Self { bands: bands.iter().map(narrow).collect(), even }
     }
 
-    /// One row: y[j] = sum_q C[j,q] x[q] for `c` channels.
+    /// One row: `y[j]` = sum_q `C[j,q]` `x[q]` for `c` channels.
     #[inline(always)]
     fn row(&self, x: &[f32], y: &mut [f32], c: usize) {
         for (j, (start, weights)) in self.bands.iter().enumerate() {
@@ -211,7 +211,7 @@ impl Plan {
     }
 }
 
-/// y = sum of weights[k] x[k step..], over the length of y. A single weight of 1 copies.
+/// y = sum of `weights[k]` x[k step..], over the length of y. A single weight of 1 copies.
 #[inline(always)]
 fn sum_of(x: &[f32], weights: &[f32], step: usize, y: &mut [f32]) {
     if let [1.0] = weights {

@@ -38,7 +38,7 @@ pub struct Subject {
     /// z [1, latent], read by Phi and, under the beta-VAE encoding, by the transformer.
     pub z: Tensor,
     /// What the transformer reads instead of z in the ablations: genes [1, G] or a class number
-    /// [1].
+    /// `[1]`.
     pub other: Option<Tensor>,
 }
 

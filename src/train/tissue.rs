@@ -78,7 +78,7 @@ pub struct TissueBatch {
     pub ids: Vec<u64>,
     /// Standardised expression [B, genes], where the tissue has it; zeros for unpaired rows.
     pub genes: Option<Tensor>,
-    /// Class numbers [B]; 0 where there is none.
+    /// Class numbers `[B]`; 0 where there is none.
     pub classes: Tensor,
 }
 
