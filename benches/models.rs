@@ -3,7 +3,8 @@
 //!
 //! `cargo bench --bench models [-- t0 demo t1]`, the first two by default; GENEVAR_LEDGER=1 adds
 //! the table to benches/LEDGER.md. A step's time is the mean over a few steps and includes a share
-//! of the checkpoint at their end; memory is the peak resident set during them.
+//! of the checkpoint at their end (the CPU time also of the stage's preparation); memory is the
+//! peak resident set during them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a bench")]
 
@@ -47,6 +48,8 @@ struct Line {
     what: String,
     count: usize,
     seconds: f64,
+    /// Processor seconds over all threads: what is left of a measurement on a busy machine.
+    cpu: Option<f64>,
     flops: f64,
     peak: Option<f64>,
 }
@@ -74,6 +77,20 @@ fn forget_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
+/// Processor seconds of this process so far, where the system tells (in hundredths, as Linux does).
+fn cpu() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The program's name, in brackets, may hold spaces; user and system time are fields 14 and 15.
+    let fields: Vec<&str> = text.rsplit(')').next()?.split_whitespace().collect();
+    let ticks = |i: usize| fields.get(i)?.parse::<f64>().ok();
+    Some((ticks(11)? + ticks(12)?) / 100.0)
+}
+
+/// Processor seconds since `start`, for each of `n`.
+fn cpu_since(start: Option<f64>, n: u64) -> Option<f64> {
+    Some((cpu()? - start?) / n as f64)
+}
+
 /// Peak resident set in MiB, where the system tells.
 fn peak() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -90,6 +107,7 @@ fn measure(tier: &str, folder: &Path) -> Result<Vec<Line>> {
     for name in STAGES {
         stage(&config, &pack, &out, name, BEFORE)?;
         forget_peak();
+        let before = cpu();
         let seconds = stage(&config, &pack, &out, name, BEFORE + TIMED)? / TIMED as f64;
         let batch = config.train.stages()[STAGES.iter().position(|s| *s == name).unwrap()].batch;
         lines.push(Line {
@@ -97,6 +115,7 @@ fn measure(tier: &str, folder: &Path) -> Result<Vec<Line>> {
             what: format!("{name}, a step"),
             count: batch,
             seconds,
+            cpu: cpu_since(before, TIMED),
             flops: flops::step(&config, name),
             peak: peak(),
         });
@@ -128,7 +147,7 @@ fn draw(tier: &str, config: &Config, out: &Path) -> Result<Vec<Line>> {
     for (what, n) in [("one tile", 1), ("a tile of sixteen", TILES)] {
         let subjects: Vec<Subject> = (0..n).map(subject).collect();
         forget_peak();
-        let start = Instant::now();
+        let (start, before) = (Instant::now(), cpu());
         match n {
             1 => drop(sampler.tile(&subjects[0])?),
             _ => drop(sampler.tiles(&subjects, &|| ())?),
@@ -138,6 +157,7 @@ fn draw(tier: &str, config: &Config, out: &Path) -> Result<Vec<Line>> {
             what: what.into(),
             count: 1,
             seconds: start.elapsed().as_secs_f64() / n as f64,
+            cpu: cpu_since(before, n),
             flops: flops::sample(config),
             peak: peak(),
         });
@@ -160,6 +180,7 @@ fn predict(tier: &str, measured: &[Line]) -> Result<Vec<Line>> {
             what: line.what.clone(),
             count,
             seconds: line.seconds * flops / line.flops,
+            cpu: line.cpu.map(|cpu| cpu * flops / line.flops),
             flops,
             peak: None,
         }
@@ -167,12 +188,15 @@ fn predict(tier: &str, measured: &[Line]) -> Result<Vec<Line>> {
     Ok(scaled.collect())
 }
 
+const HEAD: &str = "| tier | what | batch | s | CPU s | GFLOP | GFLOP/s | peak MiB |\n\
+                    | --- | --- | --- | --- | --- | --- | --- | --- |\n";
+
 fn row(l: &Line) -> String {
     let Line { tier, what, count, seconds, flops, .. } = l;
-    let peak = l.peak.map_or("".into(), |p| format!("{p:.0}"));
-    let (ms, giga) = (seconds * 1e3, flops * 1e-9);
+    let number = |x: Option<f64>, digits: usize| x.map_or("".into(), |x| format!("{x:.digits$}"));
+    let (cpu, peak, giga) = (number(l.cpu, 3), number(l.peak, 0), flops * 1e-9);
     let rate = giga / seconds;
-    format!("| {tier} | {what} | {count} | {ms:.1} | {giga:.2} | {rate:.1} | {peak} |")
+    format!("| {tier} | {what} | {count} | {seconds:.3} | {cpu} | {giga:.2} | {rate:.1} | {peak} |")
 }
 
 fn main() -> Result<()> {
@@ -189,10 +213,7 @@ fn main() -> Result<()> {
     let predicted: Vec<Vec<Line>> =
         PREDICTED.iter().map(|tier| predict(tier, &lines)).collect::<Result<_>>()?;
     lines.extend(predicted.into_iter().flatten());
-    let mut table = String::from(
-        "| tier | what | batch | ms | GFLOP | GFLOP/s | peak MiB |\n\
-         | --- | --- | --- | --- | --- | --- | --- |\n",
-    );
+    let mut table = String::from(HEAD);
     lines.iter().for_each(|l| writeln!(table, "{}", row(l)).unwrap());
     println!("{table}");
     if ledger::wanted() {
