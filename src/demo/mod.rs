@@ -1,8 +1,8 @@
 //! `genevar demo`: everything once, on real tissue, in minutes and without a download.
 //!
-//! All four stages are trained from nothing, killed once and resumed; the system that comes with the
-//! repository paints tiles for RNA of held-out tissue, and is judged. What comes of it is written at
-//! the end, each file whole: tiles.png, metrics.json, report.html.
+//! All four stages are trained from nothing, killed once and resumed; the system that comes with
+//! the repository paints tiles for RNA of held-out tissue, and is judged. What comes of it is
+//! written at the end, each file whole: tiles.png, metrics.json, report.html.
 
 mod assets;
 mod lettering;
@@ -10,6 +10,7 @@ mod memory;
 mod page;
 mod pictures;
 pub mod scratch;
+mod settings;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -9,6 +9,7 @@ use crate::report::{Chart, Report};
 use crate::train::log::StepLog;
 
 use super::scratch::Curves;
+use super::settings::settings;
 
 /// Numbers of the log that are drawn, by stage; those that a log lacks are left out.
 const DRAWN: [(&str, &str, &[&str]); 4] = [
@@ -74,10 +75,9 @@ impl Story<'_> {
             self.tiles,
         )?;
         self.headline(&mut page);
-        for verdict in [Some(&self.metrics.validation), self.metrics.unseen.as_ref()] {
-            if let Some(verdict) = verdict {
-                distances(&mut page, verdict);
-            }
+        distances(&mut page, &self.metrics.validation);
+        if let Some(unseen) = &self.metrics.unseen {
+            distances(&mut page, unseen);
         }
         self.conditioning(&mut page);
         page.heading("What held it back");
@@ -254,8 +254,8 @@ impl Story<'_> {
         let header = ["part", "number", "steps", "at first", "at last"];
         page.table("Means over the first and the last ten logged values.", &header, &rows);
         page.picture(
-            "What the system of this training paints, below the real tiles of the same spots. After \
-             a minute it knows the colours and little else.",
+            "What the system of this training paints, below the real tiles of the same spots. \
+             After a minute it knows the colours and little else.",
             self.first,
         )?;
         page.text("Its settings, as a file for `genevar train all --config`:");
@@ -371,30 +371,6 @@ fn ends(title: &str, name: &str, points: &[(f64, f64)]) -> Option<Vec<String>> {
     ])
 }
 
-/// A configuration as its tier and the keys that differ from it.
-fn settings(config: &Config) -> Result<String> {
-    let base = Config::tier(&config.tier)?;
-    let (whole, changed) = (config.to_toml()?, config.differences(&base)?);
-    let mut out = format!("tier = {:?}\n", config.tier);
-    let (mut section, mut written) = (String::new(), String::new());
-    for line in whole.lines() {
-        if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
-            section = name.to_string();
-            continue;
-        }
-        let key = line.split(" = ").next().unwrap_or_default();
-        let dotted = if section.is_empty() { key.into() } else { format!("{section}.{key}") };
-        if changed.contains(&dotted) {
-            if section != written {
-                out += &format!("\n[{section}]\n");
-                written.clone_from(&section);
-            }
-            out += &format!("{line}\n");
-        }
-    }
-    Ok(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -498,13 +474,5 @@ mod tests {
         for word in ["is missed", "this may be chance", "DIFFERENT"] {
             assert!(html.contains(word), "{word}");
         }
-    }
-
-    #[test]
-    fn settings_name_what_differs_and_read_back() {
-        let c = scratch::config(2000, 7).unwrap();
-        let text = settings(&c).unwrap();
-        assert_eq!(Config::parse(&text).unwrap(), c);
-        assert!(text.lines().count() < 60 && !text.contains("pack"), "{text}");
     }
 }

@@ -29,7 +29,8 @@ pub struct Group {
 /// Tiles of several sizes.
 pub fn sheet(names: &[&str], groups: &[Group]) -> Result<Rgb> {
     let tile = groups.iter().flat_map(|g| g.rows.iter().flatten()).next();
-    let (w, h) = tile.map_or((1, 1), |t| (ENLARGE * t.width, ENLARGE * t.height));
+    let (w, h) =
+        tile.map_or((1, lettering::height(DOT)), |t| (ENLARGE * t.width, ENLARGE * t.height));
     let left = names.iter().map(|n| lettering::width(n, DOT)).max().unwrap_or(0) + 2 * MARGIN;
     let top = 2 * MARGIN + lettering::height(DOT);
     let columns = |g: &Group| g.rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -76,27 +76,33 @@ pub fn config(genes: usize, seed: u64) -> Result<Config> {
     c.beta_vae.beta = 5e-4;
     c.msvq = MsvqConfig {
         ch: 16,
+        ch_mult: vec![1, 2, 2, 4],
+        res_blocks_enc: 1,
+        res_blocks_dec: 1,
+        attention: false,
+        patch_nums: vec![1, 2, 4, 8],
         vocab: 128,
-        kmeans_vectors: 2048,
-        warmup_steps: 40,
-        restart_every: 25,
+        warmup_steps: 120,
+        restart_every: 50,
         ..c.msvq
     };
     c.ar.cond_drop = 0.25;
     c.ar.standardise = true;
-    let steps = [300, 300, 150, 250];
-    for (stage, steps) in c.train.stages_mut().into_iter().zip(steps) {
+    c.ar.add_rk = true;
+    let sizes = [(300, 64), (400, 8), (200, 8), (300, 16)];
+    for (stage, (steps, batch)) in c.train.stages_mut().into_iter().zip(sizes) {
         *stage = StageConfig {
             steps,
-            batch: 8,
+            batch,
             lr: 2e-3,
-            checkpoint_every: 40,
+            beta1: 0.9,
+            ema: if stage.ema > 0.0 { 0.98 } else { 0.0 },
+            checkpoint_every: 100,
             log_every: 1,
             clip: 1.0,
             ..stage.clone()
         };
     }
-    c.train.beta_vae.batch = 64;
     c.validate()?;
     Ok(c)
 }

@@ -205,6 +205,31 @@ mod tests {
     }
 
     #[test]
+    fn large_matrices_in_eight_bits_stay_within_half_a_step() {
+        use crate::tensor::{Purpose, Stream};
+        let dir = tempfile::tempdir().unwrap();
+        let values = Stream::new(1, 0, 0, Purpose::Test).normals(200 * 100);
+        let matrix = Tensor::new(values.clone(), [200, 100]).unwrap();
+        let mut tensors = BTreeMap::from([("param.w".to_string(), matrix)]);
+        tensors.insert("param.b".into(), Tensor::new(vec![1.0 / 3.0], [1]).unwrap());
+        let trained = Trained { step: 1, tensors, notes: Map::new() };
+        let config = Config::tier("t0").unwrap();
+        let stages = BTreeMap::from([("msvq".to_string(), trained)]);
+        let bundle = Bundle { path: PathBuf::new(), config, stages };
+        let file = dir.path().join("b.safetensors");
+        assert!(bundle.save(&file, Store::I8).unwrap() < 2 * 20_000);
+        let back = Bundle::load(&file).unwrap();
+        let stage = back.stage("msvq").unwrap();
+        assert_eq!(stage.tensors.len(), 2);
+        let got = stage.tensor("param.w").unwrap().f32s().unwrap();
+        for (row, got) in values.chunks(100).zip(got.chunks(100)) {
+            let step = row.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
+            assert!(row.iter().zip(got).all(|(a, b)| (a - b).abs() <= 0.501 * step));
+        }
+        assert!((stage.tensor("param.b").unwrap().at(0) - 1.0 / 3.0).abs() < 1e-3);
+    }
+
+    #[test]
     fn what_is_no_bundle_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let error = Bundle::load(dir.path()).unwrap_err().to_string();

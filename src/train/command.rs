@@ -117,13 +117,20 @@ pub struct ExportArgs {
     #[arg(long)]
     out: PathBuf,
     /// Store weights as 16-bit floats.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "i8")]
     f16: bool,
+    /// Store large matrices as 8-bit integers with a scale a row, the rest as 16-bit floats.
+    #[arg(long)]
+    i8: bool,
 }
 
 /// Runs `genevar export`.
 pub fn export(args: &ExportArgs) -> Result<()> {
-    let store = if args.f16 { Store::F16 } else { Store::Full };
+    let store = match (args.f16, args.i8) {
+        (true, _) => Store::F16,
+        (_, true) => Store::I8,
+        _ => Store::Full,
+    };
     let bytes = Bundle::load(&args.run)?.save(&args.out, store)?;
     eprintln!("{} ({:.2} MB)", args.out.display(), bytes as f64 / 1e6);
     Ok(())

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use serde::Deserialize;
 
+use write::{SCALE, scale_name};
 pub use write::{Store, Writer};
 
 use crate::device::mmap::Mapped;
@@ -64,9 +65,9 @@ impl TensorFile {
         &self.path
     }
 
-    /// Names of the tensors, sorted.
+    /// Names of the tensors, sorted; the scales of an I8 matrix belong to it.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
+        self.entries.keys().map(String::as_str).filter(|name| !name.ends_with(SCALE))
     }
 
     /// Whether there is a tensor of that name.
@@ -103,7 +104,8 @@ impl TensorFile {
         Ok(&self.map[self.data + start..self.data + end])
     }
 
-    /// A tensor: F16, BF16 and F32 as F32, F64 as F64, integers as I32.
+    /// A tensor: F16, BF16 and F32 as F32, F64 as F64, integers as I32, and an I8 matrix that has
+    /// scales beside it ([`Store::I8`]) as the F32 matrix it stands for.
     ///
     /// # Errors
     /// No such tensor, a type that is not read, or an integer outside the range of I32.
@@ -116,6 +118,12 @@ impl TensorFile {
             "F64" => Tensor::new_f64(each(bytes, f64::from_le_bytes), shape),
             "F16" => Tensor::new(each(bytes, |b| f16::from_le_bytes(b).to_f32()), shape),
             "BF16" => Tensor::new(each(bytes, |b| bf16::from_le_bytes(b).to_f32()), shape),
+            "I8" if self.contains(&scale_name(name)) => {
+                let scales = self.shaped(&scale_name(name), &shape[..1])?.into_f32s()?;
+                let cols = shape[1..].iter().product::<usize>().max(1);
+                let value = |(i, b): (usize, &u8)| f32::from(*b as i8) * scales[i / cols];
+                Tensor::new(bytes.iter().enumerate().map(value).collect(), shape)
+            }
             _ => Tensor::new_i32(self.integers(name)?, shape),
         }
     }

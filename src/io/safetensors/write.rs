@@ -18,7 +18,13 @@ pub enum Store {
     Full,
     /// As IEEE binary16: half the bytes, 11 bits of mantissa.
     F16,
+    /// Large matrices as 8-bit integers with a scale a row, so that an element is off by at most
+    /// 1/254 of the largest in its row; everything else as [`Store::F16`].
+    I8,
 }
+
+/// Elements from which [`Store::I8`] pays: small tables (a code book) keep 16 bits.
+const I8_FROM: usize = 1 << 14;
 
 enum Payload {
     Tensor(Tensor, Store),
@@ -54,17 +60,41 @@ impl Writer {
     /// # Errors
     /// A name that is taken; under [`Store::F16`], a finite value that binary16 cannot hold.
     pub fn tensor(&mut self, name: &str, tensor: &Tensor, store: Store) -> Result<()> {
+        let store = match store {
+            Store::I8 if tensor.dtype() == DType::F32 => {
+                if tensor.shape().rank() > 1 && tensor.len() >= I8_FROM {
+                    return self.rows_i8(name, tensor);
+                }
+                Store::F16
+            }
+            other => other,
+        };
         let dtype = match (tensor.dtype(), store) {
             (DType::F32, Store::F16) => {
                 check_f16(name, tensor.f32s()?)?;
                 "F16"
             }
-            (DType::F32, Store::Full) => "F32",
+            (DType::F32, Store::Full | Store::I8) => "F32",
             (DType::F64, _) => "F64",
             (DType::I32, _) => "I32",
         };
         let shape = tensor.shape().dims().to_vec();
         self.add(name, Item { dtype, shape, payload: Payload::Tensor(tensor.clone(), store) })
+    }
+
+    /// A matrix as I8 under its own name and the rows' scales beside it.
+    fn rows_i8(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        tensor.check_finite(name)?;
+        let rows = tensor.shape().dims()[0].max(1);
+        let (mut bytes, mut scales) = (Vec::with_capacity(tensor.len()), Vec::new());
+        for row in tensor.f32s()?.chunks(tensor.len() / rows) {
+            let scale = row.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
+            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+            bytes.extend(row.iter().map(|v| (v * inverse).round() as i8 as u8));
+            scales.push(scale);
+        }
+        self.tensor(&scale_name(name), &Tensor::new(scales, [rows])?, Store::Full)?;
+        self.raw(name, "I8", tensor.shape().dims(), bytes)
     }
 
     /// Adds bytes as a U8 tensor.
@@ -147,6 +177,14 @@ impl Writer {
     }
 }
 
+/// Where the scales of an I8 matrix stand.
+pub(super) fn scale_name(name: &str) -> String {
+    format!("{name}{SCALE}")
+}
+
+/// Ending of the name of the scales.
+pub(super) const SCALE: &str = ".i8_scale";
+
 fn check_f16(name: &str, values: &[f32]) -> Result<()> {
     let lost = |v: &f32| v.is_finite() && f16::from_f32(*v).is_infinite();
     match values.iter().position(lost) {
@@ -169,7 +207,7 @@ fn write_payload(out: &mut impl Write, payload: &Payload) -> std::io::Result<()>
                 .map_err(bad)?
                 .iter()
                 .try_for_each(|v| out.write_all(&f16::from_f32(*v).to_le_bytes())),
-            (DType::F32, Store::Full) => {
+            (DType::F32, Store::Full | Store::I8) => {
                 t.f32s().map_err(bad)?.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
             }
             (DType::F64, _) => {
