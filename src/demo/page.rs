@@ -267,7 +267,7 @@ impl Story<'_> {
         page.heading("How it was made");
         page.text(&format!(
             "The whole demo took {:.0} seconds. The system of the repository was trained by this \
-             program on the same pack; tools/demo/TRAINING.md has the command and the log. \
+             program on the same pack; tools/demo/training has the commands and the logs. \
              FD-EffNet is the Frechet distance in features of EfficientNet-Lite0 at 224 pixels: a \
              stand-in that is not comparable with Inception FIDs, and only at equal n with itself.",
             self.costs.seconds

@@ -39,6 +39,15 @@ pub struct FdArgs {
     /// Real tiles and RNA for --checkpoint.
     #[arg(long, requires = "checkpoint")]
     pub pack: Option<PathBuf>,
+    /// Guidance of the tiles of --checkpoint; its own if left out. So with the next two.
+    #[arg(long, requires = "checkpoint")]
+    pub cfg: Option<f64>,
+    /// Tokens kept by rank.
+    #[arg(long, requires = "checkpoint")]
+    pub top_k: Option<usize>,
+    /// Probability mass kept.
+    #[arg(long, requires = "checkpoint")]
+    pub top_p: Option<f64>,
     /// Tiles in each set; half of the real ones, if that many are there.
     #[arg(long, conflicts_with = "checkpoint")]
     pub n: Option<usize>,
@@ -92,7 +101,12 @@ fn on_trial(
     args: &FdArgs,
 ) -> Result<(String, String)> {
     let interrupt = Interrupt::from_keyboard()?;
-    let (system, pack) = (System::load(checkpoint)?, Pack::open(pack)?);
+    let (mut system, pack) = (System::load(checkpoint)?, Pack::open(pack)?);
+    let sample = &mut system.config.sample;
+    sample.cfg = args.cfg.unwrap_or(sample.cfg);
+    sample.top_k = args.top_k.unwrap_or(sample.top_k);
+    sample.top_p = args.top_p.unwrap_or(sample.top_p);
+    system.config.validate()?;
     let trial = Trial {
         system: &system,
         pack: &pack,
