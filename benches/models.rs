@@ -22,6 +22,7 @@ use std::time::Instant;
 use genevar::Result;
 use genevar::config::Config;
 use genevar::data::pack::Pack;
+use genevar::device::cpu::join_pool;
 use genevar::sample::{Sampler, Subject};
 use genevar::tensor::{DType, Tensor};
 use genevar::train::bundle::STAGES;
@@ -200,6 +201,7 @@ fn row(l: &Line) -> String {
 }
 
 fn main() -> Result<()> {
+    join_pool();
     // Cargo adds `--bench`; whatever else does not begin with a dash names a tier.
     let mut tiers: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     if tiers.is_empty() {

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use genevar::device::cpu::join_pool;
 use genevar::ops::{Case, DynOp, In, OPS, Out, run};
 use genevar::tensor::{DType, Tensor};
 
@@ -116,6 +117,7 @@ fn results() -> PathBuf {
 }
 
 fn main() {
+    join_pool();
     let (results, start) = (results(), SystemTime::now());
     let mut c = Criterion::default()
         .sample_size(10)

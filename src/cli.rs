@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 use crate::data::pack;
 use crate::demo;
+use crate::device::cpu::join_pool;
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::ops;
@@ -64,6 +65,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => e.exit(),
     };
+    join_pool();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -5,7 +5,7 @@
 
 use genevar::autograd::{Params, Pass};
 use genevar::config::{ArConfig, Config, Gamma, MaskConfig, MaskKind, MaskTarget, MeanFlowConfig};
-use genevar::config::{Normalise, SampleConfig};
+use genevar::config::{Guidance, Normalise, SampleConfig};
 use genevar::models::genevar::{FeatureStats, Refiner};
 use genevar::models::mask::{MaskInput, gradient_norm, refine, threshold};
 use genevar::models::masked_ar::{Cond, Dims, Inputs, MaskedAr};
@@ -282,7 +282,7 @@ impl System {
 #[test]
 fn a_tile_does_not_depend_on_the_batch_or_the_threads() {
     let s = system();
-    let settings = SampleConfig { cfg: 1.5, top_k: 0, top_p: 0.96 };
+    let settings = SampleConfig { cfg: 1.5, ..SampleConfig::default() };
     let batch = s.draw(&settings, &[0, 1, 2, 3, 4]);
     let alone = s.draw(&settings, &[3]);
     assert_eq!(batch[3], alone[0]);
@@ -292,9 +292,26 @@ fn a_tile_does_not_depend_on_the_batch_or_the_threads() {
 }
 
 #[test]
+fn guidance_grows_over_the_scales_or_is_the_same_at_all() {
+    let ramp = SampleConfig { cfg: 1.5, ..SampleConfig::default() };
+    let flat = SampleConfig { guidance: Guidance::Flat, ..ramp.clone() };
+    let at = |s: &SampleConfig| [0, 1, 3].map(|k| s.guidance_at(k, 4));
+    assert_eq!((at(&ramp), at(&flat)), ([0.0, 0.5, 1.5], [1.5; 3]));
+    assert_eq!(ramp.guidance_at(0, 1), 0.0);
+    // Only flat guidance can move the first token.
+    let s = system();
+    let tokens = |c: &SampleConfig| s.draw(c, &[0, 1, 2, 3, 4, 5]);
+    let strong = |s: &SampleConfig| tokens(&SampleConfig { cfg: 1e6, ..s.clone() });
+    let none = tokens(&SampleConfig { cfg: 0.0, ..ramp.clone() });
+    let first = |t: &[(Vec<i32>, Vec<u32>)]| t.iter().map(|t| t.0[0]).collect::<Vec<_>>();
+    assert_eq!(first(&strong(&ramp)), first(&none));
+    assert_ne!(first(&strong(&flat)), first(&none));
+}
+
+#[test]
 fn guidance_of_zero_is_the_conditional_stream_alone() {
     let s = system();
-    let with = |cfg| SampleConfig { cfg, top_k: 0, top_p: 0.96 };
+    let with = |cfg| SampleConfig { cfg, ..SampleConfig::default() };
     let none = s.draw(&with(0.0), &[2]);
     // So small a guidance that no draw moves, yet the null stream runs.
     let tiny = s.draw(&with(1e-9), &[2]);

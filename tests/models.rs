@@ -7,14 +7,16 @@ use std::collections::BTreeMap;
 
 use genevar::autograd::{Params, Pass, Var};
 use genevar::config::{BetaVaeConfig, Config, Lookup, MsvqConfig, MsvqLossConfig};
+use genevar::data::loader::to_tensor;
 use genevar::data::rna::{RnaNorm, Scaling};
 use genevar::io::images::Rgb;
 use genevar::models::beta_vae::{self, BetaVae};
-use genevar::models::ms_ssim::ms_ssim;
+use genevar::models::ms_ssim::{Border, ms_ssim};
 use genevar::models::msvq::Msvq;
 use genevar::tensor::{DType, Purpose, Stream, Tensor};
 use genevar::train::Stage;
 use genevar::train::beta_vae::BetaVaeStage;
+use genevar::train::log::StepLog;
 use genevar::train::msvq::MsvqStage;
 
 fn noise(shape: &[usize], seed: u64) -> Tensor {
@@ -218,19 +220,37 @@ fn ms_ssim_is_one_for_equal_images_and_falls_with_noise_and_blur() {
         let data = x.iter().enumerate().map(|(i, n)| 0.5 * wave(i) + 0.1 * n).collect();
         Tensor::new(data, [2, 64, 64, 3]).unwrap()
     };
-    let score = |x: &Tensor, y: &Tensor| {
-        let p = Pass::eval();
-        ms_ssim(&p, &x.clone().into(), &y.clone().into(), 3).unwrap().value().item().unwrap()
-    };
     let (x, y) = (image(1), image(2));
-    assert!((score(&x, &x) - 1.0).abs() < 1e-5);
-    let near = score(&x, &y);
-    let far = score(&x, &noise(&[2, 64, 64, 3], 3));
-    assert!(near < 0.999 && far < near - 0.2, "{near} {far}");
-    assert!((score(&x, &y) - score(&y, &x)).abs() < 1e-6);
+    for border in [Border::Valid, Border::Same] {
+        let score = |x: &Tensor, y: &Tensor| {
+            let (p, x, y) = (Pass::eval(), x.clone().into(), y.clone().into());
+            ms_ssim(&p, &x, &y, 3, border).unwrap().value().item().unwrap()
+        };
+        assert!((score(&x, &x) - 1.0).abs() < 1e-5);
+        let near = score(&x, &y);
+        let far = score(&x, &noise(&[2, 64, 64, 3], 3));
+        assert!(near < 0.999 && far < near - 0.2, "{near} {far}");
+        assert!((score(&x, &y) - score(&y, &x)).abs() < 1e-6);
+    }
     let p = Pass::eval();
     let small: Var = noise(&[1, 32, 32, 3], 4).into();
-    assert!(ms_ssim(&p, &small, &small, 3).unwrap_err().to_string().contains("below the 11-tap"));
+    let refused = ms_ssim(&p, &small, &small, 3, Border::Valid).unwrap_err();
+    assert!(refused.to_string().contains("below the 11-tap"));
+}
+
+/// With whole windows only, a fault in the corner pixel hardly shows.
+#[test]
+fn windows_cut_at_the_border_see_the_border() {
+    let (p, x) = (Pass::eval(), noise(&[1, 64, 64, 3], 5));
+    let mut data = x.f32s().unwrap().to_vec();
+    for row in 0..64 {
+        data[row * 192..row * 192 + 3].fill(0.0);
+    }
+    let y: Var = Tensor::new(data, [1, 64, 64, 3]).unwrap().into();
+    let x = x.into();
+    let loss = |border| 1.0 - ms_ssim(&p, &x, &y, 3, border).unwrap().value().item().unwrap();
+    let [valid, same] = [Border::Valid, Border::Same].map(loss);
+    assert!(same > 10.0 * valid, "{same} {valid}");
 }
 
 /// Coloured stripes whose direction and phase differ.
@@ -303,6 +323,32 @@ fn a_resumed_tokenizer_has_the_bits_of_an_uninterrupted_one() {
         }
         let named = logs[11].more.iter().any(|(name, _)| name == "gan_weight");
         assert_eq!(named, gan > 0.0);
+    }
+}
+
+#[test]
+fn training_the_decoder_alone_keeps_every_token() {
+    let mut config = small_run(60);
+    let images = pictures(6, 16);
+    let stage = |c: &Config| MsvqStage::with_images(c, images.clone(), &images[..2]).unwrap();
+    let mut whole = stage(&config);
+    (0..40).for_each(|s| drop(whole.step(s).unwrap()));
+    let before = whole.state().unwrap();
+    config.msvq.decoder_only = true;
+    let mut tuned = stage(&config);
+    tuned.begin_from(&before).unwrap();
+    let x = to_tensor(&images).unwrap();
+    assert_eq!(
+        tuned.model().tokenize(&x).unwrap().i32s().unwrap(),
+        whole.model().tokenize(&x).unwrap().i32s().unwrap(),
+    );
+    let psnr = |log: &StepLog| log.more.iter().find(|(n, _)| n == "val_psnr").map(|(_, v)| *v);
+    let logs: Vec<StepLog> = (0..60).map(|s| tuned.step(s).unwrap()).collect();
+    assert!(psnr(&logs[59]) > psnr(&logs[0]), "{:?} {:?}", logs[0], logs[59]);
+    let after = tuned.state().unwrap();
+    for (name, t) in after.iter().filter(|(name, _)| name.starts_with("param.")) {
+        let learns = name.contains(".decoder.") || name.contains(".post_quant_conv.");
+        assert_eq!(t.to_f64s() != before[name].to_f64s(), learns, "{name}");
     }
 }
 

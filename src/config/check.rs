@@ -107,7 +107,8 @@ impl Config {
         want(start, "msvq.scale_dropout_start", what, "keep between 1 and all scales")?;
         share("msvq.restart_below", m.restart_below)?;
         let what = format!("{} is fewer than the {} codes", m.kmeans_vectors, m.vocab);
-        want(m.kmeans_vectors >= m.vocab, "msvq.kmeans_vectors", what, "give more vectors")
+        let enough = m.kmeans_vectors == 0 || m.kmeans_vectors >= m.vocab;
+        want(enough, "msvq.kmeans_vectors", what, "give more, or 0 to keep the book")
     }
 
     fn check_msvq_loss(&self) -> Result<()> {

@@ -96,12 +96,25 @@ impl Default for DataConfig {
     }
 }
 
+/// How guidance is spread over the scales.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Guidance {
+    /// From nothing at the first scale to all of it at the last (VAR).
+    #[default]
+    Ramp,
+    /// All of it at every scale: the first scales carry most of what RNA says.
+    Flat,
+}
+
 /// How tokens are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SampleConfig {
-    /// Classifier-free guidance at the last scale; it grows linearly from 0 at the first. VAR: 1.5.
+    /// Classifier-free guidance: logits (1 + cfg) own - cfg null. VAR: 1.5.
     pub cfg: f64,
+    /// How it is spread over the scales.
+    pub guidance: Guidance,
     /// Tokens kept by rank; 0 is VAR's share, 900 of 4096.
     pub top_k: usize,
     /// Probability mass kept. VAR: 0.96.
@@ -110,11 +123,19 @@ pub struct SampleConfig {
 
 impl Default for SampleConfig {
     fn default() -> Self {
-        Self { cfg: 1.5, top_k: 0, top_p: 0.96 }
+        Self { cfg: 1.5, guidance: Guidance::Ramp, top_k: 0, top_p: 0.96 }
     }
 }
 
 impl SampleConfig {
+    /// Guidance at 0-based scale `k` of `scales`.
+    pub fn guidance_at(&self, k: usize, scales: usize) -> f64 {
+        match self.guidance {
+            Guidance::Ramp => self.cfg * k as f64 / (scales.max(2) - 1) as f64,
+            Guidance::Flat => self.cfg,
+        }
+    }
+
     /// The number of tokens kept by rank for a vocabulary of `vocab`.
     pub fn kept(&self, vocab: usize) -> usize {
         let k = if self.top_k == 0 { (vocab * 900).div_ceil(4096) } else { self.top_k };

@@ -82,10 +82,14 @@ pub struct MsvqConfig {
     pub restart_every: u64,
     /// Codes drawn less often than this share of an even draw count as unused.
     pub restart_below: f64,
-    /// Residual vectors, balanced over the scales, for the k-means that fills the code book.
+    /// Residual vectors, balanced over the scales, for the k-means that fills the code book; 0
+    /// leaves the book as it starts, for a warm start.
     pub kmeans_vectors: usize,
     /// Steps as a plain autoencoder before the k-means.
     pub warmup_steps: u64,
+    /// Trains the decoder alone, over the frozen encoder and code book of a warm start: tokens, and
+    /// whatever was trained on them, stay valid.
+    pub decoder_only: bool,
     /// Weights of the terms of the loss.
     pub loss: MsvqLossConfig,
 }
@@ -98,7 +102,7 @@ pub struct MsvqLossConfig {
     pub l2: f64,
     /// Mean absolute error.
     pub l1: f64,
-    /// 1 - MS-SSIM.
+    /// 1 - MS-SSIM, its windows cut at the border so that every pixel counts.
     pub ms_ssim: f64,
     /// Scales of the MS-SSIM (11-tap windows, weights renormalised); 5 need sides of 176 and more.
     pub ms_ssim_scales: usize,
@@ -156,6 +160,7 @@ impl Default for MsvqConfig {
             restart_below: 0.1,
             kmeans_vectors: 50_000,
             warmup_steps: 2000,
+            decoder_only: false,
             loss: MsvqLossConfig::default(),
         }
     }

@@ -92,6 +92,8 @@ fn demo() -> Config {
         kmeans_vectors: 20_000,
         warmup_steps: 250,
         restart_every: 100,
+        // At .1 the held-out PSNR stays .7 dB lower and the tiles are visibly softer.
+        scale_dropout: 0.0,
         loss: MsvqLossConfig {
             ms_ssim_scales: 3,
             gan: 0.0,

@@ -1,19 +1,53 @@
 //! The CPU device: run-time SIMD dispatch, fixed work splitting and the matrix product.
 //!
 //! Work is split by the problem alone, never by the number of threads, so results are the same bits
-//! on one core and on sixty-four. Called from a rayon worker, everything here stays on that worker:
-//! whoever splits work at the outer level (a tile each) gets sequential kernels inside.
+//! on one core and on sixty-four. Whoever splits work at an outer level, a tile each, does so with
+//! [`each`], and gets sequential kernels inside.
 
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
+
 use rayon::prelude::*;
+
+use crate::error::Result;
 
 /// Elements below which a parallel loop is not worth its start.
 const SMALL: usize = 1 << 14;
 
+thread_local! {
+    /// Whether this thread is inside [`each`].
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Whether a kernel may spread over the thread pool.
 pub fn may_spread() -> bool {
-    rayon::current_thread_index().is_none() && rayon::current_num_threads() > 1
+    !INSIDE.get() && rayon::current_num_threads() > 1
+}
+
+/// Makes the calling thread a worker of the global pool, once, at the start of a program.
+///
+/// A thread outside the pool sleeps at every parallel loop until the pool wakes it, which costs
+/// more than the loop when kernels are short.
+pub fn join_pool() {
+    // An error says that a pool exists already: then loops run there, as they would without this.
+    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+}
+
+/// Runs `f` on every item, each whole on one thread, and collects the results in order.
+pub fn each<T: Sync, R: Send>(
+    items: &[T],
+    f: impl Fn(&T) -> Result<R> + Sync + Send,
+) -> Result<Vec<R>> {
+    let alone = |item: &T| {
+        // Other items may run on this thread before `f` returns, if it waits for the pool: they
+        // find the flag set and leave it set.
+        let before = INSIDE.replace(true);
+        let result = f(item);
+        INSIDE.set(before);
+        result
+    };
+    items.par_iter().map(alone).collect()
 }
 
 /// Runs a loop compiled for the widest vectors this processor has. The closure must inline.

@@ -20,6 +20,7 @@ use crate::data::pack::Pack;
 use crate::error::{Error, Result};
 use crate::io::atomic;
 use crate::io::images::{self, Expect};
+use crate::sample::options::DrawOptions;
 use crate::train::interrupt::Interrupt;
 use crate::train::system::System;
 
@@ -39,15 +40,9 @@ pub struct FdArgs {
     /// Real tiles and RNA for --checkpoint.
     #[arg(long, requires = "checkpoint")]
     pub pack: Option<PathBuf>,
-    /// Guidance of the tiles of --checkpoint; its own if left out. So with the next two.
-    #[arg(long, requires = "checkpoint")]
-    pub cfg: Option<f64>,
-    /// Tokens kept by rank.
-    #[arg(long, requires = "checkpoint")]
-    pub top_k: Option<usize>,
-    /// Probability mass kept.
-    #[arg(long, requires = "checkpoint")]
-    pub top_p: Option<f64>,
+    /// How the tiles of --checkpoint are drawn.
+    #[command(flatten)]
+    pub draw: DrawOptions,
     /// Tiles in each set; half of the real ones, if that many are there.
     #[arg(long, conflicts_with = "checkpoint")]
     pub n: Option<usize>,
@@ -79,6 +74,11 @@ pub fn run(args: &FdArgs) -> Result<String> {
     let weights = args.weights.clone().unwrap_or_else(default_weights);
     let extractor = Extractor::load(&weights)?.at(args.input)?;
     let (text, json) = match (&args.real, &args.tiles, &args.checkpoint, &args.pack) {
+        (Some(real), Some(tiles), ..) if !args.draw.is_empty() => {
+            let what = format!("{real} and {tiles} are there already; nothing is drawn");
+            let fix = "leave --cfg, --guidance, --top-k and --top-p out, or give --checkpoint";
+            return Err(Error::config("eval fd", what, fix));
+        }
         (Some(real), Some(tiles), ..) => {
             let table = measure(&extractor, &read_tiles(real)?, &read_tiles(tiles)?, args)?;
             (table.to_string(), pretty(&table)?)
@@ -102,10 +102,7 @@ fn on_trial(
 ) -> Result<(String, String)> {
     let interrupt = Interrupt::from_keyboard()?;
     let (mut system, pack) = (System::load(checkpoint)?, Pack::open(pack)?);
-    let sample = &mut system.config.sample;
-    sample.cfg = args.cfg.unwrap_or(sample.cfg);
-    sample.top_k = args.top_k.unwrap_or(sample.top_k);
-    sample.top_p = args.top_p.unwrap_or(sample.top_p);
+    system.config.sample = args.draw.over(&system.config.sample)?;
     system.config.validate()?;
     let trial = Trial {
         system: &system,

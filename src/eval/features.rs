@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
 use super::Features;
 use super::effnet::{EfficientNet, FEATURES};
 use super::tiles::Tiles;
+use crate::device::cpu::each;
 use crate::error::{Error, Result, Within};
 
 /// The side the network was trained at, and to which tiles are resized.
@@ -72,18 +71,14 @@ impl Extractor {
     /// As [`Extractor::extract`].
     pub fn extract_each(&self, tiles: &Tiles, done: &(dyn Fn() + Sync)) -> Result<Features> {
         let (w, h) = tiles.size();
-        let rows: Vec<Vec<f64>> = tiles
-            .images()
-            .par_iter()
-            .enumerate()
-            .map(|(i, rgb)| {
-                let image = resize(&rgb.data, w, h, self.side);
-                let place = || format!("{}: tile {i}", tiles.name());
-                let row = self.net.features(&image, self.side).within(place())?;
-                done();
-                Ok(row)
-            })
-            .collect::<Result<_>>()?;
+        let numbered: Vec<_> = tiles.images().iter().enumerate().collect();
+        let rows = each(&numbered, |&(i, rgb)| {
+            let image = resize(&rgb.data, w, h, self.side);
+            let place = || format!("{}: tile {i}", tiles.name());
+            let row = self.net.features(&image, self.side).within(place())?;
+            done();
+            Ok(row)
+        })?;
         Features::new(tiles.name(), tiles.n(), FEATURES, rows.concat())
     }
 }

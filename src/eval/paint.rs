@@ -2,12 +2,11 @@
 
 use std::time::Instant;
 
-use rayon::prelude::*;
-
 use super::protocol::{Windows, derangement};
 use super::tiles::Tiles;
 use crate::data::loader::{from_tensor, to_tensor};
 use crate::data::pack::Pack;
+use crate::device::cpu::each;
 use crate::error::{Result, Within};
 use crate::io::images::Rgb;
 use crate::models::msvq::Msvq;
@@ -104,9 +103,8 @@ impl Painter<'_> {
         let rows: Vec<usize> = (0..real.images.len()).collect();
         let z = Profiles::encode(self.system, &expression, &rows)?.z;
         self.interrupt.check()?;
-        let one = |i: usize| self.reconstruct_one(&real.tiles.images()[i], &z.rows(i, 1)?, i);
-        let pairs: Vec<(Rgb, Option<Rgb>)> =
-            rows.par_iter().map(|&i| one(i)).collect::<Result<_>>()?;
+        let one = |&i: &usize| self.reconstruct_one(&real.tiles.images()[i], &z.rows(i, 1)?, i);
+        let pairs = each(&rows, one)?;
         let name = |how: &str| format!("{}, {how}", real.tiles.name());
         let whole = pairs.iter().map(|p| p.0.clone()).collect();
         let whole = Tiles::new(name("through the tokenizer"), whole)?;

@@ -5,6 +5,10 @@
 //! at the last, l = (2 m_x m_y + C1) / (m_x^2 + m_y^2 + C1). Between scales 2x2 means are taken.
 //! The result is the product of the mean cs and, at the last scale, the mean l cs, under the
 //! published exponents renormalised to one.
+//!
+//! The published index looks only where the whole window fits, so the pixels of the border count
+//! for little; a loss made of it leaves the border of a picture soft. [`Border`] says which is
+//! wanted.
 
 use crate::autograd::{Pass, Var};
 use crate::error::{Error, Result};
@@ -22,11 +26,20 @@ const C2: f64 = 9e-4;
 /// Floor of a mean before its root: a structure that is anti-correlated has no gradient.
 const FLOOR: f64 = 1e-4;
 
+/// What happens to windows at the border.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Border {
+    /// Only whole windows: the published index, for reports.
+    Valid,
+    /// A window round every pixel, cut at the border and renormalised, for a loss.
+    Same,
+}
+
 /// MS-SSIM of images [B, H, W, C] in [-1, 1], mean over the batch and the channels; one element.
 ///
 /// # Errors
 /// More than five scales, or a side that is below the window at the last of them.
-pub fn ms_ssim(p: &Pass, x: &Var, y: &Var, scales: usize) -> Result<Var> {
+pub fn ms_ssim(p: &Pass, x: &Var, y: &Var, scales: usize, border: Border) -> Result<Var> {
     let Some(exponents) = EXPONENTS.get(..scales).filter(|e| !e.is_empty()) else {
         return Err(Error::shape("ms_ssim", format!("1 to 5 scales, not {scales}")));
     };
@@ -45,7 +58,7 @@ pub fn ms_ssim(p: &Pass, x: &Var, y: &Var, scales: usize) -> Result<Var> {
             let what = format!("scale {} is {h}x{w}, below the {WINDOW}-tap window", j + 1);
             return Err(Error::shape("ms_ssim", what));
         }
-        let map = similarity(p, &x, &y, j + 1 == scales)?;
+        let map = similarity(p, &x, &y, j + 1 == scales, border)?;
         let area = map.value().len() / (b * c).max(1);
         let sum = p.op(SumTo { to: [b, 1, 1, c].into() }, &[&map])?;
         let mean = p.op(Affine { scale: 1.0 / area as f64, shift: 0.0 }, &[&sum])?;
@@ -66,11 +79,15 @@ pub fn ms_ssim(p: &Pass, x: &Var, y: &Var, scales: usize) -> Result<Var> {
     p.op(Affine { scale: 1.0 / n as f64, shift: 0.0 }, &[&sum])
 }
 
-/// The map of cs, or of l cs, over the places where the window fits.
-fn similarity(p: &Pass, x: &Var, y: &Var, with_luminance: bool) -> Result<Var> {
+/// The map of cs, or of l cs, over the places of the window.
+fn similarity(p: &Pass, x: &Var, y: &Var, with_luminance: bool, border: Border) -> Result<Var> {
     let blur = |v: &Var| -> Result<Var> {
         let from = [v.dims()[1], v.dims()[2]];
-        p.op(Resample::new(Map::Gaussian, from, from.map(|n| n + 1 - WINDOW)), &[v])
+        let window = match border {
+            Border::Valid => Resample::new(Map::Gaussian, from, from.map(|n| n + 1 - WINDOW)),
+            Border::Same => Resample::new(Map::GaussianSame, from, from),
+        };
+        p.op(window, &[v])
     };
     let (mx, my) = (blur(x)?, blur(y)?);
     let (mxx, myy) = (p.op(Square, &[&mx])?, p.op(Square, &[&my])?);

@@ -6,6 +6,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::options::DrawOptions;
 use super::{Sampler, Subject, Tile};
 use crate::config::{RnaEncoding, SampleConfig};
 use crate::data::genes::GeneMap;
@@ -53,15 +54,8 @@ pub struct SampleArgs {
     /// Seed of all random numbers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Guidance at the last scale; 0 runs no null stream. Default: the checkpoint's.
-    #[arg(long)]
-    cfg: Option<f64>,
-    /// Tokens kept by rank; 0 is .22 of the code book. Default: the checkpoint's.
-    #[arg(long)]
-    top_k: Option<usize>,
-    /// Probability mass kept. Default: the checkpoint's.
-    #[arg(long)]
-    top_p: Option<f64>,
+    #[command(flatten)]
+    draw: DrawOptions,
     /// Where the tiles go; made if it is not there.
     #[arg(long)]
     out: PathBuf,
@@ -74,9 +68,8 @@ struct Record<'a> {
     rna: String,
     genes: String,
     seed: u64,
-    cfg: f64,
-    top_k: usize,
-    top_p: f64,
+    #[serde(flatten)]
+    draw: &'a SampleConfig,
     seconds_per_tile: f64,
     tiles: Vec<TileRecord<'a>>,
 }
@@ -170,22 +163,10 @@ pub fn progress(n: u64) -> ProgressBar {
 }
 
 fn settings(args: &SampleArgs, base: &SampleConfig) -> Result<SampleConfig> {
-    let s = SampleConfig {
-        cfg: args.cfg.unwrap_or(base.cfg),
-        top_k: args.top_k.unwrap_or(base.top_k),
-        top_p: args.top_p.unwrap_or(base.top_p),
-    };
-    let wrong = |key: &str, what: String, fix: &str| Err(Error::config(key, what, fix));
-    if !s.cfg.is_finite() || s.cfg < 0.0 {
-        return wrong("--cfg", format!("{} is no strength", s.cfg), "give 0 or more");
-    }
-    if !(s.top_p > 0.0 && s.top_p <= 1.0) {
-        return wrong("--top-p", format!("{} is no probability", s.top_p), "give 0 < p <= 1");
-    }
     if args.n == 0 || args.n as u64 >= TILES_A_ROW {
-        return wrong("--n", format!("{} tiles a row", args.n), "give 1 to 1048575");
+        return Err(Error::config("--n", format!("{} tiles a row", args.n), "give 1 to 1048575"));
     }
-    Ok(s)
+    args.draw.over(base)
 }
 
 /// The RNA of a pack (its images that have RNA) or of a table.
@@ -265,9 +246,7 @@ impl Written<'_> {
             rna: self.args.rna.display().to_string(),
             genes: self.profiles.report.clone(),
             seed: self.args.seed,
-            cfg: self.settings.cfg,
-            top_k: self.settings.top_k,
-            top_p: self.settings.top_p,
+            draw: self.settings,
             seconds_per_tile,
             tiles: records,
         };

@@ -5,11 +5,11 @@
 //! them.
 
 pub mod command;
-
-use rayon::prelude::*;
+pub mod options;
 
 use crate::autograd::{Pass, Var};
 use crate::config::SampleConfig;
+use crate::device::cpu::each;
 use crate::error::{Result, Within};
 use crate::models::genevar::{Refiner, ScaleInputs};
 use crate::models::masked_ar::{Cond, Inputs, MaskedAr};
@@ -60,7 +60,7 @@ impl Sampler<'_> {
             done();
             tile
         };
-        subjects.par_iter().map(one).collect()
+        each(subjects, one)
     }
 
     /// Draws one tile.
@@ -118,8 +118,7 @@ impl Sampler<'_> {
         let d = logits.shape().dims().to_vec();
         let (n, vocab) = (d[1], d[2]);
         let row = |i: usize| logits.rows(i, 1)?.reshape([n, vocab]);
-        // Guidance grows linearly from nothing at the first scale.
-        let tau = self.settings.cfg * k as f64 / (scales.max(2) - 1) as f64;
+        let tau = self.settings.guidance_at(k, scales);
         let mixed = match d[0] {
             1 => row(0)?,
             _ => {

@@ -65,9 +65,10 @@ impl<'a> ArStage<'a> {
         self
     }
 
-    /// Every `every` steps logs the loss on the first batch of `held_out` under its own z
-    /// (`val_own`) and under the null (`val_null`): the gap is what RNA tells the model, and where
-    /// it stops growing, training should.
+    /// Every `every` steps logs the loss a token on the first batch of `held_out` under its own z
+    /// (`val_own`) and under the null (`val_null`), and the difference at each scale
+    /// (`val_gap_k`): the gap is what RNA tells the model, and where it stops growing, training
+    /// should.
     pub fn with_held_out(mut self, mut held_out: Batches, every: u64) -> Result<Self> {
         let examples = self.prepare(held_out.at(0)?, None)?;
         self.held_out = Some(Held { every, examples });
@@ -133,14 +134,32 @@ impl<'a> ArStage<'a> {
         Ok((self.loss(pass, &x, &x.batch.null, noise)?.0, keep))
     }
 
-    /// (own, null) loss on the held-out rows, with the running mean of the weights.
-    fn look(&self, held: &Held) -> Result<(f64, f64)> {
+    /// Adds the loss on the held-out rows, taken with the running mean of the weights.
+    fn look(&self, held: &Held, log: StepLog) -> Result<StepLog> {
         let rows = held.examples.batch.ids.len();
-        let at = |null: bool| {
+        let at = |null: bool| -> Result<(f64, Vec<f64>)> {
             let nulls = vec![null; rows];
-            self.loss(&Pass::eval(), &held.examples, &nulls, None)?.0.value().item()
+            let (mean, tokens) = self.loss(&Pass::eval(), &held.examples, &nulls, None)?;
+            Ok((mean.value().item()?, self.by_scale(&tokens)))
         };
-        self.learner.averaged(|| Ok((at(false)?, at(true)?)))
+        let ((own, owns), (null, nulls)) = self.learner.averaged(|| Ok((at(false)?, at(true)?)))?;
+        let log = log.with("val_own", own).with("val_null", null).with("val_gap", null - own);
+        let gaps = owns.iter().zip(&nulls).enumerate();
+        Ok(gaps
+            .fold(log, |log, (k, (own, null))| log.with(format!("val_gap_{}", k + 1), null - own)))
+    }
+
+    /// Means over the tokens of each scale of losses [B L].
+    fn by_scale(&self, tokens: &Tensor) -> Vec<f64> {
+        let all = tokens.to_f64s();
+        let (length, mut first) = (self.cfg.msvq.tokens(), 0);
+        let mut one = |&side: &usize| {
+            let scale = first..first + side * side;
+            first = scale.end;
+            let of = all.chunks(length).flat_map(|row| &row[scale.clone()]);
+            of.sum::<f64>() * length as f64 / (all.len() * scale.len()).max(1) as f64
+        };
+        self.cfg.msvq.patch_nums.iter().map(&mut one).collect()
     }
 }
 
@@ -164,8 +183,7 @@ impl Stage for ArStage<'_> {
             log = log.with("grad_norm", self.learner.update(&grads, lr, step)?);
         }
         if let Some(held) = self.held_out.as_ref().filter(|h| step.is_multiple_of(h.every)) {
-            let (own, null) = self.look(held)?;
-            log = log.with("val_own", own).with("val_null", null).with("val_gap", null - own);
+            log = self.look(held, log)?;
         }
         Ok(log)
     }

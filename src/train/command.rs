@@ -65,7 +65,7 @@ pub struct TrainArgs {
     /// Go on from the newest checkpoints.
     #[arg(long)]
     resume: bool,
-    /// Begin from the weights of another run or bundle.
+    /// Begin from the weights of another run or bundle (all stages but the gene prior).
     #[arg(long)]
     warm: Option<PathBuf>,
 }

@@ -37,7 +37,7 @@ const STATISTICS_TILES: usize = 1024;
 const ROWS: usize = 16;
 
 /// Rows of the held-out batch of the transformer.
-const HELD_ROWS: usize = 64;
+const HELD_ROWS: usize = 192;
 
 /// What a training works on.
 #[derive(Clone, Debug)]
@@ -72,7 +72,7 @@ impl Work<'_> {
         }
         match name {
             "beta_vae" => self.drive(&mut BetaVaeStage::new(self.config, self.pack)?, settings),
-            "msvq" => self.drive(&mut MsvqStage::new(self.config, self.pack)?, settings),
+            "msvq" => self.msvq(settings),
             "meanflow" => self.meanflow(settings),
             _ => self.ar(settings),
         }
@@ -114,6 +114,19 @@ impl Work<'_> {
             Some(bundle) => params.load(&bundle.stage(name)?.tensors, "param."),
             None => Ok(()),
         }
+    }
+
+    fn msvq(&self, settings: &StageConfig) -> Result<Summary> {
+        let mut stage = MsvqStage::new(self.config, self.pack)?;
+        match self.warm {
+            Some(bundle) => stage.begin_from(&bundle.stage("msvq")?.tensors)?,
+            None if self.config.msvq.decoder_only && !self.resume => {
+                let fix = "give the run whose tokenizer it belongs to with --warm";
+                return Err(Error::config("msvq.decoder_only", "has no encoder to rest on", fix));
+            }
+            None => {}
+        }
+        self.drive(&mut stage, settings)
     }
 
     fn meanflow(&self, settings: &StageConfig) -> Result<Summary> {

@@ -9,7 +9,7 @@ use crate::autograd::{Params, Pass, Var};
 use crate::config::{MsvqLossConfig, StageConfig};
 use crate::error::Result;
 use crate::models::discriminator::{Discriminator, feature_distance, mean};
-use crate::models::ms_ssim::ms_ssim;
+use crate::models::ms_ssim::{Border, ms_ssim};
 use crate::nn::conv::Conv;
 use crate::ops::activation::{Abs, Square};
 use crate::ops::call;
@@ -46,7 +46,7 @@ pub fn pixel_loss(
         terms.push(("l1", c.l1, mean(&p, &p.op(Abs, &[&difference])?)?));
     }
     if c.ms_ssim > 0.0 {
-        let similarity = ms_ssim(&p, &x, &y, c.ms_ssim_scales)?;
+        let similarity = ms_ssim(&p, &x, &y, c.ms_ssim_scales, Border::Same)?;
         terms.push((
             "ssim_loss",
             c.ms_ssim,

@@ -16,7 +16,7 @@ use crate::data::loader::{Sampler, to_tensor, windows};
 use crate::data::pack::Pack;
 use crate::error::{Error, Result};
 use crate::io::images::Rgb;
-use crate::models::ms_ssim::ms_ssim;
+use crate::models::ms_ssim::{Border, ms_ssim};
 use crate::models::msvq::Msvq;
 use crate::models::quantiser::Quantised;
 use crate::ops::elementwise::{Axpy, Mul};
@@ -104,6 +104,16 @@ impl MsvqStage {
         })
     }
 
+    /// Begins from trained weights (`param.` and a name) instead of fresh ones.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape.
+    pub fn begin_from(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        self.params.load(tensors, "param.")?;
+        self.learner = Learner::new(&self.params, &self.stage)?;
+        Ok(())
+    }
+
     /// The model, with the weights of the last step.
     pub fn model(&self) -> &Msvq {
         &self.model
@@ -115,7 +125,7 @@ impl MsvqStage {
     }
 
     fn quantises(&self, step: u64) -> bool {
-        step >= self.config.warmup_steps
+        self.config.decoder_only || step >= self.config.warmup_steps
     }
 
     /// How many scales each sample of a step keeps.
@@ -129,15 +139,30 @@ impl MsvqStage {
         (0..self.stage.batch).map(one).collect()
     }
 
+    /// What the decoder reads, and how it was quantised where that is to be learnt.
+    fn latent(&self, step: u64, p: &Pass, image: &Tensor) -> Result<(Var, Option<Quantised>)> {
+        if self.config.decoder_only {
+            return Ok((self.quantised(image)?.into(), None));
+        }
+        let f = self.model.encode(p, &image.clone().into())?;
+        if !self.quantises(step) {
+            return Ok((f, None));
+        }
+        let q = self.model.quantiser().quantise(p, &f, &self.kept_scales(step))?;
+        Ok((q.latent.clone(), Some(q)))
+    }
+
+    /// f_K of images, all scales, not tracked.
+    fn quantised(&self, image: &Tensor) -> Result<Tensor> {
+        let f = self.model.encode(&Pass::eval(), &image.clone().into())?;
+        let (_, mut sums) = self.model.quantiser().walk(f.value())?;
+        sums.pop().ok_or_else(|| Error::shape("tokenizer", "there are no scales"))
+    }
+
     fn forward(&self, step: u64, wanted: &Tensor, check: bool) -> Result<Forward> {
         let pass = Pass::tape().training(&self.params).checked(check);
-        let f = self.model.encode(&pass, &wanted.clone().into())?;
-        let quantised = match self.quantises(step) {
-            true => Some(self.model.quantiser().quantise(&pass, &f, &self.kept_scales(step))?),
-            false => None,
-        };
-        let latent = quantised.as_ref().map_or(&f, |q| &q.latent);
-        let features = self.model.decode_features(&pass, latent)?;
+        let (latent, quantised) = self.latent(step, &pass, wanted)?;
+        let features = self.model.decode_features(&pass, &latent)?;
         let image = self.model.last_layer().forward(&pass, &features)?;
         let mut pixels = pixel_loss(&self.config.loss, image.value(), wanted, check)?;
         if let (Some(adversary), Some(weight)) = (&self.adversary, self.gan_ramp(step)) {
@@ -218,18 +243,14 @@ impl MsvqStage {
     /// (PSNR in dB, MS-SSIM) of reconstructions of images [B, S, S, 3], means over the batch.
     fn score(&self, wanted: &Tensor, quantises: bool) -> Result<(f64, f64)> {
         let p = Pass::eval();
-        let f = self.model.encode(&p, &wanted.clone().into())?;
         let f = match quantises {
-            true => {
-                let q = self.model.quantiser();
-                let (_, mut sums) = q.walk(f.value())?;
-                sums.pop().ok_or_else(|| Error::shape("tokenizer", "there are no scales"))?
-            }
-            false => f.into_value(),
+            true => self.quantised(wanted)?,
+            false => self.model.encode(&p, &wanted.clone().into())?.into_value(),
         };
         let image = self.model.paint_latent(&f)?;
         let scales = self.config.loss.ms_ssim_scales;
-        let similarity = ms_ssim(&p, &image.clone().into(), &wanted.clone().into(), scales)?;
+        let [x, y] = [&image, wanted].map(|t| Var::from(t.clone()));
+        let similarity = ms_ssim(&p, &x, &y, scales, Border::Valid)?;
         Ok((psnr(&image, wanted)?, similarity.value().item()?))
     }
 }
@@ -252,7 +273,8 @@ impl Stage for MsvqStage {
     }
 
     fn step(&mut self, step: u64) -> Result<StepLog> {
-        if step == self.config.warmup_steps {
+        let first = step == self.config.warmup_steps && !self.config.decoder_only;
+        if first && self.config.kmeans_vectors > 0 {
             self.fill_book(step)?;
         }
         let wanted = self.batch(step)?;

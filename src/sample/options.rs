@@ -1,0 +1,53 @@
+//! How tokens are drawn, as options of the commands that draw: what is left out is the
+//! checkpoint's.
+
+use clap::Args;
+
+use crate::config::{Guidance, SampleConfig};
+use crate::error::{Error, Result};
+
+/// Options of `genevar sample` and `genevar eval fd`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DrawOptions {
+    /// Classifier-free guidance; 0 runs no null stream. Default: the checkpoint's.
+    #[arg(long)]
+    pub cfg: Option<f64>,
+    /// How guidance is spread over the scales. Default: the checkpoint's.
+    #[arg(long, value_enum)]
+    pub guidance: Option<Guidance>,
+    /// Tokens kept by rank; 0 is .22 of the code book. Default: the checkpoint's.
+    #[arg(long)]
+    pub top_k: Option<usize>,
+    /// Probability mass kept. Default: the checkpoint's.
+    #[arg(long)]
+    pub top_p: Option<f64>,
+}
+
+impl DrawOptions {
+    /// `base` with what was given in its place.
+    ///
+    /// # Errors
+    /// A negative guidance, a mass outside (0, 1].
+    pub fn over(&self, base: &SampleConfig) -> Result<SampleConfig> {
+        let s = SampleConfig {
+            cfg: self.cfg.unwrap_or(base.cfg),
+            guidance: self.guidance.unwrap_or(base.guidance),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            top_p: self.top_p.unwrap_or(base.top_p),
+        };
+        let wrong = |key: &str, what: String, fix: &str| Err(Error::config(key, what, fix));
+        if !s.cfg.is_finite() || s.cfg < 0.0 {
+            return wrong("--cfg", format!("{} is no strength", s.cfg), "give 0 or more");
+        }
+        if !(s.top_p > 0.0 && s.top_p <= 1.0) {
+            return wrong("--top-p", format!("{} is no probability", s.top_p), "give 0 < p <= 1");
+        }
+        Ok(s)
+    }
+
+    /// Whether nothing was given.
+    pub fn is_empty(&self) -> bool {
+        let Self { cfg, guidance, top_k, top_p } = self;
+        cfg.is_none() && guidance.is_none() && top_k.is_none() && top_p.is_none()
+    }
+}
