@@ -1,0 +1,1 @@
+//! Sanitizers: what a launch may not do, found while it runs.
