@@ -87,14 +87,15 @@ fn demo() -> Config {
         res_blocks_enc: 1,
         res_blocks_dec: 2,
         d: 16,
-        vocab: 512,
+        vocab: 2048,
         patch_nums: vec![1, 2, 3, 4, 6, 8],
-        kmeans_vectors: 20_000,
+        kmeans_vectors: 40_000,
         warmup_steps: 250,
         restart_every: 100,
         // At .1 the held-out PSNR stays .7 dB lower and the tiles are visibly softer.
         scale_dropout: 0.0,
         loss: MsvqLossConfig {
+            ms_ssim: 1.0,
             ms_ssim_scales: 3,
             gan: 0.0,
             gan_layers: 2,
@@ -127,7 +128,7 @@ fn demo_training(c: &mut Config) {
     };
     let t = &mut c.train;
     t.beta_vae = StageConfig { steps: 1000, batch: 64, ..base.clone() };
-    t.msvq = StageConfig { steps: 5000, batch: 8, beta2: 0.99, ema: 0.999, ..base.clone() };
+    t.msvq = StageConfig { steps: 9000, batch: 8, beta2: 0.99, ema: 0.999, ..base.clone() };
     t.meanflow = StageConfig { steps: 4000, lr: 6e-4, ema: 0.999, ..base.clone() };
     t.ar = StageConfig { steps: 3000, weight_decay: 0.05, clip: 2.0, ema: 0.999, ..base };
 }
