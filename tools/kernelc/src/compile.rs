@@ -1,0 +1,187 @@
+//! Compiles every file for every architecture, a few at a time, and keeps what has not changed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, panic, thread};
+
+use crate::cache::{Hash, Slot};
+use crate::error::{Error, Result};
+use crate::headers::{self, ROOT};
+use crate::kernel::Kernel;
+use crate::nvrtc::{Job, Nvrtc, Output};
+use crate::ptxas::{self, Resources};
+
+/// One `.cu` file, read.
+pub(crate) struct File {
+    /// Its name without `.cu`.
+    pub(crate) stem: String,
+    /// As `kernels/x.cu`.
+    pub(crate) name: String,
+    pub(crate) text: String,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) kernels: Vec<Kernel>,
+}
+
+/// One entry of an image: the instance asked for, its symbol and, in a cubin, what it uses.
+pub(crate) struct Symbol {
+    pub(crate) expression: String,
+    pub(crate) symbol: String,
+    pub(crate) resources: Option<Resources>,
+}
+
+/// One file compiled for one architecture.
+pub(crate) struct Image {
+    pub(crate) stem: String,
+    pub(crate) file: String,
+    pub(crate) arch: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) symbols: Vec<Symbol>,
+    /// The compiler's warnings, a line each, places as `kernels/x.cu:12`.
+    pub(crate) warnings: Vec<String>,
+    /// Whether it came from the cache.
+    pub(crate) reused: bool,
+}
+
+impl Image {
+    /// The file it is written to.
+    pub(crate) fn file_name(&self) -> String {
+        let end = if is_cubin(&self.arch) { "cubin" } else { "ptx" };
+        format!("{}.{}.{end}", self.stem, self.arch)
+    }
+}
+
+/// `sm_80` names machine code, `compute_80` PTX.
+fn is_cubin(arch: &str) -> bool {
+    arch.starts_with("sm_")
+}
+
+/// All files for all architectures, in their order. At most `workers` compile at once.
+pub(crate) fn all(
+    nvrtc: &Nvrtc,
+    files: &[File],
+    archs: &[String],
+    cache: &Path,
+) -> Result<Vec<Image>> {
+    let jobs: Vec<(&File, &str)> =
+        files.iter().flat_map(|f| archs.iter().map(move |a| (f, a.as_str()))).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        while let Some((i, (file, arch))) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, jobs.get(i)?)))
+        {
+            done.push((i, image(nvrtc, file, arch, cache)));
+        }
+        done
+    };
+    let mut done: Vec<(usize, Result<Image>)> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers()).map(|_| scope.spawn(work)).collect();
+        let joined = threads.into_iter().map(thread::ScopedJoinHandle::join);
+        joined.flat_map(|r| r.unwrap_or_else(|broken| panic::resume_unwind(broken))).collect()
+    });
+    // By place in the list: the same fault is told first whichever thread met one first.
+    done.sort_by_key(|(i, _)| *i);
+    done.into_iter().map(|(_, image)| image).collect()
+}
+
+/// How many compile at once: as many as cargo would run, at most 8, for NVRTC takes 100 MB each.
+fn workers() -> usize {
+    let asked = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok());
+    let cores = || thread::available_parallelism().map_or(1, usize::from);
+    asked.unwrap_or_else(cores).clamp(1, 8)
+}
+
+fn options(arch: &str) -> Vec<String> {
+    let mut options = vec![
+        format!("--gpu-architecture={arch}"),
+        "--std=c++17".to_string(),
+        // Lambdas that take `auto` count as host functions otherwise.
+        "--device-as-default-execution-space".to_string(),
+        "--generate-line-info".to_string(),
+    ];
+    if is_cubin(arch) {
+        options.push("--ptxas-options=-v".to_string());
+    }
+    options
+}
+
+fn image(nvrtc: &Nvrtc, file: &File, arch: &str, cache: &Path) -> Result<Image> {
+    let options = options(arch);
+    let expressions: Vec<String> =
+        file.kernels.iter().flat_map(|k| &k.instances).map(|i| i.expression.clone()).collect();
+    let mut hash = Hash::new();
+    let version = nvrtc.version();
+    let pieces = [&version, &file.name, &file.text].into_iter();
+    let headers = file.headers.iter().flat_map(|(name, text)| [name, text]);
+    pieces.chain(headers).chain(&options).chain(&expressions).for_each(|p| hash.add(p));
+    let slot = Slot::new(cache, &format!("{}.{arch}", file.stem), &hash);
+    let found = slot.load(&expressions);
+    let reused = found.is_some();
+    let output = match found {
+        Some(output) => output,
+        None => {
+            let output = compile(nvrtc, file, arch, &options, &expressions)?;
+            slot.store(&output)?;
+            output
+        }
+    };
+    let report = ptxas::resources(&output.log);
+    let of = |symbol: &str| report.iter().find(|(s, _)| s == symbol).map(|(_, r)| *r);
+    let symbols = expressions
+        .into_iter()
+        .zip(output.symbols)
+        .map(|(expression, symbol)| Symbol { expression, resources: of(&symbol), symbol })
+        .collect();
+    Ok(Image {
+        stem: file.stem.clone(),
+        file: file.name.clone(),
+        arch: arch.to_string(),
+        bytes: output.image,
+        symbols,
+        warnings: messages(&output.log),
+        reused,
+    })
+}
+
+fn compile(
+    nvrtc: &Nvrtc,
+    file: &File,
+    arch: &str,
+    options: &[String],
+    expressions: &[String],
+) -> Result<Output> {
+    let rooted =
+        |(name, text): (&String, &String)| (format!("{ROOT}{name}"), headers::rooted(text));
+    let headers: Vec<(String, String)> = file.headers.iter().map(rooted).collect();
+    let job = Job {
+        name: &format!("/{}", file.name),
+        source: &headers::rooted(&file.text),
+        headers: &headers,
+        expressions,
+        options,
+        cubin: is_cubin(arch),
+    };
+    let mut output = nvrtc.compile(&job).map_err(|failure| Error::Compile {
+        file: file.name.clone(),
+        arch: arch.to_string(),
+        log: match headers::places(&failure.log) {
+            log if log.trim().is_empty() => failure.what,
+            log => log,
+        },
+    })?;
+    output.log = headers::places(&output.log);
+    if !job.cubin {
+        let text = String::from_utf8_lossy(&output.image);
+        output.image = text.replace(&format!("\"{ROOT}"), "\"kernels/").into_bytes();
+    }
+    Ok(output)
+}
+
+/// The lines of a log that are for people.
+fn messages(log: &str) -> Vec<String> {
+    let report = |l: &&str| l.starts_with("ptxas info") || l.starts_with("ptxas   ");
+    let hint = |l: &&str| l.starts_with("Remark: The warnings can be suppressed");
+    let lines = log.lines().map(str::trim_end).filter(|l| !l.is_empty());
+    lines.filter(|l| !report(l) && !hint(l)).map(str::to_string).collect()
+}
