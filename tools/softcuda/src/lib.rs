@@ -2,8 +2,10 @@
 //! bit for bit, with sanitizers and exact counts.
 //!
 //! [`mem`] is the device's memory, [`ptx`] reads a module's text, [`exec`] loads and launches it,
-//! [`check`] finds the errors that hardware lets pass and [`count`] says what a launch did.
+//! [`check`] finds the errors that hardware lets pass and [`count`] says what a launch did. [`abi`]
+//! is the driver API that programs load as `libcuda.so`.
 
+pub mod abi;
 pub mod check;
 pub mod count;
 pub mod exec;
