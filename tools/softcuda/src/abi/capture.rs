@@ -5,7 +5,7 @@
 //! run, is refused with the driver's codes and loses the capture. `prohibited` is asked by every
 //! call that the driver holds for unsafe during one.
 
-use super::call::{abi, capture_mode, current, exchange_capture_mode, lock};
+use super::call::{abi, capture_mode, current, lock};
 use super::code::{Code, Result};
 use super::driver::{Driver, new_serial};
 use super::event::{Event, State};
@@ -19,7 +19,7 @@ use std::thread::ThreadId;
 /// `CU_STREAM_CAPTURE_MODE_GLOBAL`: no thread may do what is unsafe.
 const GLOBAL: u32 = 0;
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`: everything is allowed.
-const RELAXED: u32 = 2;
+pub(super) const RELAXED: u32 = 2;
 
 /// A capture under way.
 pub(super) struct Capture {
@@ -72,7 +72,7 @@ impl Capture {
     }
 
     /// `CU_STREAM_CAPTURE_STATUS_...` of a stream that takes part.
-    fn status(&self) -> u32 {
+    pub(super) fn status(&self) -> u32 {
         if lock(&self.body).invalid { 2 } else { 1 }
     }
 
@@ -234,20 +234,6 @@ fn ancestors(nodes: &[Node], from: &[usize]) -> Vec<bool> {
     reached
 }
 
-/// Status and id of the capture that a stream takes part in: 0 and 0 if none.
-fn info(stream: usize) -> Result<(u32, u64)> {
-    let (driver, context) = current()?;
-    let line = Line::of(driver, &context, stream)?;
-    if line.lane == LEGACY {
-        let order = lock(&line.context.order);
-        let mut others = order.lanes.values();
-        if others.any(|lane| lane.kind == Kind::Blocking && lane.joined.is_some()) {
-            return Err(Code::STREAM_CAPTURE_IMPLICIT);
-        }
-    }
-    Ok(line.capture()?.map_or((0, 0), |capture| (capture.status(), capture.id)))
-}
-
 abi! {
     /// Begins to put a stream's work into a graph.
     fn cuStreamBeginCapture_v2(stream: usize, mode: u32) also cuStreamBeginCapture_v2_ptsz {
@@ -261,57 +247,6 @@ abi! {
         let ended = end(driver, &Line::of(driver, &context, stream)?);
         graph.set(*ended.as_ref().unwrap_or(&0))?;
         ended.map(drop)
-    }
-
-    /// Whether a stream's work goes into a graph.
-    fn cuStreamIsCapturing(stream: usize, status: Out<u32>) also cuStreamIsCapturing_ptsz {
-        status.set(info(stream)?.0)
-    }
-
-    /// Status and id of a stream's capture; the graph under construction is not given out.
-    fn cuStreamGetCaptureInfo_v2(
-        stream: usize,
-        status: Out<u32>,
-        id: Out<u64>,
-        graph: Out<usize>,
-        dependencies: Out<usize>,
-        count: Out<usize>,
-    ) also cuStreamGetCaptureInfo_v2_ptsz {
-        let (now, number) = info(stream)?;
-        if now == 1 && !(graph.is_null() && dependencies.is_null() && count.is_null()) {
-            return Err(Code::NOT_SUPPORTED);
-        }
-        status.set(now)?;
-        id.offer(number);
-        Ok(())
-    }
-
-    /// Status and id of a stream's capture; the graph under construction is not given out.
-    fn cuStreamGetCaptureInfo_v3(
-        stream: usize,
-        status: Out<u32>,
-        id: Out<u64>,
-        graph: Out<usize>,
-        dependencies: Out<usize>,
-        _edges: Out<usize>,
-        count: Out<usize>,
-    ) also cuStreamGetCaptureInfo_v3_ptsz {
-        let (now, number) = info(stream)?;
-        if now == 1 && !(graph.is_null() && dependencies.is_null() && count.is_null()) {
-            return Err(Code::NOT_SUPPORTED);
-        }
-        status.set(now)?;
-        id.offer(number);
-        Ok(())
-    }
-
-    /// Swaps the thread's way of taking part in captures with the one given.
-    fn cuThreadExchangeStreamCaptureMode(mode: Out<u32>) {
-        let wanted = mode.get()?;
-        if wanted > RELAXED {
-            return Err(Code::INVALID_VALUE);
-        }
-        mode.set(exchange_capture_mode(wanted))
     }
 }
 

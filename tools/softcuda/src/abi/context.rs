@@ -1,9 +1,6 @@
-//! Contexts: the primary one and those that callers create, each with its order of work and its
-//! first fault.
+//! Contexts, each with its order of work and its first fault.
 
-use super::call::{
-    abi, bound, current, current_handle, lock, pop_current, push_current, set_current,
-};
+use super::call::{abi, current, current_handle, lock, pop_current, push_current, set_current};
 use super::capture::prohibited;
 use super::code::{Code, Result};
 use super::device::known;
@@ -13,11 +10,11 @@ use super::order::Order;
 use super::raw::{In, Out};
 use super::report::say;
 use std::collections::HashMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 
 /// Flags of `cuCtxCreate` that mean something or can be ignored in software.
-const FLAGS: u32 = 0xff;
+pub(super) const FLAGS: u32 = 0xff;
 /// The limits of a context before anything is set: stack, printf, heap, sync depth, launches, L2
 /// fetch, L2 kept.
 const LIMITS: [(u32, usize); 7] =
@@ -29,14 +26,14 @@ pub(super) struct Context {
     /// Tells one life of the primary context from the next.
     pub(super) generation: u64,
     pub(super) order: Mutex<Order>,
-    flags: AtomicU32,
+    pub(super) flags: AtomicU32,
     /// The code of the first fault, 0 for none.
     fault: AtomicU32,
-    limits: Mutex<HashMap<u32, usize>>,
+    pub(super) limits: Mutex<HashMap<u32, usize>>,
 }
 
 impl Context {
-    fn new(handle: usize, flags: u32) -> Self {
+    pub(super) fn new(handle: usize, flags: u32) -> Self {
         Self {
             handle,
             generation: new_serial(),
@@ -75,7 +72,7 @@ impl Context {
 }
 
 /// Waits for a context's work and forgets everything that belongs to it.
-fn destroy(driver: &'static Driver, context: &Context) {
+pub(super) fn destroy(driver: &'static Driver, context: &Context) {
     context.drain();
     lock(&context.order).lanes.clear();
     lock(&driver.captures).retain(|_, capture| capture.context != context.handle);
@@ -110,38 +107,6 @@ fn create(out: Out<usize>, flags: u32, device: i32) -> Result {
     out.set(handle)
 }
 
-fn retain(driver: &Driver) -> usize {
-    let mut primary = lock(&driver.primary);
-    if primary.references == 0 {
-        let context = Context::new(primary.handle, primary.flags);
-        driver.contexts.put(primary.handle, Arc::new(context));
-    }
-    primary.references += 1;
-    primary.handle
-}
-
-/// Gives one reference to the primary context back, or all of them.
-fn give_up(driver: &'static Driver, all: bool) -> Result {
-    let mut primary = lock(&driver.primary);
-    if primary.references == 0 {
-        return if all { Ok(()) } else { Err(Code::INVALID_CONTEXT) };
-    }
-    if all {
-        // A reset keeps the references but begins a new life, without the old one's fault.
-        let old = driver.contexts.remove(primary.handle)?;
-        destroy(driver, &old);
-        let fresh = Arc::new(Context::new(primary.handle, primary.flags));
-        driver.contexts.put(primary.handle, fresh);
-        return Ok(());
-    }
-    primary.references -= 1;
-    if primary.references == 0 {
-        let gone = driver.contexts.remove(primary.handle)?;
-        destroy(driver, &gone);
-    }
-    Ok(())
-}
-
 fn synchronize(driver: &Driver, context: &Context) -> Result {
     prohibited(driver)?;
     if lock(&context.order).lanes.values().any(|lane| lane.joined.is_some()) {
@@ -153,45 +118,6 @@ fn synchronize(driver: &Driver, context: &Context) -> Result {
 }
 
 abi! {
-    /// Makes the primary context or adds a reference to it.
-    fn cuDevicePrimaryCtxRetain(context: Out<usize>, device: i32) {
-        known(device)?;
-        if context.is_null() {
-            return Err(Code::INVALID_VALUE);
-        }
-        context.set(retain(driver()?))
-    }
-
-    /// Gives a reference to the primary context back; the last one ends it.
-    fn cuDevicePrimaryCtxRelease_v2(device: i32) {
-        known(device)?;
-        give_up(driver()?, false)
-    }
-
-    /// Ends everything in the primary context, and its fault with it.
-    fn cuDevicePrimaryCtxReset_v2(device: i32) {
-        known(device)?;
-        give_up(driver()?, true)
-    }
-
-    /// Sets the flags of the primary context.
-    fn cuDevicePrimaryCtxSetFlags_v2(device: i32, flags: u32) {
-        known(device)?;
-        if flags & !FLAGS != 0 {
-            return Err(Code::INVALID_VALUE);
-        }
-        lock(&driver()?.primary).flags = flags;
-        Ok(())
-    }
-
-    /// Flags of the primary context, and whether it is alive.
-    fn cuDevicePrimaryCtxGetState(device: i32, flags: Out<u32>, active: Out<i32>) {
-        known(device)?;
-        let primary = lock(&driver()?.primary);
-        flags.set(primary.flags)?;
-        active.set(i32::from(primary.references > 0))
-    }
-
     /// Makes a context and puts it on top of the thread's.
     fn cuCtxCreate_v2(context: Out<usize>, flags: u32, device: i32) {
         create(context, flags, device)
@@ -263,45 +189,6 @@ abi! {
         Ok(())
     }
 
-    /// The device of the current context.
-    fn cuCtxGetDevice(device: Out<i32>) {
-        bound()?;
-        device.set(0)
-    }
-
-    /// The device of a context.
-    fn cuCtxGetDevice_v2(device: Out<i32>, context: usize) {
-        if context == 0 { bound().map(drop)? } else { driver()?.contexts.get(context).map(drop)? }
-        device.set(0)
-    }
-
-    /// A number that no other context of the process has or had.
-    fn cuCtxGetId(context: usize, id: Out<u64>) {
-        let context =
-            if context == 0 { bound()?.1 } else { driver()?.contexts.get(context)? };
-        id.set(context.generation)
-    }
-
-    /// The version of the interface that a context was made for.
-    fn cuCtxGetApiVersion(context: usize, version: Out<u32>) {
-        if context == 0 { bound().map(drop)? } else { driver()?.contexts.get(context).map(drop)? }
-        version.set(3020)
-    }
-
-    /// The flags of the current context.
-    fn cuCtxGetFlags(flags: Out<u32>) {
-        flags.set(bound()?.1.flags.load(Ordering::Relaxed))
-    }
-
-    /// Sets the flags of the current context.
-    fn cuCtxSetFlags(flags: u32) {
-        if flags & !FLAGS != 0 {
-            return Err(Code::INVALID_VALUE);
-        }
-        current()?.1.flags.store(flags, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// Waits for all work of the current context.
     fn cuCtxSynchronize() {
         let (driver, context) = current()?;
@@ -316,45 +203,5 @@ abi! {
         }
         let context = driver.contexts.get(context)?;
         synchronize(driver, &context)
-    }
-
-    /// A limit of the current context.
-    fn cuCtxGetLimit(value: Out<usize>, limit: u32) {
-        let (_, context) = current()?;
-        let known = lock(&context.limits).get(&limit).copied();
-        value.set(known.ok_or(Code::UNSUPPORTED_LIMIT)?)
-    }
-
-    /// Sets a limit; it is kept and shown, and nothing here runs out of what it limits.
-    fn cuCtxSetLimit(limit: u32, value: usize) {
-        let (_, context) = current()?;
-        let mut limits = lock(&context.limits);
-        *limits.get_mut(&limit).ok_or(Code::UNSUPPORTED_LIMIT)? = value;
-        Ok(())
-    }
-
-    /// How caches are divided: there are none.
-    fn cuCtxGetCacheConfig(config: Out<u32>) {
-        current()?;
-        config.set(0)
-    }
-
-    /// How caches are divided: there are none, so nothing changes.
-    fn cuCtxSetCacheConfig(config: u32) {
-        current()?;
-        if config > 3 { Err(Code::INVALID_VALUE) } else { Ok(()) }
-    }
-
-    /// The range of stream priorities: lower numbers are more urgent.
-    fn cuCtxGetStreamPriorityRange(least: Out<i32>, greatest: Out<i32>) {
-        current()?;
-        least.offer(super::stream::LEAST_URGENT);
-        greatest.offer(super::stream::MOST_URGENT);
-        Ok(())
-    }
-
-    /// Forgets what a cache keeps: there is none.
-    fn cuCtxResetPersistingL2Cache() {
-        current().map(drop)
     }
 }

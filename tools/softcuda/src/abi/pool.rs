@@ -1,16 +1,13 @@
-//! Memory pools: stream-ordered allocation, with the bytes a pool holds, uses, and ever did.
+//! Memory pools: the bytes a pool holds, uses, and ever did.
 //!
 //! A pool takes memory from the device in steps and keeps what is freed up to its release
 //! threshold, which is looked at when the program waits for work. Here only the numbers follow that
 //! rule; the bytes themselves go back at once, so that a use after free is found.
 
-use super::call::{abi, current, lock};
+use super::call::{abi, lock};
 use super::code::{Code, Result};
 use super::device::known;
 use super::driver::{Driver, driver};
-use super::memory::{allocate, doom};
-use super::op::Op;
-use super::order::Line;
 use super::raw::{In, Out};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -49,12 +46,12 @@ impl Pool {
     }
 
     /// Whether the pool's own bound allows this many more bytes.
-    fn has_room(&self, bytes: u64) -> bool {
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
         self.limit == 0 || lock(&self.numbers).used.saturating_add(bytes) <= self.limit
     }
 
     /// Counts an allocation in.
-    fn take(&self, bytes: u64) {
+    pub(super) fn take(&self, bytes: u64) {
         let mut now = lock(&self.numbers);
         let used = now.used + units(bytes);
         now.used = used;
@@ -121,49 +118,9 @@ pub(super) fn idle(driver: &Driver) -> u64 {
 }
 
 /// The pool that `cuMemAllocAsync` takes from.
-fn current_pool(driver: &Driver) -> Result<Arc<Pool>> {
+pub(super) fn current_pool(driver: &Driver) -> Result<Arc<Pool>> {
     let pool = driver.pools.get(driver.current_pool.load(Ordering::Relaxed));
     pool.or_else(|_| driver.pools.get(driver.default_pool))
-}
-
-/// A stream-ordered allocation; in a capture it becomes a node, and the memory is the graph's.
-fn alloc_async(out: Out<u64>, bytes: usize, pool: Option<usize>, stream: usize) -> Result {
-    let (driver, context) = current()?;
-    let line = Line::of(driver, &context, stream)?;
-    let pool = match pool {
-        Some(pool) => driver.pools.get(pool)?,
-        None => current_pool(driver)?,
-    };
-    if bytes == 0 || out.is_null() {
-        return Err(Code::INVALID_VALUE);
-    }
-    if let Some(capture) = line.capture()? {
-        line.submit(Op::Alloc)?;
-        let address = allocate(driver, &line.context, bytes as u64, None)?;
-        capture.own(address);
-        return out.set(address);
-    }
-    if !pool.has_room(bytes as u64) {
-        return Err(Code::OUT_OF_MEMORY);
-    }
-    let address = allocate(driver, &line.context, bytes as u64, Some(pool.clone()))?;
-    pool.take(bytes as u64);
-    out.set(address)
-}
-
-/// A stream-ordered free: from here on the address is only good for work that is already in the
-/// stream.
-fn free_async(address: u64, stream: usize) -> Result {
-    let (driver, context) = current()?;
-    let line = Line::of(driver, &context, stream)?;
-    if let Some(capture) = line.capture()? {
-        if !capture.owns(address) {
-            return Err(Code::INVALID_VALUE);
-        }
-        return line.submit(Op::Free(None)).map(drop);
-    }
-    doom(driver, address)?;
-    line.submit(Op::Free(Some(address))).map(drop)
 }
 
 abi! {
@@ -245,26 +202,6 @@ abi! {
     fn cuMemPoolGetAccess(flags: Out<u32>, pool: usize, location: In<[i32; 2]>) {
         driver()?.pools.get(pool)?;
         flags.set(if location.get()? == [1, 0] { 3 } else { 0 })
-    }
-
-    /// Takes device memory in stream order.
-    fn cuMemAllocAsync(address: Out<u64>, bytes: usize, stream: usize) also cuMemAllocAsync_ptsz {
-        alloc_async(address, bytes, None, stream)
-    }
-
-    /// Takes device memory from a pool in stream order.
-    fn cuMemAllocFromPoolAsync(
-        address: Out<u64>,
-        bytes: usize,
-        pool: usize,
-        stream: usize,
-    ) also cuMemAllocFromPoolAsync_ptsz {
-        alloc_async(address, bytes, Some(pool), stream)
-    }
-
-    /// Gives device memory back in stream order.
-    fn cuMemFreeAsync(address: u64, stream: usize) also cuMemFreeAsync_ptsz {
-        free_async(address, stream)
     }
 }
 

@@ -2,20 +2,24 @@
 
 use super::call::Export;
 use super::{
-    capture, code, context, copy, device, entry, event, fill, function, graph, host, launch,
-    library, memory, module, occupancy, pointer, pool, stream, unsupported,
+    capture, capturing, code, context, copy, device, entry, event, fill, function, graph, host,
+    launch, library, memory, module, nodes, occupancy, ordered, pointer, pool, primary, settings,
+    stream, unsupported,
 };
 
 /// The parts of the table, file by file; the last holds what only answers NOT_SUPPORTED.
-const PARTS: [&[Export]; 20] = [
+const PARTS: [&[Export]; 25] = [
     code::EXPORTS,
     device::EXPORTS,
+    primary::EXPORTS,
     context::EXPORTS,
+    settings::EXPORTS,
     memory::EXPORTS,
     host::EXPORTS,
     copy::EXPORTS,
     fill::EXPORTS,
     pool::EXPORTS,
+    ordered::EXPORTS,
     pointer::EXPORTS,
     module::EXPORTS,
     library::EXPORTS,
@@ -25,7 +29,9 @@ const PARTS: [&[Export]; 20] = [
     stream::EXPORTS,
     event::EXPORTS,
     capture::EXPORTS,
+    capturing::EXPORTS,
     graph::EXPORTS,
+    nodes::EXPORTS,
     entry::EXPORTS,
     unsupported::EXPORTS,
 ];

@@ -4,6 +4,7 @@
 
 mod graphs;
 mod memory;
+mod process;
 mod streams;
 mod support;
 mod table;

@@ -2,7 +2,8 @@
 //! make each order certain, without clocks.
 
 use crate::support::{
-    Code, Hold, bell_in_stream, blocking_stream, code, context, event, new_stream, record, wait,
+    Code, Hold, bell_in_stream, blocking_stream, code, context, event, library, new_stream, record,
+    wait,
 };
 use cudarc::driver::{CudaStream, result, sys};
 use std::sync::mpsc::TryRecvError;
@@ -82,6 +83,19 @@ fn a_thread_s_own_default_stream_is_another_thread_s_not() {
     assert_eq!(theirs.join().expect("the other thread"), Ok("theirs"));
     hold.open();
     own.synchronize().expect("the end of the stream");
+}
+
+#[test]
+fn forms_with_a_suffix_mean_the_thread_s_own_default_stream() {
+    type Query = unsafe extern "C" fn(sys::CUstream) -> Code;
+    let context = context();
+    let query = unsafe { library().get::<Query>(b"cuStreamQuery_ptsz\0") }.expect("a function");
+    let own = context.per_thread_stream();
+    let hold = Hold::in_stream(own.cu_stream());
+    assert_eq!(unsafe { query(std::ptr::null_mut()) }, Code::CUDA_ERROR_NOT_READY);
+    hold.open();
+    own.synchronize().expect("the end of the stream");
+    assert_eq!(unsafe { query(std::ptr::null_mut()) }, Code::CUDA_SUCCESS);
 }
 
 #[test]
