@@ -196,6 +196,7 @@ fn a_run_killed_many_times_ends_with_the_bits_of_one_that_was_not() {
         assert!(same, "{stage}: the weights differ");
     }
     a_trained_system_paints(dir.path());
+    the_decoder_is_tuned_alone(dir.path());
     what_does_not_fit_is_refused(dir.path());
 }
 
@@ -216,6 +217,50 @@ fn a_trained_system_paints(dir: &Path) {
     succeeds(dir, "export --run whole --out bundle.safetensors");
     sample("bundle.safetensors", "--rows 17 --n 1 --seed 3", "c");
     assert_eq!(read("a/t17_0.png"), read("c/t17_0.png"));
+    succeeds(dir, "export --run whole --out guided.safetensors --cfg 2.5 --guidance flat");
+    sample("guided.safetensors", "--rows 17 --n 1", "d");
+    let record: serde_json::Value = serde_json::from_slice(&read("d/samples.json")).unwrap();
+    assert_eq!((record["cfg"].as_f64(), record["guidance"].as_str()), (Some(2.5), Some("flat")));
+}
+
+/// A decoder trained on its own, put in the tokenizer's place: the other stages go on working.
+fn the_decoder_is_tuned_alone(dir: &Path) {
+    let alone = CONFIG.replace("[msvq]\n", "[msvq]\ndecoder_only = true\n");
+    assert_ne!(alone, CONFIG);
+    std::fs::write(dir.join("alone.toml"), alone).unwrap();
+    let line = "train msvq --config alone.toml --out alone";
+    fails(dir, line, 2, &["msvq.decoder_only", "--warm"]);
+    succeeds(dir, &format!("{line} --warm whole"));
+    let swapped = dir.join("swapped");
+    for (stage, from) in
+        [("beta_vae", "whole"), ("msvq", "alone"), ("meanflow", "whole"), ("ar", "whole")]
+    {
+        copy(&dir.join(from).join(stage), &swapped.join(stage));
+    }
+    succeeds(
+        dir,
+        "sample --checkpoint swapped --rna rna.tsv --out e --rows t16,t17 --n 2 --seed 3",
+    );
+    let tokens = |out: &str| {
+        let record = std::fs::read(dir.join(out).join("samples.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        let tiles = record["tiles"].as_array().unwrap().clone();
+        tiles.iter().map(|t| t["tokens"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(tokens("a"), tokens("e"));
+    let png = |out: &str| std::fs::read(dir.join(out).join("t17_0.png")).unwrap();
+    assert_ne!(png("a"), png("e"));
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
 }
 
 fn what_does_not_fit_is_refused(dir: &Path) {

@@ -7,6 +7,7 @@
 //! ours.
 
 mod check;
+pub mod draw;
 mod flow;
 mod load;
 mod models;

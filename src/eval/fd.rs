@@ -16,11 +16,11 @@ use super::metrics::{Metrics, pretty};
 use super::table::{Table, with_anchors};
 use super::tiles::Tiles;
 use super::trial::Trial;
+use crate::config::draw::DrawOptions;
 use crate::data::pack::Pack;
 use crate::error::{Error, Result};
 use crate::io::atomic;
 use crate::io::images::{self, Expect};
-use crate::sample::options::DrawOptions;
 use crate::train::interrupt::Interrupt;
 use crate::train::system::System;
 

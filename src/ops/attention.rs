@@ -8,6 +8,8 @@
 
 mod cpu;
 
+use std::ops::RangeInclusive;
+
 use super::{
     Case, Cases, CpuFace, Diff, Draw, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves,
     call, run,
@@ -205,6 +207,7 @@ const TIMED: &[Sizes] = &[
 
 impl Op for Attention {
     const NAME: &'static str = "attention";
+    const INPUTS: RangeInclusive<usize> = 3..=3;
     const SAVES: Saves = Saves::inputs(&[0, 1, 2]).and_extras();
     const CPU: Option<CpuFace<Self>> = Some(cpu::forward);
 
@@ -268,6 +271,7 @@ impl AttentionJvp {
 
 impl Op for AttentionJvp {
     const NAME: &'static str = "attention_jvp";
+    const INPUTS: RangeInclusive<usize> = 4..=7;
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(cpu::tangent);
 
@@ -335,6 +339,7 @@ impl Op for AttentionJvp {
 
 impl Op for AttentionVjp {
     const NAME: &'static str = "attention_vjp";
+    const INPUTS: RangeInclusive<usize> = 5..=5;
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(cpu::gradients);
 

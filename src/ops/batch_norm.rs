@@ -6,6 +6,8 @@
 //! P is symmetric, so the tangent reuses the gradient's kernel; evaluation mode is an affine map
 //! and lives in the layer.
 
+use std::ops::RangeInclusive;
+
 use super::elementwise::ADD;
 use super::{
     Case, Cases, CpuFace, Diff, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
@@ -156,6 +158,7 @@ fn named<O: Op>(op: fn() -> O, vjp: bool) -> Vec<Case> {
 
 impl Op for BatchNormTrain {
     const NAME: &'static str = "batch_norm_train";
+    const INPUTS: RangeInclusive<usize> = 3..=3;
     const SAVES: Saves = Saves::inputs(&[0, 1]).and_extras();
     const CPU: Option<CpuFace<Self>> = Some(train_cpu);
 
@@ -214,6 +217,7 @@ impl Op for BatchNormTrain {
 
 impl Op for BatchNormTrainVjp {
     const NAME: &'static str = "batch_norm_train_vjp";
+    const INPUTS: RangeInclusive<usize> = 5..=5;
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(vjp_cpu);
 

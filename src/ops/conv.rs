@@ -4,6 +4,8 @@
 //! being zero outside. The zeros take part in the products, so a weight that is not finite shows at
 //! the border too.
 
+use std::ops::RangeInclusive;
+
 use super::elementwise::ADD;
 use super::reduce::{SumTo, broadcast_into};
 use super::{
@@ -109,6 +111,7 @@ fn tap<R: Real>(x: &In<'_, R>, [b, c]: [usize; 2], h: isize, w: isize) -> R {
 
 impl Op for Conv2d {
     const NAME: &'static str = "conv2d";
+    const INPUTS: RangeInclusive<usize> = 2..=3;
     const SAVES: Saves = Saves::inputs(&[0, 1]);
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let at = op.windows(x[0].shape);
@@ -210,6 +213,7 @@ impl Op for Conv2d {
 
 impl Op for Conv2dDx {
     const NAME: &'static str = "conv2d_dx";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let stride = op.conv.stride;
@@ -342,6 +346,7 @@ impl Conv2dDx {
 
 impl Op for Conv2dDw {
     const NAME: &'static str = "conv2d_dw";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         outer(y[0].r(), &op.conv.windows(x[1].shape), x[1].r(), x[0].r());

@@ -5,6 +5,8 @@
 //! The filter is stored `[k, k, C]`, so that the innermost loop runs over contiguous channels of
 //! all three.
 
+use std::ops::RangeInclusive;
+
 use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real};
 use crate::device::cpu::{par_rows, simd};
 use crate::error::{Error, Result};
@@ -64,6 +66,7 @@ impl DepthwiseConv {
 
 impl Op for DepthwiseConv {
     const NAME: &'static str = "depthwise_conv";
+    const INPUTS: RangeInclusive<usize> = 3..=3;
     const DIFF: Diff = Diff::No(
         "only the frozen feature extractor of evaluation uses it; nothing is trained through it",
     );

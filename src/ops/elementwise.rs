@@ -4,6 +4,8 @@
 //! each extent equal to the larger one's or 1 (missing axes count as 1). The result has the larger
 //! one's shape.
 
+use std::ops::RangeInclusive;
+
 use super::broadcast::{
     Rows, broadcast_cases, drawn_pair, each_row, pair, rows_of, zip_cpu, zip_reference,
 };
@@ -65,6 +67,7 @@ fn add_tangents(a: Option<Tensor>, b: Option<Tensor>) -> Result<Option<Tensor>> 
 
 impl Op for Axpy {
     const NAME: &'static str = "axpy";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let alpha = op.alpha as f32;
         zip_cpu(
@@ -117,6 +120,7 @@ impl Op for Axpy {
 
 impl Op for Mul {
     const NAME: &'static str = "mul";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const SAVES: Saves = Saves::inputs(&[0, 1]);
     const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {
         zip_cpu(
@@ -158,6 +162,7 @@ impl Op for Mul {
 
 impl Op for Affine {
     const NAME: &'static str = "affine";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let (scale, shift) = (op.scale as f32, op.shift as f32);
         zip_cpu(
@@ -194,6 +199,7 @@ impl Op for Affine {
 
 impl Op for Modulate {
     const NAME: &'static str = "modulate";
+    const INPUTS: RangeInclusive<usize> = 3..=3;
     const SAVES: Saves = Saves::inputs(&[0, 1]);
     const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {
         let Some(rows) = Rows::new(x[0].shape, x[1].shape) else { return };
@@ -283,6 +289,7 @@ impl Op for Modulate {
 
 impl Op for GatedAdd {
     const NAME: &'static str = "gated_add";
+    const INPUTS: RangeInclusive<usize> = 3..=3;
     const SAVES: Saves = Saves::inputs(&[1, 2]);
     const CPU: Option<CpuFace<Self>> = Some(|_, x, z| {
         let Some(rows) = Rows::new(x[0].shape, x[1].shape) else { return };

@@ -4,6 +4,8 @@
 //! finiteness names, and its gradient goes nowhere. [`check_indices`] refuses it beforehand, where
 //! indices enter.
 
+use std::ops::RangeInclusive;
+
 use super::elementwise::Mul;
 use super::reduce::SumTo;
 use super::{
@@ -60,6 +62,7 @@ fn row_of(i: i32, rows: usize) -> Option<usize> {
 
 impl Op for GatherRows {
     const NAME: &'static str = "gather_rows";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const INT_INPUTS: &'static [usize] = &[1];
     const SAVES: Saves = Saves::inputs(&[1]);
     const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {
@@ -121,6 +124,7 @@ impl Op for GatherRows {
 
 impl Op for ScatterRows {
     const NAME: &'static str = "scatter_rows";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const INT_INPUTS: &'static [usize] = &[1];
     const SAVES: Saves = Saves::inputs(&[1]);
     const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {
@@ -244,6 +248,7 @@ fn time_cases<O: Op>(make: fn(TimeEmbed) -> O, draw: fn(&mut super::Draw<'_>) ->
 
 impl Op for TimeEmbed {
     const NAME: &'static str = "time_embed";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const SAVES: Saves = Saves::inputs(&[0]);
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -277,6 +282,7 @@ impl Op for TimeEmbed {
 
 impl Op for TimeEmbedSlope {
     const NAME: &'static str = "time_embed_slope";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const DIFF: Diff = FIRST_ORDER;
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

@@ -1,5 +1,7 @@
 //! Matrix products: the plain one and the linear layer.
 
+use std::ops::RangeInclusive;
+
 use super::elementwise::ADD;
 use super::reduce::SumTo;
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
@@ -34,6 +36,7 @@ fn view<'a>(x: &In<'a, f32>, t: bool) -> Mat<'a> {
 
 impl Op for MatMul {
     const NAME: &'static str = "matmul";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const SAVES: Saves = Saves::inputs(&[0, 1]);
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let (a, b) = (view(&x[0], op.ta), view(&x[1], op.tb));
@@ -113,6 +116,7 @@ impl Op for MatMul {
 
 impl Op for Linear {
     const NAME: &'static str = "linear";
+    const INPUTS: RangeInclusive<usize> = 2..=3;
     const SAVES: Saves = Saves::inputs(&[0, 1]);
     const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {
         let cols = x[1].shape.dims()[0];

@@ -6,6 +6,8 @@
 
 mod cpu;
 
+use std::ops::RangeInclusive;
+
 use super::{
     Case, Cases, CpuFace, Diff, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
     run,
@@ -108,6 +110,7 @@ fn images<'a, R: Real>(op: &GroupNorm, x: &[In<'a, R>]) -> Vec<Image<'a, R>> {
 
 impl Op for GroupNorm {
     const NAME: &'static str = "group_norm";
+    const INPUTS: RangeInclusive<usize> = 3..=3;
     const SAVES: Saves = Saves::inputs(&[0, 1, 2]).and_extras();
     const CPU: Option<CpuFace<Self>> = Some(cpu::forward);
 
@@ -167,6 +170,7 @@ impl Op for GroupNorm {
 
 impl Op for GroupNormJvp {
     const NAME: &'static str = "group_norm_jvp";
+    const INPUTS: RangeInclusive<usize> = 7..=7;
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| match op.0.silu {
         true => cpu::jvp::<true>(&op.0, x, y[0].r()),
@@ -219,6 +223,7 @@ impl Op for GroupNormJvp {
 
 impl Op for GroupNormVjp {
     const NAME: &'static str = "group_norm_vjp";
+    const INPUTS: RangeInclusive<usize> = 5..=5;
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| match op.0.silu {
         true => cpu::vjp::<true>(&op.0, x, y),

@@ -91,6 +91,7 @@ macro_rules! pointwise {
 
         impl $crate::ops::Op for $op {
             const NAME: &'static str = $name;
+            const INPUTS: ::std::ops::RangeInclusive<usize> = 1..=1;
             const SAVES: $crate::ops::Saves = $crate::ops::Saves::inputs(&[0]);
             const CPU: Option<$crate::ops::CpuFace<Self>> =
                 Some($crate::ops::kinds::map_cpu::<Self>);
@@ -124,6 +125,7 @@ macro_rules! pointwise {
 
         impl $crate::ops::Op for $vjp {
             const NAME: &'static str = $vjp_name;
+            const INPUTS: ::std::ops::RangeInclusive<usize> = 2..=2;
             const DIFF: $crate::ops::Diff = $crate::ops::FIRST_ORDER;
             const CPU: Option<$crate::ops::CpuFace<Self>> =
                 Some(|op, x, y| $crate::ops::kinds::map_vjp_cpu(&op.0, x, y));

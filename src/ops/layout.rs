@@ -4,6 +4,8 @@
 //! An axis splits a shape into (outer, extent, inner): the op copies runs of `extent * inner`
 //! elements.
 
+use std::ops::RangeInclusive;
+
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;
 use crate::error::{Error, Result};
@@ -91,6 +93,7 @@ fn axis_cases<O: Op>(make: fn(axis: usize, extent: usize) -> O) -> Vec<Case> {
 
 impl Op for Narrow {
     const NAME: &'static str = "narrow";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let (_, extent, inner) = split(x[0].shape, op.axis);
         let x = x[0].r();
@@ -147,6 +150,7 @@ impl Op for Narrow {
 
 impl Op for Place {
     const NAME: &'static str = "place";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let (_, len, inner) = split(x[0].shape, op.axis);
         let (x, before, run) = (x[0].r(), op.start * inner, len * inner);
@@ -213,6 +217,7 @@ impl Concat {
 
 impl Op for Concat {
     const NAME: &'static str = "concat";
+    const INPUTS: RangeInclusive<usize> = 1..=usize::MAX;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let (_, total) = op.starts(x.iter().map(|x| x.shape));
         let runs: Vec<(&[f32], usize)> = x
@@ -302,6 +307,7 @@ impl Op for Concat {
 
 impl Op for Reshape {
     const NAME: &'static str = "reshape";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {
         let x = x[0].r();
         cpu::par_rows(y[0].r(), 1, |at, y| y.copy_from_slice(&x[at..at + y.len()]));

@@ -4,6 +4,8 @@
 //!   loss = lse(x) - sum(q x),   gx = g (p - q),   dloss = sum((p - q) dx).
 //! A target outside 0..V makes its row's loss and gradient NaN.
 
+use std::ops::RangeInclusive;
+
 use super::elementwise::Mul;
 use super::reduce::SumTo;
 use super::{
@@ -88,6 +90,7 @@ fn forward_cpu(op: &CrossEntropy, x: &[In<'_, f32>], y: &mut [Out<'_, f32>]) {
 
 impl Op for CrossEntropy {
     const NAME: &'static str = "cross_entropy";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const INT_INPUTS: &'static [usize] = &[1];
     const SAVES: Saves = Saves::inputs(&[0, 1]).and_extras();
     const CPU: Option<CpuFace<Self>> = Some(forward_cpu);
@@ -144,6 +147,7 @@ impl Op for CrossEntropy {
 
 impl Op for CrossEntropyVjp {
     const NAME: &'static str = "cross_entropy_vjp";
+    const INPUTS: RangeInclusive<usize> = 4..=4;
     const INT_INPUTS: &'static [usize] = &[1];
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, gx| {

@@ -80,8 +80,14 @@ table! {
     quantize: NearestCode;
 }
 
-/// Runs an op on tensors: checks types and shapes, then the fast path, or the reference in f64.
+/// Runs an op on tensors: checks number, types and shapes, then the fast path, or the reference in
+/// f64.
 pub fn run(op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor>> {
+    let wanted = op.inputs();
+    if !wanted.contains(&x.len()) {
+        let what = format!("wants {wanted:?} inputs, found {}", x.len());
+        return Err(Error::shape(op.name(), what));
+    }
     let shapes: Vec<&Shape> = x.iter().map(|t| t.shape()).collect();
     let outs = op.shapes(&shapes)?;
     match float_type(op, x)? {

@@ -4,6 +4,8 @@
 //! its factor: layer norm   r (g - mean(g) - h mean(h g)) L2           r (g - h sum(h g)),  or r g
 //! where the length was clamped
 
+use std::ops::RangeInclusive;
+
 use super::{
     Case, Cases, CpuFace, Diff, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
     lanes,
@@ -126,6 +128,7 @@ fn mean<R: Real>(n: usize, terms: impl Iterator<Item = R>) -> R {
 
 impl Op for LayerNorm {
     const NAME: &'static str = "layer_norm";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const SAVES: Saves = Saves::NOTHING.and_output().and_extras();
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let eps = op.eps as f32;
@@ -182,6 +185,7 @@ impl Op for LayerNorm {
 
 impl Op for LayerNormVjp {
     const NAME: &'static str = "layer_norm_vjp";
+    const INPUTS: RangeInclusive<usize> = 3..=3;
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(|_, x, gx| {
         let inv = 1.0 / x[0].shape.last() as f32;
@@ -227,6 +231,7 @@ impl Op for LayerNormVjp {
 
 impl Op for L2Normalize {
     const NAME: &'static str = "l2_normalize";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const SAVES: Saves = Saves::NOTHING.and_output().and_extras();
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let eps = op.eps as f32;
@@ -286,6 +291,7 @@ impl Op for L2Normalize {
 
 impl Op for L2NormalizeVjp {
     const NAME: &'static str = "l2_normalize_vjp";
+    const INPUTS: RangeInclusive<usize> = 3..=3;
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, gx| {
         let eps = op.eps as f32;

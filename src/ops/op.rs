@@ -5,6 +5,8 @@
 //! cases. [`DynOp`] is the same thing behind a pointer: what the tape stores and what the tests
 //! walk. A CUDA face becomes one more method.
 
+use std::ops::RangeInclusive;
+
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -120,6 +122,8 @@ pub type Grads = Vec<Option<Tensor>>;
 pub trait Op: Clone + Send + Sync + Sized + 'static {
     /// The name in messages, tests and benches.
     const NAME: &'static str;
+    /// How many inputs there may be; [`crate::ops::run`] refuses others.
+    const INPUTS: RangeInclusive<usize>;
     /// Indices of integer inputs.
     const INT_INPUTS: &'static [usize] = &[];
     /// Indices of integer outputs.
@@ -250,6 +254,8 @@ macro_rules! dyn_op {
             fn name(&self) -> &'static str;
             /// [`Op::INT_INPUTS`].
             fn int_inputs(&self) -> &'static [usize];
+            /// [`Op::INPUTS`].
+            fn inputs(&self) -> RangeInclusive<usize>;
             /// [`Op::INT_OUTPUTS`].
             fn int_outputs(&self) -> &'static [usize];
             /// [`Op::DIFF`].
@@ -279,6 +285,9 @@ macro_rules! dyn_op {
         impl<O: Op> DynOp for O {
             fn name(&self) -> &'static str {
                 O::NAME
+            }
+            fn inputs(&self) -> RangeInclusive<usize> {
+                O::INPUTS
             }
             fn int_inputs(&self) -> &'static [usize] {
                 O::INT_INPUTS

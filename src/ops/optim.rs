@@ -1,6 +1,8 @@
 //! Optimiser updates: AdamW with decoupled decay, the moving average of weights, the global
 //! gradient norm.
 
+use std::ops::RangeInclusive;
+
 use super::activation::Square;
 use super::kinds::same_shape;
 use super::reduce::SumTo;
@@ -144,6 +146,7 @@ fn example(step: u64) -> AdamW {
 
 impl Op for AdamW {
     const NAME: &'static str = "adamw";
+    const INPUTS: RangeInclusive<usize> = 4..=4;
     const DIFF: Diff = UPDATE;
     const CPU: Option<CpuFace<Self>> = Some(adamw_cpu);
 
@@ -172,6 +175,7 @@ impl Op for AdamW {
 
 impl Op for Ema {
     const NAME: &'static str = "ema";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const DIFF: Diff = UPDATE;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let (a, p, take) = (x[0].r(), x[1].r(), (1.0 - op.decay) as f32);

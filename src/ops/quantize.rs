@@ -4,6 +4,8 @@
 //! rows with the packed codebook; the whole table of distances never exists. A row's answer depends
 //! on that row alone.
 
+use std::ops::RangeInclusive;
+
 use super::real::U;
 use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real};
 use crate::device::cpu::{par_map, simd};
@@ -54,6 +56,7 @@ impl NearestCode {
 
 impl Op for NearestCode {
     const NAME: &'static str = "nearest_code";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const INT_OUTPUTS: &'static [usize] = &[0];
     const DIFF: Diff = Diff::No("an index has no derivative; straight-through is the caller's");
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {

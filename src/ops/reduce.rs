@@ -1,6 +1,8 @@
 //! Reductions: the sum that undoes a broadcast, and the broadcast that undoes a sum. Each is the
 //! other's adjoint.
 
+use std::ops::RangeInclusive;
+
 use super::broadcast::Rows;
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;
@@ -101,6 +103,7 @@ fn sum_block(x: &[f32], inner: usize) -> Vec<f32> {
 
 impl Op for SumTo {
     const NAME: &'static str = "sum_to";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let y = y[0].r();
         match block(x[0].shape, &op.to) {
@@ -176,6 +179,7 @@ impl Op for SumTo {
 
 impl Op for BroadcastTo {
     const NAME: &'static str = "broadcast_to";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         if Rows::new(&self.to, x[0]).is_none() {

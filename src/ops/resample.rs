@@ -3,6 +3,8 @@
 //! All maps are linear, so forward mode is the op itself and reverse mode its transpose. Columns
 //! first, then rows: `y[i,j]` = sum_p `R[i,p]` sum_q `C[j,q]` `x[p,q]`.
 
+use std::ops::RangeInclusive;
+
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;
 use crate::error::{Error, Result};
@@ -239,6 +241,7 @@ fn sum_of(x: &[f32], weights: &[f32], step: usize, y: &mut [f32]) {
 
 impl Op for Resample {
     const NAME: &'static str = "resample";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let (Some(rows), Some(cols)) = (op.bands(0), op.bands(1)) else { return };
         let [_, h, w, c] = *x[0].shape.dims() else { return };

@@ -2,6 +2,8 @@
 //!
 //! Guidance needs no op of its own: cond + tau (cond - uncond) is an `Axpy` of a difference.
 
+use std::ops::RangeInclusive;
+
 use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real, Running};
 use crate::device::cpu;
 use crate::error::{Error, Result};
@@ -132,6 +134,7 @@ fn must_exceed(a: Running, b: Running) -> bool {
 
 impl Op for SampleToken {
     const NAME: &'static str = "sample_token";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const INT_OUTPUTS: &'static [usize] = &[0];
     const DIFF: Diff = Diff::No("a drawn token is a step function of the logits");
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {

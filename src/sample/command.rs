@@ -6,8 +6,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::options::DrawOptions;
 use super::{Sampler, Subject, Tile};
+use crate::config::draw::DrawOptions;
 use crate::config::{RnaEncoding, SampleConfig};
 use crate::data::genes::GeneMap;
 use crate::data::loader::from_tensor;

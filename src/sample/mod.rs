@@ -5,7 +5,6 @@
 //! them.
 
 pub mod command;
-pub mod options;
 
 use crate::autograd::{Pass, Var};
 use crate::config::SampleConfig;

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use super::bundle::Bundle;
 use super::interrupt::Interrupt;
 use super::pipeline::Work;
+use crate::config::draw::DrawOptions;
 use crate::config::{Config, TIERS};
 use crate::data::pack::Pack;
 use crate::error::{Error, Result};
@@ -122,6 +123,9 @@ pub struct ExportArgs {
     /// Store large matrices as 8-bit integers with a scale a row, the rest as 16-bit floats.
     #[arg(long)]
     i8: bool,
+    /// How tiles are drawn from the file unless the person who draws says otherwise.
+    #[command(flatten)]
+    draw: DrawOptions,
 }
 
 /// Runs `genevar export`.
@@ -131,7 +135,10 @@ pub fn export(args: &ExportArgs) -> Result<()> {
         (_, true) => Store::I8,
         _ => Store::Full,
     };
-    let bytes = Bundle::load(&args.run)?.save(&args.out, store)?;
+    let mut bundle = Bundle::load(&args.run)?;
+    bundle.config.sample = args.draw.over(&bundle.config.sample)?;
+    bundle.config.validate()?;
+    let bytes = bundle.save(&args.out, store)?;
     eprintln!("{} ({:.2} MB)", args.out.display(), bytes as f64 / 1e6);
     Ok(())
 }

@@ -103,6 +103,7 @@ impl Planted {
 
 impl Op for Planted {
     const NAME: &'static str = "planted";
+    const INPUTS: std::ops::RangeInclusive<usize> = 2..=2;
     const SAVES: Saves = Saves::inputs(&[0, 1]);
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| op.cpu(x, y));
 

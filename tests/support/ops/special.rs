@@ -120,9 +120,23 @@ fn resized(d: &Data, from: usize, to: usize) -> Data {
     Data { shape, real, int, is_int: d.is_int }
 }
 
-/// Shapes and types that do not fit are refused with an error; none panics, and what is accepted
-/// can be run.
+/// Numbers of inputs outside the declared range are refused; none panics.
+fn numbers(op: &dyn DynOp, data: &[Data]) -> Verdict {
+    let x: Vec<Tensor> = data.iter().map(Data::tensor).collect();
+    for n in 0..=data.len() + 2 {
+        let some: Vec<&Tensor> = x.iter().cycle().take(n).collect();
+        let taken = calmly("run", || run(op, &some)).map_err(|e| format!("{n} inputs: {e}"))?;
+        if taken.is_ok() && !op.inputs().contains(&n) {
+            return Err(format!("takes {n} inputs, not {:?}", op.inputs()));
+        }
+    }
+    Ok(())
+}
+
+/// Shapes, types and numbers of inputs that do not fit are refused with an error; none panics, and
+/// what is accepted can be run.
 pub fn refuses(op: &dyn DynOp, data: &[Data]) -> Verdict {
+    numbers(op, data)?;
     let mut refused = 0;
     for i in 0..data.len() {
         for shape in wrong_shapes(&data[i].shape) {

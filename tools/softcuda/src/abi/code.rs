@@ -23,10 +23,13 @@ macro_rules! codes {
         /// Each error: code, name, sentence; names and sentences end in zero for the C side.
         const TABLE: &[(u32, &str, &str)] = &[
             (SUCCESS, "CUDA_SUCCESS\0", "no error\0"),
-            $(($value, concat!("CUDA_ERROR_", stringify!($name), "\0"), concat!($text, "\0")),)*
+            $((
+                Code::$name.0,
+                concat!("CUDA_ERROR_", stringify!($name), "\0"),
+                concat!($text, "\0"),
+            ),)*
         ];
 
-        #[allow(dead_code)] // The driver's whole list, whether or not something here returns it.
         impl Code {
             $(#[doc = $text] pub(super) const $name: Code = Code($value);)*
         }

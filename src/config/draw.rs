@@ -1,12 +1,11 @@
-//! How tokens are drawn, as options of the commands that draw: what is left out is the
-//! checkpoint's.
+//! [`SampleConfig`] as options of the commands that draw; what is left out is the checkpoint's.
 
 use clap::Args;
 
-use crate::config::{Guidance, SampleConfig};
+use super::{Guidance, SampleConfig};
 use crate::error::{Error, Result};
 
-/// Options of `genevar sample` and `genevar eval fd`.
+/// Options of `genevar sample`, `eval fd` and `export`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct DrawOptions {
     /// Classifier-free guidance; 0 runs no null stream. Default: the checkpoint's.
