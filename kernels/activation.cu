@@ -32,7 +32,7 @@ __device__ __forceinline__ void map_vjp(T* gx, const T* x, const T* gy, unsigned
 
 // gelu_fwd: y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 //   for    T: f32, bf16
-//   floor  bytes = 2*n*s;  flops = 33*n
+//   floor  bytes = 2*n*s;  flops = 34*n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
 //   bits   one element, one thread: repeatable
 template <class T>
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(256) gelu_fwd(
 
 // gelu_vjp: gx = gy f'(x) of gelu_fwd.
 //   for    T: f32, bf16
-//   floor  bytes = 3*n*s;  flops = 44*n
+//   floor  bytes = 3*n*s;  flops = 43*n
 //   plan   as gelu_fwd
 //   bits   one element, one thread: repeatable
 template <class T>
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(256) exp_vjp(
 
 // softplus_fwd: y = ln(1 + e^x), without overflow.
 //   for    T: f32, bf16
-//   floor  bytes = 2*n*s;  flops = 41*n
+//   floor  bytes = 2*n*s;  flops = 50*n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
 //   bits   one element, one thread: repeatable
 template <class T>
@@ -281,7 +281,7 @@ __global__ void __launch_bounds__(256) clamp_vjp(
 
 // power_fwd: y = x^p for x > 0, as e^(p ln x).
 //   for    T: f32, bf16
-//   floor  bytes = 2*n*s;  flops = 40*n
+//   floor  bytes = 2*n*s;  flops = 49*n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
 //   bits   one element, one thread: repeatable
 template <class T>
@@ -294,7 +294,7 @@ __global__ void __launch_bounds__(256) power_fwd(
 
 // power_vjp: gx = gy f'(x) of power_fwd.
 //   for    T: f32, bf16
-//   floor  bytes = 3*n*s;  flops = 43*n
+//   floor  bytes = 3*n*s;  flops = 51*n
 //   plan   as power_fwd
 //   bits   one element, one thread: repeatable
 template <class T>

@@ -178,10 +178,34 @@ fn compile(
     Ok(output)
 }
 
-/// The lines of a log that are for people.
+/// The lines of a log that are for people: all but ptxas's numbers. Lost performance is news.
 fn messages(log: &str) -> Vec<String> {
-    let report = |l: &&str| l.starts_with("ptxas info") || l.starts_with("ptxas   ");
+    let report = |l: &&str| {
+        let numbers = l.starts_with("ptxas info") || l.starts_with("ptxas   ");
+        numbers && !l.contains("Performance Loss")
+    };
     let hint = |l: &&str| l.starts_with("Remark: The warnings can be suppressed");
     let lines = log.lines().map(str::trim_end).filter(|l| !l.is_empty());
     lines.filter(|l| !report(l) && !hint(l)).map(str::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_leave_out_numbers_and_keep_what_costs() {
+        let log = "kernels/x.cu:2: warning #177-D: unused\n  int n;\n      ^\n\n\
+                   Remark: The warnings can be suppressed with \"-diag-suppress <n>\"\n\
+                   ptxas info    : 0 bytes gmem\n\
+                   ptxas         .     0 bytes stack frame, 0 bytes spill stores\n\
+                   ptxas info    : (C7510) Potential Performance Loss: wgmma is serialized\n";
+        let want = [
+            "kernels/x.cu:2: warning #177-D: unused",
+            "  int n;",
+            "      ^",
+            "ptxas info    : (C7510) Potential Performance Loss: wgmma is serialized",
+        ];
+        assert_eq!(messages(log), want);
+    }
 }

@@ -10,11 +10,11 @@ use crate::types;
 pub(super) fn module(w: &mut Writer, file: &File, first: usize) {
     w.line(format!("/// Launchers of the kernels in {}.", file.name));
     w.line(
-        "#[allow(clippy::all, non_snake_case, unused_parens, unused_variables, \
+        "#[allow(clippy::all, non_snake_case, unused_imports, unused_parens, unused_variables, \
          reason = \"written by a program\")]",
     );
     w.line(format!("pub mod {} {{", file.stem));
-    w.line("use super::{fits, rt, size};");
+    w.line("use super::{block, fits, rt, size};");
     let mut entry = first;
     for kernel in &file.kernels {
         w.line("");
@@ -80,6 +80,7 @@ fn launcher(w: &mut Writer, kernel: &Kernel) {
     }
     w.line("{");
     w.line(format!("let entry = <{subject} as {bound}>::ENTRY;"));
+    w.line("block(entry, &grid)?;");
     for p in kernel.params.iter().filter(|p| sizes.contains(&p.name.as_str())) {
         let ParamKind::Scalar(t) = p.kind else { continue };
         w.line(format!("let {0}_value: {1} = size(entry, {0:?}, {0})?;", p.name, t.rust));

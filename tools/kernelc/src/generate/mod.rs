@@ -50,6 +50,17 @@ value: usize,
 N::try_from(value).map_err(|_| rt::refuse(entry, rt::Fault::TooLarge { name, value }))
 }
 
+/// Whether the kernel was compiled for blocks as large as these.
+fn block(entry: &'static rt::Entry, grid: &rt::Grid) -> rt::Result<()> {
+let threads = grid.threads.iter().fold(1u64, |all, &n| all.saturating_mul(u64::from(n)));
+match entry.max_threads {
+Some(most) if threads > u64::from(most) => {
+Err(rt::refuse(entry, rt::Fault::Block { threads, most }))
+}
+_ => Ok(()),
+}
+}
+
 /// Whether a buffer holds what the kernel reaches, and the kernel's indices reach that far.
 fn fits(
 entry: &'static rt::Entry,

@@ -53,6 +53,16 @@ fn refusals(q: &Queue) {
     assert_eq!(told, format!("{place}: {want}"));
 }
 
+fn blocks(q: &Queue) {
+    let (mut y, mut length) = (output::<f32>(6), output::<f32>(2));
+    let grid = Grid { threads: [128, 3, 1], ..GRID };
+    let told = first::norm_fwd(q, grid, &mut y, &mut length, &input::<f32>(6), 2, 3, 0.0);
+    let want = "norm_fwd<f32> (kernels/first.cu:9): a block of 384 threads, it is compiled for 256";
+    assert_eq!(told.unwrap_err(), want);
+    let grid = Grid { threads: [1024, 1, 1], ..GRID };
+    first::seed_fwd(q, grid, &mut output(2), 0.5).unwrap();
+}
+
 fn templates(q: &Queue) {
     first::tile_fwd::<8, true>(q, GRID, &mut output(4), 9, true).unwrap();
     assert!(first::tile_fwd::<4, true>(q, GRID, &mut output(5), 9, true).is_err());
@@ -91,6 +101,7 @@ fn main() {
     let q = Queue::default();
     launches(&q);
     refusals(&q);
+    blocks(&q);
     templates(&q);
     tables();
     println!("all well");

@@ -37,20 +37,35 @@ fn kernels_compile_and_use_what_the_lock_says() {
     assert_eq!(report.usage.iter().find(spilt), None);
 }
 
+/// Name and text of the files of a folder below `kernels/` that end in `end`.
+fn sources(folder: &str, end: &str) -> Vec<(String, String)> {
+    let dir = support::root().join("kernels").join(folder);
+    let paths = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path());
+    let fits = paths.filter(|p| p.extension().is_some_and(|e| e == end));
+    let read = fits.map(|p| {
+        let name = format!("kernels/{folder}{}", p.file_name().unwrap().to_str().unwrap());
+        (name, std::fs::read_to_string(p).unwrap())
+    });
+    read.collect()
+}
+
 #[test]
-fn entries_are_named_after_an_op_and_a_face() {
-    let dir = support::root().join("kernels");
-    for entry in std::fs::read_dir(&dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|e| e != "cu") {
-            continue;
-        }
-        let name = format!("kernels/{}", path.file_name().unwrap().to_str().unwrap());
-        let text = std::fs::read_to_string(&path).unwrap();
+fn files_say_what_they_are_and_stay_within_bounds() {
+    let all = [sources("", "cu"), sources("lib/", "cuh")].concat();
+    assert!(all.len() > 5, "{}", all.len());
+    for (name, text) in all {
         assert!(text.starts_with("// "), "{name}: opens without saying what it is");
+        assert!(text.lines().count() <= 500, "{name}: over 500 lines");
         for (i, line) in text.lines().enumerate() {
             assert!(line.chars().count() <= 100, "{name}:{}: over 100 columns", i + 1);
+            assert!(!line.ends_with(char::is_whitespace), "{name}:{}: trailing space", i + 1);
         }
+    }
+}
+
+#[test]
+fn entries_are_named_after_an_op_and_a_face() {
+    for (name, text) in sources("", "cu") {
         for k in kernelc::kernels(&name, &text).unwrap_or_else(|e| panic!("{e}")) {
             let faces = ["_fwd", "_vjp", "_jvp"];
             assert!(faces.iter().any(|f| k.name.ends_with(f)), "{name}:{}: {}", k.line, k.name);

@@ -200,6 +200,13 @@ pub enum Fault {
         /// Elements that it can count.
         most: i128,
     },
+    /// The block is larger than the kernel was compiled for.
+    Block {
+        /// Threads asked for.
+        threads: u64,
+        /// Threads that there may be.
+        most: u32,
+    },
     /// A size does not fit the type in which the kernel takes it.
     TooLarge {
         /// The parameter.
@@ -217,6 +224,9 @@ impl fmt::Display for Fault {
             }
             Self::TooMany { name, wanted, most } => {
                 write!(f, "`{name}` would have {wanted} elements, the kernel counts to {most}")
+            }
+            Self::Block { threads, most } => {
+                write!(f, "a block of {threads} threads, it is compiled for {most}")
             }
             Self::TooLarge { name, value } => {
                 write!(f, "`{name}` is {value}, more than the kernel's type holds")
