@@ -1,6 +1,6 @@
 //! The Rust file: typed launchers, one module a kernel file, and the tables behind them.
 //!
-//! The code calls a runtime module for its types (`rt`); `tests/support/rt.rs` of this crate is the
+//! The code calls a runtime module for its types (`rt`); `tests/kernelc/rt.rs` of this crate is the
 //! smallest one, and says what each item has to do. Nothing here is unsafe.
 
 mod launcher;
