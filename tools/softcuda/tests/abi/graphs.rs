@@ -229,3 +229,43 @@ fn memory_taken_in_a_capture_belongs_to_the_graph() {
         result::graph::destroy(graph).expect("the end of the graph");
     }
 }
+
+#[test]
+fn nodes_say_what_they_are_and_an_event_can_be_recorded_by_one() {
+    let context = context();
+    let stream = new_stream(&context);
+    let raw = stream.cu_stream();
+    let mut memory = stream.alloc_zeros::<u8>(8).expect("memory");
+    let (address, _keep) = memory.device_ptr_mut(&stream);
+    let mark = event();
+    begin_capture(raw);
+    unsafe {
+        result::memset_d8_async(address, 1, 8, raw).expect("a memset");
+        result::memcpy_dtod_async(address, address + 4, 4, raw).expect("a copy");
+        assert_eq!(sys::cuEventRecordWithFlags(mark, raw, 1), Code::CUDA_SUCCESS);
+    }
+    let graph = end_capture(&stream).expect("a graph");
+    let mut clone = std::ptr::null_mut();
+    assert_eq!(unsafe { sys::cuGraphClone(&mut clone, graph) }, Code::CUDA_SUCCESS);
+    unsafe { result::graph::destroy(graph) }.expect("the end of the first graph");
+    let (mut nodes, mut count) = ([std::ptr::null_mut(); 5], 5);
+    let asked = unsafe { sys::cuGraphGetNodes(clone, nodes.as_mut_ptr(), &mut count) };
+    assert_eq!((asked, count), (Code::CUDA_SUCCESS, 3));
+    let kinds = nodes[..3].iter().map(|node| {
+        let mut kind = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_EMPTY;
+        assert_eq!(unsafe { sys::cuGraphNodeGetType(*node, &mut kind) }, Code::CUDA_SUCCESS);
+        kind as u32
+    });
+    assert_eq!(kinds.collect::<Vec<_>>(), [2, 1, 7], "memset, memcpy, event record");
+    let mut executable = std::ptr::null_mut();
+    unsafe {
+        let made = sys::cuGraphInstantiateWithFlags(&mut executable, clone, 0);
+        assert_eq!(made, Code::CUDA_SUCCESS);
+        result::graph::launch(executable, raw).expect("a launch");
+        stream.synchronize().expect("the end of the stream");
+        let other = event();
+        record(&stream, other);
+        result::event::synchronize(other).expect("the other event");
+        assert!(result::event::elapsed(mark, other).expect("a time") >= 0.0);
+    }
+}

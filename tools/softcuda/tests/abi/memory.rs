@@ -144,6 +144,85 @@ fn a_pool_counts_what_it_holds_uses_and_ever_used() {
     );
 }
 
+/// Three rows of four bytes from nowhere to nowhere.
+fn rows(from: sys::CUmemorytype, to: sys::CUmemorytype) -> sys::CUDA_MEMCPY2D {
+    sys::CUDA_MEMCPY2D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcMemoryType: from,
+        srcHost: std::ptr::null(),
+        srcDevice: 0,
+        srcArray: std::ptr::null_mut(),
+        srcPitch: 0,
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: to,
+        dstHost: std::ptr::null_mut(),
+        dstDevice: 0,
+        dstArray: std::ptr::null_mut(),
+        dstPitch: 0,
+        WidthInBytes: 4,
+        Height: 3,
+    }
+}
+
+#[test]
+fn rows_are_copied_between_pitches() {
+    let context = context();
+    context.bind_to_thread().expect("the context");
+    let host: Vec<u8> = (0..12).collect();
+    let mut back = [0xff_u8; 12];
+    unsafe {
+        let (mut memory, mut pitch) = (0, 0);
+        let taken = sys::cuMemAllocPitch_v2(&mut memory, &mut pitch, 4, 3, 4);
+        assert_eq!((taken, pitch), (Code::CUDA_SUCCESS, 512));
+        let there = sys::CUDA_MEMCPY2D {
+            srcHost: host.as_ptr().cast(),
+            dstDevice: memory,
+            dstPitch: pitch,
+            ..rows(sys::CUmemorytype::CU_MEMORYTYPE_HOST, sys::CUmemorytype::CU_MEMORYTYPE_DEVICE)
+        };
+        assert_eq!(sys::cuMemcpy2D_v2(&there), Code::CUDA_SUCCESS);
+        let here = sys::CUDA_MEMCPY2D {
+            srcDevice: memory,
+            srcPitch: pitch,
+            srcXInBytes: 1,
+            srcY: 1,
+            dstHost: back.as_mut_ptr().cast(),
+            dstPitch: 6,
+            WidthInBytes: 3,
+            Height: 2,
+            ..rows(sys::CUmemorytype::CU_MEMORYTYPE_DEVICE, sys::CUmemorytype::CU_MEMORYTYPE_HOST)
+        };
+        assert_eq!(sys::cuMemcpy2D_v2(&here), Code::CUDA_SUCCESS);
+        result::free_sync(memory).expect("a free");
+    }
+    assert_eq!(back, [5, 6, 7, 255, 255, 255, 9, 10, 11, 255, 255, 255]);
+}
+
+#[test]
+fn an_address_on_the_device_is_known_with_its_range() {
+    use sys::CUpointer_attribute as Attribute;
+    let context = context();
+    context.bind_to_thread().expect("the context");
+    let memory = unsafe { result::malloc_sync(100) }.expect("memory");
+    let ask = |attribute, address| {
+        let mut value = 0_u64;
+        let out = std::ptr::from_mut(&mut value).cast();
+        let asked = unsafe { sys::cuPointerGetAttribute(out, attribute, address) };
+        (asked, value)
+    };
+    let start = Attribute::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR;
+    assert_eq!(ask(start, memory + 99), (Code::CUDA_SUCCESS, memory));
+    assert_eq!(ask(start, memory + 100).0, Code::CUDA_ERROR_INVALID_VALUE);
+    let size = Attribute::CU_POINTER_ATTRIBUTE_RANGE_SIZE;
+    assert_eq!(ask(size, memory), (Code::CUDA_SUCCESS, 100));
+    let kind = Attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+    assert_eq!(ask(kind, memory), (Code::CUDA_SUCCESS, 2));
+    unsafe { result::free_sync(memory) }.expect("a free");
+    assert_eq!(ask(kind, memory).0, Code::CUDA_ERROR_INVALID_VALUE, "memory that is gone");
+}
+
 #[test]
 fn images_that_are_not_ptx_are_refused_by_kind() {
     use cudarc::nvrtc::Ptx;
