@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 /// Where device addresses begin: far from null and from the generic windows of [`crate::exec`].
 const FIRST_ADDRESS: u64 = 0x7_0000_0000;
@@ -60,6 +60,8 @@ pub(crate) struct Alloc {
     pub(crate) words: Box<[AtomicU32]>,
     /// Four bits a word: which bytes were written.
     pub(crate) written: Box<[AtomicU8]>,
+    /// Race records of the running launch, two a word (last write, last read).
+    pub(crate) races: OnceLock<Box<[AtomicU64]>>,
     /// Number of this allocation in the life of the device.
     pub(crate) serial: u64,
 }
@@ -83,6 +85,10 @@ pub struct Memory {
     live: RwLock<Snapshot>,
     /// Allocations below this serial count as written: a launch without sanitizers ran over them.
     untracked_below: AtomicU64,
+    /// Launches so far, modulo what a race mark can tell apart.
+    launches: AtomicU64,
+    /// Serialises 64-bit atomics, which straddle two words.
+    wide: Mutex<()>,
 }
 
 impl Alloc {
@@ -94,6 +100,7 @@ impl Alloc {
             name: name.map(str::to_owned),
             words: bytemuck::allocation::zeroed_slice_box(words),
             written: bytemuck::allocation::zeroed_slice_box(words),
+            races: OnceLock::new(),
             serial,
         }
     }
@@ -116,6 +123,11 @@ impl Alloc {
     fn byte(&self, offset: u64) -> u8 {
         let word = self.words.get((offset / 4) as usize).map_or(0, |w| w.load(Relaxed));
         (word >> (offset % 4 * 8)) as u8
+    }
+
+    /// The race records, made at their first use.
+    pub(crate) fn marks(&self) -> &[AtomicU64] {
+        self.races.get_or_init(|| bytemuck::allocation::zeroed_slice_box(self.words.len() * 2))
     }
 
     /// Replaces the bits of `mask` in one word, whatever other threads do to its other bits.
@@ -196,6 +208,8 @@ impl Memory {
             book: Mutex::new(Book { next: FIRST_ADDRESS, ..Book::default() }),
             live: RwLock::new(Arc::new(Vec::new())),
             untracked_below: AtomicU64::new(0),
+            launches: AtomicU64::new(0),
+            wide: Mutex::new(()),
         }
     }
 
@@ -293,9 +307,8 @@ impl Memory {
         from.read(src - from.base, &mut data);
         let known: Vec<bool> = (0..bytes).map(|i| self.is_written(&from, src + i)).collect();
         to.write(dst - to.base, &data);
-        for (i, known) in known.iter().enumerate().filter(|(_, known)| !**known) {
+        for (i, _) in known.iter().enumerate().filter(|(_, known)| !**known) {
             let offset = dst - to.base + i as u64;
-            let _ = known;
             if let Some(shadow) = to.written.get((offset / 4) as usize) {
                 shadow.fetch_and(!(1 << (offset % 4)), Relaxed);
             }
@@ -320,6 +333,23 @@ impl Memory {
         Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// From now on every byte counts as written: a launch that does not track writes may run.
+    pub(crate) fn stop_tracking(&self) {
+        let serial = lock(&self.book).serial;
+        self.untracked_below.store(serial + 1, Relaxed);
+    }
+
+    /// A number for a launch. When numbers begin again, old race marks are forgotten.
+    pub(crate) fn next_launch(&self) -> u64 {
+        let number = self.launches.fetch_add(1, Relaxed) % 4095 + 1;
+        if number == 1 {
+            for alloc in self.snapshot().iter() {
+                alloc.races.get().into_iter().flatten().for_each(|mark| mark.store(0, Relaxed));
+            }
+        }
+        number
+    }
+
     /// Whether the bytes of this allocation are known one by one.
     pub(crate) fn is_tracked(&self, alloc: &Alloc) -> bool {
         alloc.serial >= self.untracked_below.load(Relaxed)
@@ -329,6 +359,12 @@ impl Memory {
         let offset = address - alloc.base;
         let shadow = alloc.written.get((offset / 4) as usize).map_or(0, |w| w.load(Relaxed));
         !self.is_tracked(alloc) || shadow >> (offset % 4) & 1 == 1
+    }
+
+    /// Runs `f` alone among the 64-bit atomics of this device.
+    pub(crate) fn exclusive<T>(&self, f: impl FnOnce() -> T) -> T {
+        let _guard = lock(&self.wide);
+        f()
     }
 
     fn range(&self, address: u64, bytes: u64) -> Result<Option<Arc<Alloc>>, MemError> {

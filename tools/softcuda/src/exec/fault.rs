@@ -1,5 +1,6 @@
 //! What stopped a launch, said so that a person can find the line.
 
+use crate::ptx::ast::Place;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
@@ -53,6 +54,8 @@ pub struct Report {
     pub source: Option<String>,
     /// Line of the PTX text, or 0.
     pub ptx_line: u32,
+    /// Where the instruction stands.
+    pub(crate) place: Place,
     /// The instruction as written.
     pub instruction: String,
     /// The block.
@@ -74,6 +77,7 @@ impl Fault {
             what: what.into(),
             source: None,
             ptx_line: 0,
+            place: Place::default(),
             instruction: String::new(),
             block: None,
             thread: None,

@@ -1,18 +1,47 @@
 //! Running kernels: programs, launches, faults.
 
+mod atomic;
+mod barrier;
+mod bits;
+mod block;
+mod class;
+mod code;
+mod copy;
+mod cvt;
+mod decode;
 mod fault;
+mod float;
+mod half;
+mod int;
+mod lanes;
+mod mma;
+mod print;
+mod program;
+mod round;
+mod run;
+mod shuffle;
+mod space;
+mod step;
+mod tally;
+mod warp;
 
+pub(crate) use class::Classified;
+pub(crate) use code::Code;
+pub(crate) use decode::decode_entry;
 pub use fault::{Fault, FaultKind, Report};
+pub use program::Program;
+pub use run::{MOST_SHARED, run};
 
-use crate::count::Counts;
-use crate::mem::{MemError, Memory};
-use crate::ptx::Module;
-
-/// A module whose variables have addresses.
-#[derive(Debug, Default)]
-pub struct Program {
-    variables: Vec<(String, u64, u64)>,
-}
+/// Generic addresses from here on may lie in a window and not in global memory.
+pub(crate) const FIRST_WINDOW: u64 = 0x7fff_0000_0000;
+/// Where a thread's parameters appear among generic addresses.
+pub(crate) const PARAM_WINDOW: u64 = FIRST_WINDOW;
+/// Where a thread's local memory appears.
+pub(crate) const LOCAL_WINDOW: u64 = 0x7fff_1000_0000;
+/// Where a block's shared memory appears.
+pub(crate) const SHARED_WINDOW: u64 = 0x7fff_2000_0000;
+/// Size of each window.
+pub(crate) const WINDOW_BYTES: u64 = 0x100_0000;
 
 /// One launch of a kernel.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +82,7 @@ impl Default for Options {
 impl Options {
     /// Options from `SOFTCUDA_SANITIZE` (0 turns the sanitizers off), `SOFTCUDA_SEED`,
     /// `SOFTCUDA_THREADS` and `SOFTCUDA_COUNTS` (a path: counting is on; the caller appends
-    /// [`Counts::to_json`] to that file).
+    /// [`crate::count::Counts::to_json`] to that file).
     pub fn from_env() -> Self {
         let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
         Self {
@@ -63,42 +92,4 @@ impl Options {
             threads: number("SOFTCUDA_THREADS").unwrap_or(0) as usize,
         }
     }
-}
-
-impl Program {
-    /// Places the module's variables in device memory.
-    ///
-    /// # Errors
-    /// No memory left for them.
-    pub fn load(module: &Module, memory: &Memory) -> Result<Self, MemError> {
-        let _ = (module, memory);
-        Ok(Self::default())
-    }
-
-    /// Address and size of a module variable.
-    pub fn global(&self, name: &str) -> Option<(u64, u64)> {
-        self.variables.iter().find(|v| v.0 == name).map(|v| (v.1, v.2))
-    }
-
-    /// Frees the module's variables.
-    ///
-    /// # Errors
-    /// One of them was freed already.
-    pub fn unload(self, memory: &Memory) -> Result<(), MemError> {
-        self.variables.iter().try_for_each(|v| memory.free(v.1))
-    }
-}
-
-/// Runs a launch to its end.
-///
-/// # Errors
-/// The first fault in block order.
-pub fn run(
-    program: &Program,
-    memory: &Memory,
-    launch: &Launch<'_>,
-    options: &Options,
-) -> Result<Counts, Fault> {
-    let _ = (program, memory, options);
-    Err(Fault::new(FaultKind::NotFound, launch.entry, "unsupported as yet"))
 }

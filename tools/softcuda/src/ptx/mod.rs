@@ -1,11 +1,22 @@
 //! Reading PTX: the text that NVRTC emits, checked whole before anything runs.
 
+pub(crate) mod ast;
+mod lexer;
+mod operand;
+mod parser;
+
+use crate::exec::{Code, decode_entry};
+use ast::{Place, Unit};
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// A module's text, read and checked.
 #[derive(Debug, Default)]
 pub struct Module {
-    entries: Vec<Entry>,
+    unit: Unit,
+    kernels: Vec<(Entry, Code)>,
+    text: Arc<Vec<String>>,
 }
 
 /// A kernel of a module.
@@ -69,29 +80,78 @@ impl fmt::Display for ParseError {
 
 impl std::error::Error for ParseError {}
 
+/// `file:line` of a place, if the text says so.
+pub(crate) fn source(files: &HashMap<u32, String>, place: Place) -> Option<String> {
+    let file = files.get(&place.file)?;
+    (place.source_line > 0).then(|| format!("{file}:{}", place.source_line))
+}
+
 impl Module {
-    /// Reads a module. Every instruction is checked: what the interpreter cannot run is refused
-    /// here and not at the launch.
+    /// Reads a module. Every instruction of every kernel is checked: what the interpreter cannot
+    /// run is refused here and not at the launch.
     ///
     /// # Errors
     /// The first line that is not understood.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
-        let first = text.lines().next().unwrap_or_default();
-        Err(ParseError {
-            line: 1,
-            instruction: first.to_owned(),
-            what: "unsupported as yet".to_owned(),
-            source: None,
-        })
+        let unit = parser::parse(text)?;
+        let lines: Vec<String> = text.lines().map(|l| l.trim().to_owned()).collect();
+        let mut kernels = Vec::new();
+        for (at, function) in unit.functions.iter().enumerate() {
+            if !function.entry || !function.has_body {
+                continue;
+            }
+            let code = decode_entry(&unit, at).map_err(|mut error| {
+                let line = error.line.wrapping_sub(1) as usize;
+                error.instruction = lines.get(line).cloned().unwrap_or_default();
+                error
+            })?;
+            kernels.push((describe(&unit, at, &code), code));
+        }
+        Ok(Self { unit, kernels, text: Arc::new(lines) })
     }
 
     /// The module's kernels.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter()
+        self.kernels.iter().map(|(entry, _)| entry)
     }
 
     /// One kernel by name.
     pub fn entry(&self, name: &str) -> Option<&Entry> {
-        self.entries.iter().find(|e| e.name == name)
+        self.entries().find(|e| e.name == name)
+    }
+
+    pub(crate) fn unit(&self) -> &Unit {
+        &self.unit
+    }
+
+    pub(crate) fn codes(&self) -> &[(Entry, Code)] {
+        &self.kernels
+    }
+
+    pub(crate) fn text(&self) -> Arc<Vec<String>> {
+        Arc::clone(&self.text)
+    }
+}
+
+/// What a driver tells about a kernel.
+fn describe(unit: &Unit, function: usize, code: &Code) -> Entry {
+    let function = &unit.functions[function];
+    let mut params = Vec::new();
+    let mut end = 0u32;
+    for &id in &function.params {
+        let var = &unit.vars[id as usize];
+        let offset = end.next_multiple_of(var.align.max(1));
+        end = offset + var.bytes;
+        let name = var.name.clone();
+        params.push(Param { name, bytes: var.bytes, align: var.align, offset });
+    }
+    Entry {
+        name: function.name.clone(),
+        params,
+        param_bytes: end,
+        static_shared_bytes: code.shared_bytes,
+        local_bytes: code.frame_bytes,
+        max_threads: function.max_threads.unwrap_or(1024),
+        registers: (code.slots32 + 2 * code.slots64).min(255),
     }
 }

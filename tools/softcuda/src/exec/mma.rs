@@ -1,0 +1,161 @@
+//! `mma.sync`: D = A B + C over the fragments of a warp.
+//!
+//! The rule for f16, bf16 and tf32: products are exact, each sum starts at the element of C and
+//! adds the products in ascending k in f64, and is rounded once to the accumulator's format, to
+//! nearest. The hardware adds in groups, aligned and truncated, so it may differ in the last bits;
+//! this result is the one that any such order approximates. tf32 operands lose their lower 13 bits
+//! first. f64 is fused multiply-add in ascending k.
+
+use super::code::{Mma, MmaType, Round};
+use super::half::widen;
+use super::lanes::{LANES, Row};
+use super::round::{F16, narrow};
+use super::warp::Warp;
+use pulp::{Simd, WithSimd};
+
+/// A matrix instruction on its way into vector code.
+pub(super) struct Multiply<'a> {
+    pub(super) warp: &'a mut Warp,
+    pub(super) mma: &'a Mma,
+}
+
+/// Largest k of a supported shape.
+const K: usize = 32;
+
+/// Elements in one register.
+fn per_register(ty: MmaType) -> usize {
+    match ty {
+        MmaType::F16 | MmaType::Bf16 => 2,
+        MmaType::S8 | MmaType::U8 => 4,
+        MmaType::Tf32 | MmaType::F64 => 1,
+    }
+}
+
+/// The values of element `e` of a register in all lanes.
+#[inline(always)]
+fn elements(w: &Warp, slot: u32, ty: MmaType, e: usize) -> Row<f64> {
+    let shift = e as u32 * (32 / per_register(ty) as u32);
+    let mut out = [0.0; LANES];
+    if ty == MmaType::F64 {
+        return w.w[slot as usize].map(f64::from_bits);
+    }
+    let row = &w.r[slot as usize];
+    for l in 0..LANES {
+        let bits = row[l] >> (shift & 31);
+        out[l] = match ty {
+            MmaType::F16 => f64::from(widen(bits as u16)),
+            MmaType::Bf16 => f64::from(f32::from_bits(bits << 16)),
+            MmaType::Tf32 => f64::from(f32::from_bits(bits & 0xffff_e000)),
+            MmaType::S8 => f64::from(bits as i8),
+            _ => f64::from(bits as u8),
+        };
+    }
+    out
+}
+
+/// A as rows: the register decides between the upper and lower eight rows and the part of k.
+#[inline(always)]
+fn gather_a(w: &Warp, mma: &Mma, a: &mut [[f64; K]; 16]) {
+    let per = per_register(mma.a_type);
+    for (i, &slot) in mma.a.iter().enumerate() {
+        let (down, part) = if mma.m == 16 { (i % 2 * 8, i / 2) } else { (0, i) };
+        for e in 0..per {
+            let values = elements(w, slot, mma.a_type, e);
+            for (l, value) in values.into_iter().enumerate() {
+                a[(l / 4 + down) & 15][(l % 4 * per + e + part * 4 * per) & (K - 1)] = value;
+            }
+        }
+    }
+}
+
+/// B as rows of k.
+#[inline(always)]
+fn gather_b(w: &Warp, mma: &Mma, b: &mut [[f64; 8]; K]) {
+    let per = per_register(mma.b_type);
+    for (i, &slot) in mma.b.iter().enumerate() {
+        for e in 0..per {
+            let values = elements(w, slot, mma.b_type, e);
+            for (l, value) in values.into_iter().enumerate() {
+                b[(l % 4 * per + e + i * 4 * per) & (K - 1)][l / 4] = value;
+            }
+        }
+    }
+}
+
+/// Row and column of element `e` of an accumulator: two a row, eight rows apart.
+#[inline(always)]
+fn place(lane: usize, e: usize) -> (usize, usize) {
+    (lane / 4 + e / 2 * 8, lane % 4 * 2 + e % 2)
+}
+
+#[inline(always)]
+fn gather_c(w: &Warp, mma: &Mma, c: &mut [[f64; 8]; 16]) {
+    let whole = matches!(mma.a_type, MmaType::S8 | MmaType::U8);
+    for (i, &slot) in mma.c.iter().enumerate() {
+        for l in 0..LANES {
+            let mut set = |e: usize, value: f64| {
+                let (row, column) = place(l, e);
+                c[row & 15][column & 7] = value;
+            };
+            if mma.a_type == MmaType::F64 {
+                set(i, f64::from_bits(w.w[slot as usize][l]));
+            } else if mma.half {
+                let bits = w.r[slot as usize][l];
+                set(2 * i, f64::from(widen(bits as u16)));
+                set(2 * i + 1, f64::from(widen((bits >> 16) as u16)));
+            } else if whole {
+                set(i, f64::from(w.r[slot as usize][l] as i32));
+            } else {
+                set(i, f64::from(f32::from_bits(w.r[slot as usize][l])));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn scatter(w: &mut Warp, mma: &Mma, d: &[[f64; 8]; 16]) {
+    let whole = matches!(mma.a_type, MmaType::S8 | MmaType::U8);
+    for (i, &slot) in mma.d.iter().enumerate() {
+        for l in 0..LANES {
+            let get = |e: usize| {
+                let (row, column) = place(l, e);
+                d[row & 15][column & 7]
+            };
+            if mma.a_type == MmaType::F64 {
+                w.w[slot as usize][l] = get(i).to_bits();
+            } else if mma.half {
+                let lo = narrow(get(2 * i), F16, Round::Near);
+                w.r[slot as usize][l] = lo | narrow(get(2 * i + 1), F16, Round::Near) << 16;
+            } else if whole {
+                // Sums of 32 products and an i32 are exact in f64; they wrap like the hardware's.
+                w.r[slot as usize][l] = get(i) as i64 as u32;
+            } else {
+                let x = get(i) as f32;
+                w.r[slot as usize][l] = if x.is_nan() { 0x7fff_ffff } else { x.to_bits() };
+            }
+        }
+    }
+}
+
+impl WithSimd for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { warp: w, mma } = self;
+        let (mut a, mut b, mut c) = ([[0.0; K]; 16], [[0.0; 8]; K], [[0.0; 8]; 16]);
+        gather_a(w, mma, &mut a);
+        gather_b(w, mma, &mut b);
+        gather_c(w, mma, &mut c);
+        for (row, sums) in a.iter().zip(&mut c).take(mma.m as usize) {
+            let mut acc = *sums;
+            for (x, column) in row.iter().zip(&b).take(mma.k as usize) {
+                for n in 0..8 {
+                    acc[n] = x.mul_add(column[n], acc[n]);
+                }
+            }
+            *sums = acc;
+        }
+        scatter(w, mma, &c);
+    }
+}
