@@ -6,10 +6,11 @@
 //! than the hardware's tables, and the same on every machine's arithmetic.
 
 use super::code::{Class, Cmp, CmpType, FloatOp, Inst, Mode, Op, Round};
+use super::double::arithmetic64;
 use super::half;
 use super::int::compare;
 use super::lanes::{LANES, Row, one, put_bits, test, three, two};
-use super::round::{direct, odd_quotient, odd_root, odd_sum, to_f32};
+use super::round::{odd_quotient, odd_root, odd_sum, to_f32};
 use super::warp::Warp;
 use pulp::{Simd, WithSimd};
 
@@ -141,76 +142,6 @@ fn flushed32(w: &mut Warp, i: &Inst, m: u32, op: FloatOp, mode: Mode) {
         FloatOp::Fma => three(r, i, m, |a, b, c| flush(bits(v(a).mul_add(v(b), v(c))))),
         FloatOp::Div => two(r, i, m, |a, b| flush(bits(v(a) / v(b)))),
         _ => slow_lanes(w, i, m, op, mode),
-    }
-}
-
-fn nan64(x: f64) -> u64 {
-    if x.is_nan() { 0xfff8_0000_0000_0000 } else { x.to_bits() }
-}
-
-/// An f64 operation in any mode.
-fn double(op: FloatOp, mode: Mode, [a, b, c]: [u64; 3]) -> u64 {
-    let [x, y, z] = [a, b, c].map(f64::from_bits);
-    let to = |s: f64, err: f64| nan64(direct(s, err, mode.round));
-    let near = mode.round == Round::Near;
-    let pick = |first: bool| {
-        let out = if (first || y.is_nan()) && !x.is_nan() { a } else { b };
-        if f64::from_bits(out).is_nan() { 0x7fff_ffff_ffff_ffff } else { out }
-    };
-    let sum = |x: f64, y: f64| {
-        let s = x + y;
-        let t = s - x;
-        to(s, if near { 0.0 } else { (x - (s - t)) + (y - t) })
-    };
-    match op {
-        FloatOp::Add => sum(x, y),
-        FloatOp::Sub => sum(x, -y),
-        FloatOp::Mul => to(x * y, if near { 0.0 } else { x.mul_add(y, -(x * y)) }),
-        FloatOp::Fma => {
-            let r = x.mul_add(y, z);
-            let (p, s) = (x * y, x * y + z);
-            let t = s - p;
-            let low = ((p - (s - t)) + (z - t)) + x.mul_add(y, -p);
-            to(r, if near { 0.0 } else { (s - r) + low })
-        }
-        // Approximate quotients keep the upper half of the bits.
-        FloatOp::Rcp if mode.relu => nan64(1.0 / x) & !0xffff_ffff,
-        FloatOp::Rsqrt => nan64(1.0 / x.sqrt()) & !0xffff_ffff,
-        FloatOp::Div | FloatOp::Rcp => {
-            let (x, y) = if op == FloatOp::Rcp { (1.0, x) } else { (x, y) };
-            let q = x / y;
-            let rest = (-q).mul_add(y, x);
-            to(
-                q,
-                if near {
-                    0.0
-                } else if y < 0.0 {
-                    -rest
-                } else {
-                    rest
-                },
-            )
-        }
-        FloatOp::Sqrt => to(x.sqrt(), if near { 0.0 } else { (-x.sqrt()).mul_add(x.sqrt(), x) }),
-        FloatOp::Min => pick(x < y || (x == y && a >> 63 == 1)),
-        FloatOp::Max => pick(x > y || (x == y && a >> 63 == 0)),
-        FloatOp::Neg => a ^ 1 << 63,
-        FloatOp::Abs => a & !(1 << 63),
-        FloatOp::Copysign => (a & 1 << 63) | (b & !(1 << 63)),
-        _ => nan64(f64::NAN),
-    }
-}
-
-#[inline(always)]
-fn arithmetic64(w: &mut Warp, i: &Inst, m: u32, op: FloatOp, mode: Mode) {
-    let r = w.w.as_mut_slice();
-    let v = f64::from_bits;
-    match (op, mode.round) {
-        (FloatOp::Add, Round::Near) => two(r, i, m, |a, b| nan64(v(a) + v(b))),
-        (FloatOp::Sub, Round::Near) => two(r, i, m, |a, b| nan64(v(a) - v(b))),
-        (FloatOp::Mul, Round::Near) => two(r, i, m, |a, b| nan64(v(a) * v(b))),
-        (FloatOp::Fma, Round::Near) => three(r, i, m, |a, b, c| nan64(v(a).mul_add(v(b), v(c)))),
-        _ => three(r, i, m, |a, b, c| double(op, mode, [a, b, c])),
     }
 }
 

@@ -9,6 +9,7 @@ mod code;
 mod copy;
 mod cvt;
 mod decode;
+mod double;
 mod fault;
 mod float;
 mod half;
