@@ -3,11 +3,14 @@
 use super::code::{Bar, BarKind, Inst, Op};
 use super::fault::FaultKind;
 use super::lanes::{LANES, put, put_bits};
-use super::warp::{Gate, Machine, State, Step, Warp, trouble};
+use super::warp::{Gate, Machine, State, Step, Waiting, Warp, trouble};
 
 /// A warp arrives; it waits unless it only announces itself.
 pub(super) fn arrive(m: &mut Machine<'_>, w: &mut Warp, bar: &Bar, mask: u32) -> Step {
     let lane = mask.trailing_zeros() as usize & 31;
+    if mask != w.live && mask == w.mask && defer(w) {
+        return Ok(());
+    }
     if mask != w.live {
         let text = format!(
             "lanes {mask:#010x} are at the barrier, lanes {:#010x} of their warp are not",
@@ -51,6 +54,25 @@ pub(super) fn arrive(m: &mut Machine<'_>, w: &mut Warp, bar: &Bar, mask: u32) ->
     Ok(())
 }
 
+/// How often a warp's parts may step aside for each other at one barrier.
+const MOST_DEFERRED: u32 = 64;
+
+/// Lanes at a barrier let those parts of their warp go first that will not meet them before it:
+/// they may exit, or come to the same barrier. Says whether there were any.
+fn defer(w: &mut Warp) -> bool {
+    if w.stack.last().is_none_or(|top| top.join != w.join) || w.deferred >= MOST_DEFERRED {
+        return false;
+    }
+    let here = Waiting { pc: w.at, join: w.join, mask: w.mask };
+    let first = w.stack.iter().rposition(|s| s.join != w.join).map_or(0, |i| i + 1);
+    match w.stack[first..].iter_mut().find(|s| s.pc == here.pc) {
+        Some(same) => same.mask |= here.mask,
+        None => w.stack.insert(first, here),
+    }
+    w.deferred += 1;
+    w.pop()
+}
+
 /// Opens every gate whose threads are there. `live` is the number of warps that have not ended.
 pub(super) fn open(m: &mut Machine<'_>, warps: &mut [Warp]) -> bool {
     let live = warps.iter().filter(|w| w.state != State::Done).count() as u32 * 32;
@@ -77,6 +99,7 @@ pub(super) fn open(m: &mut Machine<'_>, warps: &mut [Warp]) -> bool {
 /// Lets a warp go on, knowing what all who arrived knew.
 fn pass(m: &Machine<'_>, w: &mut Warp, gate: &Gate) {
     w.state = State::Ready;
+    w.deferred = 0;
     w.turn += 1;
     for (own, seen) in w.seen.iter_mut().zip(&gate.seen) {
         *own = (*own).max(*seen);

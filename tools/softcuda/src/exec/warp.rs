@@ -52,6 +52,8 @@ pub(super) struct Warp {
     /// The instruction that runs now.
     pub(super) at: u32,
     pub(super) steps: u64,
+    /// How often lanes stepped aside at the barrier that is next.
+    pub(super) deferred: u32,
     /// Local variables and call parameters, lane after lane.
     pub(super) frame: Vec<u8>,
     pub(super) frame_written: Vec<bool>,
@@ -76,6 +78,7 @@ impl Warp {
             state: State::Done,
             at: 0,
             steps: 0,
+            deferred: 0,
             frame: Vec::new(),
             frame_written: Vec::new(),
             seen: [0; 32],
@@ -90,7 +93,7 @@ impl Warp {
         (self.pc, self.join, self.mask, self.live) = (0, NEVER, mask, mask);
         self.stack.clear();
         self.state = if mask == 0 { State::Done } else { State::Ready };
-        (self.steps, self.turn) = (0, 0);
+        (self.steps, self.turn, self.deferred) = (0, 0, 0);
         self.frame.clear();
         self.frame.resize(frame_bytes * 32, 0);
         self.frame_written.clear();
