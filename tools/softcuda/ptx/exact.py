@@ -169,5 +169,5 @@ def integral(x, mode):
 
 def less(x, y):
     order = {"-inf": -(1 << 5000), "inf": 1 << 5000, "-0": 0}
-    a, b = order.get(x, x) if isinstance(x, str) else x, order.get(y, y) if isinstance(y, str) else y
+    a, b = (order.get(v, v) if isinstance(v, str) else v for v in (x, y))
     return a < b

@@ -465,8 +465,8 @@ def from_floats():
         fmt = FORMATS[source]
         kind = f"b{fmt.bits}"
         a = floats(source, 60)
-        extra = {"f32": [0x4F000000, 0xCF000000, 0x3F000000, 0x40200000, 0xBFC00000]}.get(source, [])
-        a = extra + a[:LANES - len(extra)]
+        ties = [0x4F000000, 0xCF000000, 0x3F000000, 0x40200000, 0xBFC00000]
+        a = ties + a[:LANES - len(ties)] if source == "f32" else a
         for to in ("s32", "u32", "s64", "u64", "s16", "u8"):
             n = bits_of(to)
             low, high = (0, (1 << n) - 1) if to[0] == "u" else (-(1 << n - 1), (1 << n - 1) - 1)

@@ -55,7 +55,8 @@ def memory(write, ints):
           cvta.local.u64 %c, %c;
           st.u32 [%c+4], %a;
           ld.u32 %d, [%c+4];""", extra=".reg .b64 %c;\n.local .align 4 .b8 box[8];")
-    write("cp.async.ca.16", [("a", "u32", a)], [("d", "u32", [a[i // 4 * 4] for i in range(LANES)])],
+    fours = [a[i // 4 * 4] for i in range(LANES)]
+    write("cp.async.ca.16", [("a", "u32", a)], [("d", "u32", fours)],
           """ld.param.u64 %c, [p_a];
           and.b32 %x, %t, 0xfffffffc;
           mad.wide.u32 %c, %x, 4, %c;
@@ -199,8 +200,8 @@ def lanes(write, ints):
                         ("lanemask_gt", lambda i: 0xFFFFFFFF & ~((2 << i) - 1)),
                         ("lanemask_ge", lambda i: 0xFFFFFFFF & ~((1 << i) - 1)),
                         ("ntid.x", lambda i: 32), ("nctaid.y", lambda i: 1)):
-        write(f"special.{name}", [("a", "u32", a)], [("d", "u32", [value(i) for i in range(LANES)])],
-              f"mov.u32 %d, %{name};")
+        write(f"special.{name}", [("a", "u32", a)],
+              [("d", "u32", [value(i) for i in range(LANES)])], f"mov.u32 %d, %{name};")
 
 
 def matrices(write):

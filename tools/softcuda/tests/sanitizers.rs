@@ -233,7 +233,8 @@ fn without_sanitizers_only_hard_faults_stop_a_launch() {
 #[test]
 fn a_module_with_an_unknown_instruction_is_refused_with_its_line() {
     let text = ".version 9.0\n.target sm_80\n.address_size 64\n.file 1 \"kernels/a.cu\"\n\
-                .visible .entry k() {\n.reg .b32 %r<3>;\n.loc 1 9 1\nfrobnicate.u32 %r1, %r2;\nret;\n}";
+                .visible .entry k() {\n.reg .b32 %r<3>;\n.loc 1 9 1\n\
+                frobnicate.u32 %r1, %r2;\nret;\n}";
     let error = Module::parse(text).unwrap_err();
     assert_eq!((error.line, error.source.as_deref()), (8, Some("kernels/a.cu:9")));
     assert!(error.to_string().contains("frobnicate.u32 %r1, %r2;"), "{error}");

@@ -1,6 +1,6 @@
 //! Sanitizers: which accesses of a launch are ordered, and which bytes were ever written.
 //!
-//! Each 32-bit word remembers its last write and its last read as a [`Mark`]. Two accesses of a
+//! Each 32-bit word remembers its last write and its last read as a mark. Two accesses of a
 //! word by different threads, one of them a plain write or read against a write, are a race
 //! unless a barrier lies between them. Warps keep vector clocks, so barriers of a part of a block
 //! order that part alone; lanes of one warp are ordered by `bar.warp.sync` and by barriers. What

@@ -16,6 +16,7 @@ mod half;
 mod int;
 mod lanes;
 mod mma;
+mod ops;
 mod print;
 mod program;
 mod round;

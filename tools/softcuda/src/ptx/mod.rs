@@ -1,6 +1,7 @@
 //! Reading PTX: the text that NVRTC emits, checked whole before anything runs.
 
 pub(crate) mod ast;
+mod body;
 mod lexer;
 mod operand;
 mod parser;

@@ -1,12 +1,10 @@
 //! From tokens to a [`Unit`]: the grammar of modules, directives and functions.
 
 use super::ParseError;
-use super::ast::{Function, Place, Raw, RegId, Space, Stmt, Type, Unit, Var, VarId};
+use super::ast::{Function, Place, RegId, Space, Type, Unit, Var, VarId};
 use super::lexer::{Kind, Number, Token, number, tokens};
 use std::collections::HashMap;
 
-/// Most registers one family `%r<n>` may declare.
-const MOST_REGISTERS: u64 = 1 << 20;
 /// Most bytes one variable may have.
 const MOST_BYTES: u64 = 1 << 31;
 
@@ -19,18 +17,18 @@ pub(super) struct Scope {
     pub(super) families: HashMap<String, (Type, u64)>,
     pub(super) vars: HashMap<String, VarId>,
     /// Index of the first statement inside.
-    first: usize,
+    pub(super) first: usize,
 }
 
 pub(super) struct Parser<'a> {
-    list: Vec<Token<'a>>,
-    at: usize,
+    pub(super) list: Vec<Token<'a>>,
+    pub(super) at: usize,
     lines: Vec<&'a str>,
     pub(super) unit: Unit,
     pub(super) scopes: Vec<Scope>,
     pub(super) function: Function,
-    place: Place,
-    serial: u32,
+    pub(super) place: Place,
+    pub(super) serial: u32,
 }
 
 /// Reads a module's text.
@@ -144,7 +142,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Directives that may stand anywhere; says whether there was one.
-    fn anywhere(&mut self) -> Parsed<bool> {
+    pub(super) fn anywhere(&mut self) -> Parsed<bool> {
         match self.peek().text {
             ".loc" => {
                 self.at += 1;
@@ -216,7 +214,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn space(&mut self) -> Parsed<Space> {
+    pub(super) fn space(&mut self) -> Parsed<Space> {
         let found = self.word()?;
         Ok(match found {
             ".global" => Space::Global,
@@ -229,7 +227,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Type words and alignment of a declaration: type, elements of a vector, alignment.
-    fn type_words(&mut self) -> Parsed<(Type, u32, u32)> {
+    pub(super) fn type_words(&mut self) -> Parsed<(Type, u32, u32)> {
         let (mut vector, mut align, mut ty) = (1, 0, None);
         while self.peek().kind == Kind::Word && self.peek().text.starts_with('.') {
             match self.word()? {
@@ -294,7 +292,7 @@ impl<'a> Parser<'a> {
         Ok(id)
     }
 
-    fn variables(&mut self, space: Space) -> Parsed<Vec<VarId>> {
+    pub(super) fn variables(&mut self, space: Space) -> Parsed<Vec<VarId>> {
         let kind = self.type_words()?;
         let mut made = vec![self.variable(space, kind)?];
         while self.takes(b',') {
@@ -414,121 +412,6 @@ impl<'a> Parser<'a> {
             ".minnctapersm" | ".maxnreg" | ".maxnctapersm" | ".noreturn" | ".unique" => {}
             _ => return self.fail(format!("directive `{word}` is not supported")),
         }
-        Ok(())
-    }
-
-    fn body(&mut self) -> Parsed<()> {
-        self.scopes.push(Scope::default());
-        let floor = self.scopes.len();
-        loop {
-            if self.anywhere()? || self.takes(b';') {
-                continue;
-            }
-            let token = self.peek();
-            match (token.kind, token.text) {
-                (Kind::Mark(b'{'), _) => {
-                    self.at += 1;
-                    let first = self.function.body.len();
-                    self.scopes.push(Scope { first, ..Scope::default() });
-                }
-                (Kind::Mark(b'}'), _) => {
-                    self.at += 1;
-                    if self.scopes.len() == floor {
-                        return Ok(());
-                    }
-                    let first = self.scopes.pop().map_or(0, |s| s.first);
-                    self.rename_labels(first);
-                }
-                (Kind::Word, ".reg") => self.registers()?,
-                (Kind::Word, ".shared" | ".local" | ".param" | ".global" | ".const") => {
-                    let space = self.space()?;
-                    let made = self.variables(space)?;
-                    self.function.vars.extend(made);
-                }
-                (Kind::Word, text)
-                    if self.list.get(self.at + 1).map(|t| t.kind) == Some(Kind::Mark(b':')) =>
-                {
-                    self.at += 2;
-                    self.label(text)?;
-                }
-                (Kind::Word, text) if text.starts_with('.') => {
-                    self.at += 1;
-                    return self.fail(format!("directive `{text}` is not supported"));
-                }
-                (Kind::Word | Kind::Mark(b'@'), _) => self.instruction()?,
-                _ => {
-                    self.at += 1;
-                    return self.fail("a statement expected");
-                }
-            }
-        }
-    }
-
-    fn label(&mut self, name: &str) -> Parsed<()> {
-        if self.takes_word(".branchtargets") {
-            let mut targets = vec![self.word()?.to_owned()];
-            while self.takes(b',') {
-                targets.push(self.word()?.to_owned());
-            }
-            self.function.tables.insert(name.to_owned(), targets);
-            return self.expect(b';');
-        }
-        self.function.body.push(Stmt::Label(name.to_owned()));
-        Ok(())
-    }
-
-    /// Labels inside braces are invisible outside: gives them names of their own.
-    fn rename_labels(&mut self, first: usize) {
-        self.serial += 1;
-        let serial = self.serial;
-        super::operand::rename(&mut self.function.body[first..], serial);
-    }
-
-    fn registers(&mut self) -> Parsed<()> {
-        self.at += 1;
-        let (ty, vector, _) = self.type_words()?;
-        if vector != 1 {
-            return self.fail("vector registers are not supported");
-        }
-        loop {
-            let name = self.word()?.to_owned();
-            let family = if self.takes(b'<') {
-                let count = self.integer()?;
-                self.expect(b'>')?;
-                Some(count.min(MOST_REGISTERS))
-            } else {
-                None
-            };
-            let id = self.function.regs.len() as RegId;
-            if family.is_none() {
-                self.function.regs.push(ty);
-            }
-            if let Some(scope) = self.scopes.last_mut() {
-                match family {
-                    Some(count) => drop(scope.families.insert(name, (ty, count))),
-                    None => drop(scope.regs.insert(name, id)),
-                }
-            }
-            if !self.takes(b',') {
-                return self.expect(b';');
-            }
-        }
-    }
-
-    fn instruction(&mut self) -> Parsed<()> {
-        let mut guard = None;
-        if self.takes(b'@') {
-            let not = self.takes(b'!');
-            let name = self.word()?;
-            match self.find_register(name) {
-                Some(reg) => guard = Some((reg, not)),
-                None => return self.fail(format!("`{name}` is not a declared register")),
-            }
-        }
-        let place = Place { line: self.peek().line, ..self.place };
-        let op: Vec<String> = self.word()?.split('.').map(str::to_owned).collect();
-        let operands = self.operands()?;
-        self.function.body.push(Stmt::Inst(Raw { guard, op, operands, place }));
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
-// Kernels whose PTX, as NVRTC 13.0 emits it for compute_80 with --generate-line-info, tests the parser and the
-// interpreter together. kernels.ptx is made from this file; tests/nvrtc.rs computes what it must give.
+// Kernels whose PTX, as NVRTC 13.0 emits it for compute_80 with --generate-line-info, tests the
+// parser and the interpreter together. kernels.ptx is made from this file, and tests/nvrtc.rs
+// computes what it must give.
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned short u16;
@@ -61,7 +62,8 @@ extern "C" __global__ void philox(uint4* out, u32 k0, u32 k1) {
     out[i] = make_uint4(c0, c1, c2, c3);
 }
 
-extern "C" __global__ void adamw(float* w, float* m, float* v, const float* g, int n, float lr, float step) {
+extern "C" __global__ void adamw(float* w, float* m, float* v, const float* g, int n,
+                                 float lr, float step) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     float a = 0.9f * m[i] + 0.1f * g[i];
@@ -79,10 +81,12 @@ extern "C" __global__ void gemm(float* c, const u16* a, const u16* b, int k) {
     float d[4] = {0, 0, 0, 0};
     auto stage = [&](int s, int k0) {
         u32 to = (u32)__cvta_generic_to_shared(&sa[s][t / 2 * 16 + t % 2 * 8]);
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(a + t / 2 * k + k0 + t % 2 * 8));
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
+                     "l"(a + t / 2 * k + k0 + t % 2 * 8));
         if (t < 16) {
             to = (u32)__cvta_generic_to_shared(&sb[s][t / 2 * 16 + t % 2 * 8]);
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(b + t / 2 * k + k0 + t % 2 * 8));
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
+                         "l"(b + t / 2 * k + k0 + t % 2 * 8));
         }
         asm volatile("cp.async.commit_group;");
     };
@@ -99,10 +103,11 @@ extern "C" __global__ void gemm(float* c, const u16* a, const u16* b, int k) {
         from = (u32)__cvta_generic_to_shared(&sb[s][t % 8 * 16 + t / 8 % 2 * 8]);
         asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
                      : "=r"(rb[0]), "=r"(rb[1]) : "r"(from));
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-                     "{%8,%9}, {%0,%1,%2,%3};"
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                     "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(ra[0]), "r"(ra[1]), "r"(ra[2]), "r"(ra[3]), "r"(rb[0]), "r"(rb[1]));
+                     : "r"(ra[0]), "r"(ra[1]), "r"(ra[2]), "r"(ra[3]), "r"(rb[0]),
+                       "r"(rb[1]));
         __syncthreads();
     }
     for (int i = 0; i < 4; i++) c[(t / 4 + i / 2 * 8) * 8 + t % 4 * 2 + i % 2] = d[i];
