@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic)] // The functions that tests share are tests, too.
 
 mod graphs;
+mod kernels;
 mod memory;
 mod process;
 mod streams;

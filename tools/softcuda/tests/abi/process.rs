@@ -2,18 +2,22 @@
 //! threads what is unsafe. A test runs this same program again with `child` as its only test.
 
 use crate::support::{Code, code, context, end_capture, library, new_stream};
-use cudarc::driver::{result, sys};
+use cudarc::driver::{LaunchConfig, PushKernelArg, result, sys};
 use std::path::Path;
 use std::process::Command;
 
 #[test]
 fn memory_and_report_are_set_by_the_environment() {
-    let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join("softcuda-report.txt");
-    let _ = std::fs::remove_file(&report);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (report, counts) = (folder.join("report.txt"), folder.join("counts.jsonl"));
+    for file in [&report, &counts] {
+        let _ = std::fs::remove_file(file);
+    }
     let child = Command::new(std::env::current_exe().expect("the test's own path"))
         .args(["--exact", "process::child", "--ignored"])
         .env("SOFTCUDA_MEMORY", "1M")
         .env("SOFTCUDA_REPORT", &report)
+        .env("SOFTCUDA_COUNTS", &counts)
         .output()
         .expect("the child");
     assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
@@ -21,6 +25,14 @@ fn memory_and_report_are_set_by_the_environment() {
     assert_eq!(said.matches("freed memory").count(), 1, "{said}");
     assert_eq!(said.matches("CUDA_ERROR_ILLEGAL_ADDRESS").count(), 1, "{said}");
     assert!(String::from_utf8_lossy(&child.stderr).contains("freed memory"), "and on stderr");
+    let counts = std::fs::read_to_string(&counts).expect("the counts");
+    let lines: Vec<serde_json::Value> =
+        counts.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.len(), 2, "one line a launch: {counts}");
+    for line in lines {
+        assert_eq!((&line["kernel"], &line["grid"]), (&"scale".into(), &[1, 1, 1].into()));
+        assert_eq!(line["global_read_bytes"], 4 * 20);
+    }
 }
 
 #[test]
@@ -34,6 +46,7 @@ fn child() {
     assert_eq!(early, Code::CUDA_ERROR_NOT_INITIALIZED, "before cuInit");
     little_memory();
     a_global_capture_forbids_other_threads_what_is_unsafe();
+    two_launches();
     a_use_after_free();
 }
 
@@ -70,6 +83,22 @@ fn a_global_capture_forbids_other_threads_what_is_unsafe() {
     begin().expect("a capture");
     assert_eq!(code(allocate(global)), Code::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     assert_eq!(code(end_capture(&stream)), Code::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+}
+
+fn two_launches() {
+    let context = context();
+    let stream = new_stream(&context);
+    let module = context.load_module(crate::kernels::TEXT.into()).expect("the module");
+    let kernel = module.load_function("scale").expect("the kernel");
+    let mut memory = stream.alloc_zeros::<f32>(20).expect("memory");
+    for _ in 0..2 {
+        let mut launch = stream.launch_builder(&kernel);
+        launch.arg(&mut memory).arg(&2.0_f32).arg(&20_u32);
+        let config =
+            LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
+        unsafe { launch.launch(config) }.expect("a launch");
+    }
+    stream.synchronize().expect("the end of the stream");
 }
 
 fn a_use_after_free() {
