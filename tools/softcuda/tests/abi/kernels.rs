@@ -10,7 +10,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 /// `scale` multiplies `count` numbers by a factor; `numbers` is a variable that it leaves alone.
-pub const TEXT: &str = "
+const TEXT: &str = "
 .version 8.0
 .target sm_80
 .address_size 64
@@ -49,7 +49,8 @@ $L_done:
 }
 ";
 
-fn scale(context: &Arc<CudaContext>) -> CudaFunction {
+/// The kernel of the text.
+pub fn scale(context: &Arc<CudaContext>) -> CudaFunction {
     let module = context.load_module(Ptx::from_src(TEXT)).expect("the module");
     module.load_function("scale").expect("the kernel")
 }
@@ -65,7 +66,8 @@ fn launch(
     unsafe { builder.launch(config) }.map(drop)
 }
 
-fn blocks(grid: u32, block: u32, shared: u32) -> LaunchConfig {
+/// A launch of some blocks of some threads with dynamic shared memory.
+pub fn blocks(grid: u32, block: u32, shared: u32) -> LaunchConfig {
     let (grid_dim, block_dim) = ((grid, 1, 1), (block, 1, 1));
     LaunchConfig { grid_dim, block_dim, shared_mem_bytes: shared }
 }

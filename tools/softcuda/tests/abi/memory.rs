@@ -1,7 +1,7 @@
 //! Memory, pools, modules that are refused, and faults that stay.
 
 use crate::support::{Code, Hold, code, context};
-use cudarc::driver::{result, sys};
+use cudarc::driver::{DevicePtrMut, result, sys};
 use std::ffi::c_void;
 
 #[test]
@@ -93,6 +93,31 @@ fn pinned_memory_is_known_and_freed_once() {
         let twice = sys::cuMemHostUnregister(own);
         assert_eq!(twice, Code::CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED);
     }
+}
+
+#[test]
+fn a_copy_takes_pageable_bytes_at_once_and_pinned_ones_when_it_runs() {
+    let context = context();
+    let stream = context.new_stream().expect("a stream");
+    let raw = stream.cu_stream();
+    let mut there = stream.alloc_zeros::<u8>(2).expect("memory");
+    let (address, _keep) = there.device_ptr_mut(&stream);
+    let mut pageable = [1_u8];
+    let pinned = unsafe { result::malloc_host(1, 0) }.expect("pinned memory").cast::<u8>();
+    let mut back = [0_u8; 2];
+    unsafe {
+        pinned.write(2);
+        let hold = Hold::in_stream(raw);
+        result::memcpy_htod_async(address, &pageable, raw).expect("a copy");
+        let range = std::slice::from_raw_parts(pinned, 1);
+        result::memcpy_htod_async(address + 1, range, raw).expect("a copy");
+        pageable[0] = 10;
+        pinned.write(20);
+        hold.open();
+        result::memcpy_dtoh_async(&mut back, address, raw).expect("a copy back");
+        result::free_host(pinned.cast()).expect("the free");
+    }
+    assert_eq!((back, pageable), ([1, 20], [10]));
 }
 
 /// A pool of the test's own, so that other tests do not move its numbers.

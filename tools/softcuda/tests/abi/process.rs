@@ -1,8 +1,9 @@
 //! What needs a process of its own: settings from the environment, and captures that forbid other
 //! threads what is unsafe. A test runs this same program again with `child` as its only test.
 
+use crate::kernels::{blocks, scale};
 use crate::support::{Code, code, context, end_capture, library, new_stream};
-use cudarc::driver::{LaunchConfig, PushKernelArg, result, sys};
+use cudarc::driver::{PushKernelArg, result, sys};
 use std::path::Path;
 use std::process::Command;
 
@@ -23,7 +24,8 @@ fn memory_and_report_are_set_by_the_environment() {
     assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
     let said = std::fs::read_to_string(&report).expect("the report");
     assert_eq!(said.matches("freed memory").count(), 1, "{said}");
-    assert_eq!(said.matches("CUDA_ERROR_ILLEGAL_ADDRESS").count(), 1, "{said}");
+    assert_eq!(said.matches("kernel scale").count(), 1, "{said}");
+    assert_eq!(said.matches("CUDA_ERROR_ILLEGAL_ADDRESS").count(), 2, "one a context: {said}");
     assert!(String::from_utf8_lossy(&child.stderr).contains("freed memory"), "and on stderr");
     let counts = std::fs::read_to_string(&counts).expect("the counts");
     let lines: Vec<serde_json::Value> =
@@ -48,6 +50,7 @@ fn child() {
     a_global_capture_forbids_other_threads_what_is_unsafe();
     two_launches();
     a_use_after_free();
+    an_address_out_of_bounds();
 }
 
 fn little_memory() {
@@ -88,15 +91,12 @@ fn a_global_capture_forbids_other_threads_what_is_unsafe() {
 fn two_launches() {
     let context = context();
     let stream = new_stream(&context);
-    let module = context.load_module(crate::kernels::TEXT.into()).expect("the module");
-    let kernel = module.load_function("scale").expect("the kernel");
+    let kernel = scale(&context);
     let mut memory = stream.alloc_zeros::<f32>(20).expect("memory");
     for _ in 0..2 {
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&mut memory).arg(&2.0_f32).arg(&20_u32);
-        let config =
-            LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
-        unsafe { launch.launch(config) }.expect("a launch");
+        unsafe { launch.launch(blocks(1, 32, 0)) }.expect("a launch");
     }
     stream.synchronize().expect("the end of the stream");
 }
@@ -115,4 +115,36 @@ fn a_use_after_free() {
     }
     hold.open();
     assert_eq!(code(stream.synchronize()), Code::CUDA_ERROR_ILLEGAL_ADDRESS);
+}
+
+fn an_address_out_of_bounds() {
+    let context = context();
+    let stream = new_stream(&context);
+    let kernel = scale(&context);
+    let mut memory = stream.alloc_zeros::<f32>(20).expect("memory");
+    let mut launch = stream.launch_builder(&kernel);
+    launch.arg(&mut memory).arg(&2.0_f32).arg(&21_u32);
+    unsafe { launch.launch(blocks(1, 32, 0)) }.expect("a launch to fail later");
+    assert_eq!(code(stream.synchronize()), Code::CUDA_ERROR_ILLEGAL_ADDRESS);
+}
+
+#[test]
+fn a_program_that_cannot_be_changed_preloads_the_library() {
+    let child = Command::new(std::env::current_exe().expect("the test's own path"))
+        .args(["--exact", "process::preloaded", "--ignored"])
+        .env("LD_PRELOAD", crate::support::path())
+        .output()
+        .expect("the child");
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[test]
+#[ignore = "runs in the process that another test starts"]
+fn preloaded() {
+    if std::env::var_os("LD_PRELOAD").is_none() {
+        return; // Asked for by hand.
+    }
+    let context = cudarc::driver::CudaContext::new(0).expect("a context of the preloaded driver");
+    assert_eq!(context.name().as_deref(), Ok("softcuda (PTX on the CPU)"));
 }
