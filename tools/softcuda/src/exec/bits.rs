@@ -57,16 +57,17 @@ fn insert(a: u64, b: u64, at: u32, length: u32, width: u32) -> u64 {
     (b & !(field << at)) | (a & field) << at
 }
 
+/// Bit `i` of a truth table in all bits.
+#[inline(always)]
+fn whole(table: u8, i: u32) -> u32 {
+    u32::from(table >> i & 1).wrapping_neg()
+}
+
 #[inline(always)]
 fn lop3(a: u32, b: u32, c: u32, table: u8) -> u32 {
-    let mut out = 0;
-    let terms = [!a & !b & !c, !a & !b & c, !a & b & !c, !a & b & c, a & !b & !c, a & !b & c];
-    for (bit, term) in terms.into_iter().chain([a & b & !c, a & b & c]).enumerate() {
-        if table >> bit & 1 == 1 {
-            out |= term;
-        }
-    }
-    out
+    let by_c = |low: u32| (whole(table, low) & !c) | (whole(table, low + 1) & c);
+    let by_b = |low: u32| (by_c(low) & !b) | (by_c(low + 2) & b);
+    (by_b(0) & !a) | (by_b(4) & a)
 }
 
 /// The four selectors of a mode of `prmt`.

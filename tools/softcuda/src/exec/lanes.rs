@@ -20,10 +20,9 @@ pub(super) fn put<T: Copy>(to: &mut Row<T>, mask: u32, from: Row<T>) {
         *to = from;
         return;
     }
-    for (lane, (to, from)) in to.iter_mut().zip(from).enumerate() {
-        if mask >> lane & 1 != 0 {
-            *to = from;
-        }
+    // Every lane is stored, so that the loop needs no branch.
+    for l in 0..LANES {
+        to[l] = if mask >> l & 1 != 0 { from[l] } else { to[l] };
     }
 }
 

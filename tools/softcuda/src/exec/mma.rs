@@ -55,14 +55,15 @@ fn elements(w: &Warp, slot: u32, ty: MmaType, e: usize) -> Row<f64> {
 
 /// A as rows: the register decides between the upper and lower eight rows and the part of k.
 #[inline(always)]
-fn gather_a(w: &Warp, mma: &Mma, a: &mut [[f64; K]; 16]) {
-    let per = per_register(mma.a_type);
+fn gather_a<const PER: usize>(w: &Warp, mma: &Mma, a: &mut [[f64; K]; 16]) {
     for (i, &slot) in mma.a.iter().enumerate() {
         let (down, part) = if mma.m == 16 { (i % 2 * 8, i / 2) } else { (0, i) };
-        for e in 0..per {
+        for e in 0..PER {
             let values = elements(w, slot, mma.a_type, e);
-            for (l, value) in values.into_iter().enumerate() {
-                a[(l / 4 + down) & 15][(l % 4 * per + e + part * 4 * per) & (K - 1)] = value;
+            for row in 0..8 {
+                for q in 0..4 {
+                    a[down + row][(part * 4 * PER + q * PER + e) & (K - 1)] = values[row * 4 + q];
+                }
             }
         }
     }
@@ -70,13 +71,14 @@ fn gather_a(w: &Warp, mma: &Mma, a: &mut [[f64; K]; 16]) {
 
 /// B as rows of k.
 #[inline(always)]
-fn gather_b(w: &Warp, mma: &Mma, b: &mut [[f64; 8]; K]) {
-    let per = per_register(mma.b_type);
+fn gather_b<const PER: usize>(w: &Warp, mma: &Mma, b: &mut [[f64; 8]; K]) {
     for (i, &slot) in mma.b.iter().enumerate() {
-        for e in 0..per {
+        for e in 0..PER {
             let values = elements(w, slot, mma.b_type, e);
-            for (l, value) in values.into_iter().enumerate() {
-                b[(l % 4 * per + e + i * 4 * per) & (K - 1)][l / 4] = value;
+            for column in 0..8 {
+                for q in 0..4 {
+                    b[(i * 4 * PER + q * PER + e) & (K - 1)][column] = values[column * 4 + q];
+                }
             }
         }
     }
@@ -141,20 +143,33 @@ impl WithSimd for Multiply<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let Self { warp: w, mma } = self;
         let (mut a, mut b, mut c) = ([[0.0; K]; 16], [[0.0; 8]; K], [[0.0; 8]; 16]);
-        gather_a(w, mma, &mut a);
-        gather_b(w, mma, &mut b);
+        match per_register(mma.a_type) {
+            1 => {
+                gather_a::<1>(w, mma, &mut a);
+                gather_b::<1>(w, mma, &mut b);
+            }
+            2 => {
+                gather_a::<2>(w, mma, &mut a);
+                gather_b::<2>(w, mma, &mut b);
+            }
+            _ => {
+                gather_a::<4>(w, mma, &mut a);
+                gather_b::<4>(w, mma, &mut b);
+            }
+        }
         gather_c(w, mma, &mut c);
         for (row, sums) in a.iter().zip(&mut c).take(mma.m as usize) {
-            let mut acc = *sums;
+            let (sums, _) = S::as_mut_simd_f64s(sums);
             for (x, column) in row.iter().zip(&b).take(mma.k as usize) {
-                for n in 0..8 {
-                    acc[n] = x.mul_add(column[n], acc[n]);
+                let x = simd.splat_f64s(*x);
+                let (column, _) = S::as_simd_f64s(column);
+                for (sum, y) in sums.iter_mut().zip(column) {
+                    *sum = simd.mul_add_f64s(x, *y, *sum);
                 }
             }
-            *sums = acc;
         }
         scatter(w, mma, &c);
     }
