@@ -139,6 +139,26 @@ fn scatter(w: &mut Warp, mma: &Mma, d: &[[f64; 8]; 16]) {
     }
 }
 
+type Matrices<'m> = (&'m [[f64; K]; 16], &'m [[f64; 8]; K], &'m mut [[f64; 8]; 16]);
+
+/// One vector's worth of columns, all rows at once: sixteen sums that do not wait for each other.
+#[inline(always)]
+fn multiply<S: Simd>(simd: S, (a, b, c): Matrices<'_>, k: usize, part: usize) {
+    let mut sums = [simd.splat_f64s(0.0); 16];
+    for (sum, row) in sums.iter_mut().zip(c.iter()) {
+        *sum = S::as_simd_f64s(row).0[part];
+    }
+    for (q, column) in b.iter().enumerate().take(k) {
+        let y = S::as_simd_f64s(column).0[part];
+        for (sum, row) in sums.iter_mut().zip(a) {
+            *sum = simd.mul_add_f64s(simd.splat_f64s(row[q]), y, *sum);
+        }
+    }
+    for (sum, row) in sums.into_iter().zip(c.iter_mut()) {
+        S::as_mut_simd_f64s(row).0[part] = sum;
+    }
+}
+
 impl WithSimd for Multiply<'_> {
     type Output = ();
 
@@ -161,15 +181,8 @@ impl WithSimd for Multiply<'_> {
             }
         }
         gather_c(w, mma, &mut c);
-        for (row, sums) in a.iter().zip(&mut c).take(mma.m as usize) {
-            let (sums, _) = S::as_mut_simd_f64s(sums);
-            for (x, column) in row.iter().zip(&b).take(mma.k as usize) {
-                let x = simd.splat_f64s(*x);
-                let (column, _) = S::as_simd_f64s(column);
-                for (sum, y) in sums.iter_mut().zip(column) {
-                    *sum = simd.mul_add_f64s(x, *y, *sum);
-                }
-            }
+        for part in 0..8 / S::F64_LANES {
+            multiply(simd, (&a, &b, &mut c), mma.k as usize, part);
         }
         scatter(w, mma, &c);
     }
