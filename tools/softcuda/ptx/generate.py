@@ -239,6 +239,14 @@ def carries():
               {name}.cc.u32 %al, %al, %bl;
               {name}c.u32 %ah, %ah, %bh;
               mov.b64 %d, {{%al, %ah}};""", extra=".reg .b32 %al, %ah, %bl, %bh;")
+    # A 32 x 32 product added to 64 bits, through the carry.
+    a, b, c = ints("u32"), ints("u32", 2), ints("u64", 3)
+    write("mad.cc.u32", [("a", "u32", a), ("b", "u32", b), ("c", "u64", c)],
+          [("d", "u64", [x * y + z for x, y, z in zip(a, b, c)])], """
+          mov.b64 {%cl, %ch}, %c;
+          mad.lo.cc.u32 %cl, %a, %b, %cl;
+          madc.hi.u32 %ch, %a, %b, %ch;
+          mov.b64 %d, {%cl, %ch};""", extra=".reg .b32 %cl, %ch;")
 
 
 SPECIAL = {

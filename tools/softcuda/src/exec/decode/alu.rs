@@ -104,6 +104,7 @@ impl Builder<'_> {
     /// `add.cc`, `addc`, `sub.cc`, `subc`: the carry is one predicate of the thread.
     fn carry(&mut self, name: &str, mods: &mut Mods<'_>, o: &[Operand]) -> Refused<bool> {
         let (sub, uses) = match name {
+            "mad" | "madc" => return self.carry_product(name == "madc", mods, o),
             "add" => (false, false),
             "addc" => (false, true),
             "sub" => (true, false),
@@ -119,6 +120,28 @@ impl Builder<'_> {
         let carry = self.carry_slot();
         let slots = [self.dst(d, ty)?, self.src(a, ty)?, self.src(b, ty)?, carry];
         self.emit(Op::Carry { wide: file(ty) == File::W, sub, uses, sets }, slots);
+        Ok(true)
+    }
+
+    /// `mad.cc` and `madc`: a product, then the sum with its carry.
+    fn carry_product(&mut self, uses: bool, mods: &mut Mods<'_>, o: &[Operand]) -> Refused<bool> {
+        let sets = mods.takes("cc");
+        if !sets && !uses {
+            return Ok(false);
+        }
+        let high = mods.any(&["hi", "lo"]) == Some("hi");
+        let ty = mods.ty()?;
+        let [d, a, b, c] = exactly(o)?;
+        let op = match high {
+            true => pick(ty.is_signed(), IntOp::MulHiS, IntOp::MulHiU),
+            false => IntOp::MulLo,
+        };
+        let (to, carry) = (file(ty), self.carry_slot());
+        let product = self.temp(to);
+        let slots = [product, self.src(a, ty)?, self.src(b, ty)?, 0];
+        self.emit(if to == File::W { Op::I64(op) } else { Op::I32(op) }, slots);
+        let slots = [self.dst(d, ty)?, product, self.src(c, ty)?, carry];
+        self.emit(Op::Carry { wide: to == File::W, sub: false, uses, sets }, slots);
         Ok(true)
     }
 
