@@ -35,22 +35,17 @@ fn per_register(ty: MmaType) -> usize {
 #[inline(always)]
 fn elements(w: &Warp, slot: u32, ty: MmaType, e: usize) -> Row<f64> {
     let shift = e as u32 * (32 / per_register(ty) as u32);
-    let mut out = [0.0; LANES];
     if ty == MmaType::F64 {
         return w.w[slot as usize].map(f64::from_bits);
     }
-    let row = &w.r[slot as usize];
-    for l in 0..LANES {
-        let bits = row[l] >> (shift & 31);
-        out[l] = match ty {
-            MmaType::F16 => f64::from(widen(bits as u16)),
-            MmaType::Bf16 => f64::from(f32::from_bits(bits << 16)),
-            MmaType::Tf32 => f64::from(f32::from_bits(bits & 0xffff_e000)),
-            MmaType::S8 => f64::from(bits as i8),
-            _ => f64::from(bits as u8),
-        };
+    let row = w.r[slot as usize].map(|x| x >> (shift & 31));
+    match ty {
+        MmaType::F16 => row.map(|x| f64::from(widen(x as u16))),
+        MmaType::Bf16 => row.map(|x| f64::from(f32::from_bits(x << 16))),
+        MmaType::Tf32 => row.map(|x| f64::from(f32::from_bits(x & 0xffff_e000))),
+        MmaType::S8 => row.map(|x| f64::from(x as i8)),
+        _ => row.map(|x| f64::from(x as u8)),
     }
-    out
 }
 
 /// A as rows: the register decides between the upper and lower eight rows and the part of k.
@@ -90,9 +85,44 @@ fn place(lane: usize, e: usize) -> (usize, usize) {
     (lane / 4 + e / 2 * 8, lane % 4 * 2 + e % 2)
 }
 
+/// Whether the accumulators are f32, the common case.
+fn single(mma: &Mma) -> bool {
+    !mma.half && matches!(mma.a_type, MmaType::F16 | MmaType::Bf16 | MmaType::Tf32)
+}
+
+/// C in f32, a register at a time.
+#[inline(always)]
+fn gather_single(w: &Warp, mma: &Mma, c: &mut [[f64; 8]; 16]) {
+    for (i, &slot) in mma.c.iter().enumerate().take(4) {
+        let values = w.r[slot as usize].map(|x| f64::from(f32::from_bits(x)));
+        for row in 0..8 {
+            for q in 0..4 {
+                c[(row + i / 2 * 8) & 15][q * 2 + i % 2] = values[row * 4 + q];
+            }
+        }
+    }
+}
+
+/// D in f32, a register at a time.
+#[inline(always)]
+fn scatter_single(w: &mut Warp, mma: &Mma, d: &[[f64; 8]; 16]) {
+    for (i, &slot) in mma.d.iter().enumerate().take(4) {
+        let mut values = [0.0; LANES];
+        for row in 0..8 {
+            for q in 0..4 {
+                values[row * 4 + q] = d[(row + i / 2 * 8) & 15][q * 2 + i % 2];
+            }
+        }
+        w.r[slot as usize] = values.map(|x| {
+            let x = x as f32;
+            if x.is_nan() { 0x7fff_ffff } else { x.to_bits() }
+        });
+    }
+}
+
+/// C of the other accumulators: f64, f16 pairs, i32.
 #[inline(always)]
 fn gather_c(w: &Warp, mma: &Mma, c: &mut [[f64; 8]; 16]) {
-    let whole = matches!(mma.a_type, MmaType::S8 | MmaType::U8);
     for (i, &slot) in mma.c.iter().enumerate() {
         for l in 0..LANES {
             let mut set = |e: usize, value: f64| {
@@ -105,10 +135,8 @@ fn gather_c(w: &Warp, mma: &Mma, c: &mut [[f64; 8]; 16]) {
                 let bits = w.r[slot as usize][l];
                 set(2 * i, f64::from(widen(bits as u16)));
                 set(2 * i + 1, f64::from(widen((bits >> 16) as u16)));
-            } else if whole {
-                set(i, f64::from(w.r[slot as usize][l] as i32));
             } else {
-                set(i, f64::from(f32::from_bits(w.r[slot as usize][l])));
+                set(i, f64::from(w.r[slot as usize][l] as i32));
             }
         }
     }
@@ -116,7 +144,6 @@ fn gather_c(w: &Warp, mma: &Mma, c: &mut [[f64; 8]; 16]) {
 
 #[inline(always)]
 fn scatter(w: &mut Warp, mma: &Mma, d: &[[f64; 8]; 16]) {
-    let whole = matches!(mma.a_type, MmaType::S8 | MmaType::U8);
     for (i, &slot) in mma.d.iter().enumerate() {
         for l in 0..LANES {
             let get = |e: usize| {
@@ -128,12 +155,9 @@ fn scatter(w: &mut Warp, mma: &Mma, d: &[[f64; 8]; 16]) {
             } else if mma.half {
                 let lo = narrow(get(2 * i), F16, Round::Near);
                 w.r[slot as usize][l] = lo | narrow(get(2 * i + 1), F16, Round::Near) << 16;
-            } else if whole {
+            } else {
                 // Sums of 32 products and an i32 are exact in f64; they wrap like the hardware's.
                 w.r[slot as usize][l] = get(i) as i64 as u32;
-            } else {
-                let x = get(i) as f32;
-                w.r[slot as usize][l] = if x.is_nan() { 0x7fff_ffff } else { x.to_bits() };
             }
         }
     }
@@ -180,10 +204,19 @@ impl WithSimd for Multiply<'_> {
                 gather_b::<4>(w, mma, &mut b);
             }
         }
-        gather_c(w, mma, &mut c);
+        let single = single(mma);
+        if single {
+            gather_single(w, mma, &mut c);
+        } else {
+            gather_c(w, mma, &mut c);
+        }
         for part in 0..8 / S::F64_LANES {
             multiply(simd, (&a, &b, &mut c), mma.k as usize, part);
         }
-        scatter(w, mma, &c);
+        if single {
+            scatter_single(w, mma, &c);
+        } else {
+            scatter(w, mma, &c);
+        }
     }
 }
