@@ -92,6 +92,18 @@ pub enum Error {
         /// What to do about it.
         fix: String,
     },
+    /// The CUDA driver refused a call, or reports what went wrong before it.
+    #[error("{what}: {name} ({says}); {fix}")]
+    Driver {
+        /// What was tried: the kernel with its grid and buffers, or the call.
+        what: String,
+        /// The driver's name of the error.
+        name: String,
+        /// The driver's own sentence.
+        says: String,
+        /// What to do about it.
+        fix: String,
+    },
     /// The person pressed Ctrl-C; what was finished is on disk.
     #[error("interrupted; {resume}")]
     Interrupted {

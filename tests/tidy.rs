@@ -51,6 +51,7 @@ const UNSAFE_HOMES: &[&str] = &[
     "tools/kernelc/src/nvrtc/ffi.rs",
     "tools/softcuda/src/abi/",
     "tools/softcuda/tests/abi/",
+    "tests/support/ops/gpu.rs",
 ];
 
 const HEAD_LINES: usize = 12;

@@ -1,5 +1,13 @@
 //! Devices: where tensors live and kernels run. The only home of `unsafe` in this crate.
 
 pub mod cpu;
+pub mod cuda;
+pub mod kernel;
 pub mod mmap;
 pub mod window;
+
+/// Typed launchers of the CUDA kernels, written by `build.rs` from `kernels/*.cu`: a module a file,
+/// and the table of all entries.
+pub mod launch {
+    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+}

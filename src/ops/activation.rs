@@ -25,7 +25,7 @@ impl Pointwise for Gelu {
         R::of(0.5) * (R::of(1.0) + t) + R::of(0.5) * x * dt
     }
 }
-pointwise!(Gelu, GeluVjp, "gelu", "gelu_vjp", Input::normal, Gelu);
+pointwise!(Gelu, GeluVjp, "gelu", "gelu_vjp", Input::normal, Gelu, gelu_fwd, gelu_vjp);
 
 /// SiLU: x sigmoid(x).
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ impl Pointwise for Silu {
         s + x * s * (R::of(1.0) - s)
     }
 }
-pointwise!(Silu, SiluVjp, "silu", "silu_vjp", Input::normal, Silu);
+pointwise!(Silu, SiluVjp, "silu", "silu_vjp", Input::normal, Silu, silu_fwd, silu_vjp);
 
 /// Leaky ReLU: x for x > 0, else slope x. Slope 0 is ReLU.
 #[derive(Clone, Debug)]
@@ -68,7 +68,10 @@ pointwise!(
     "leaky_relu",
     "leaky_relu_vjp",
     |s| Input::away(s, 0.01),
-    LeakyRelu { slope: 0.2 }
+    LeakyRelu { slope: 0.2 },
+    leaky_relu_fwd,
+    leaky_relu_vjp,
+    slope
 );
 
 /// Hyperbolic tangent.
@@ -86,7 +89,7 @@ impl Pointwise for Tanh {
         R::of(1.0) - t * t
     }
 }
-pointwise!(Tanh, TanhVjp, "tanh", "tanh_vjp", Input::normal, Tanh);
+pointwise!(Tanh, TanhVjp, "tanh", "tanh_vjp", Input::normal, Tanh, tanh_fwd, tanh_vjp);
 
 /// e^x.
 #[derive(Clone, Debug)]
@@ -102,7 +105,7 @@ impl Pointwise for Exp {
         x.exp()
     }
 }
-pointwise!(Exp, ExpVjp, "exp", "exp_vjp", Input::normal, Exp);
+pointwise!(Exp, ExpVjp, "exp", "exp_vjp", Input::normal, Exp, exp_fwd, exp_vjp);
 
 /// ln(1 + e^x), without overflow.
 #[derive(Clone, Debug)]
@@ -119,7 +122,16 @@ impl Pointwise for Softplus {
         x.sigmoid()
     }
 }
-pointwise!(Softplus, SoftplusVjp, "softplus", "softplus_vjp", Input::normal, Softplus);
+pointwise!(
+    Softplus,
+    SoftplusVjp,
+    "softplus",
+    "softplus_vjp",
+    Input::normal,
+    Softplus,
+    softplus_fwd,
+    softplus_vjp
+);
 
 /// x^2.
 #[derive(Clone, Debug)]
@@ -135,7 +147,16 @@ impl Pointwise for Square {
         R::of(2.0) * x
     }
 }
-pointwise!(Square, SquareVjp, "square", "square_vjp", Input::normal, Square);
+pointwise!(
+    Square,
+    SquareVjp,
+    "square",
+    "square_vjp",
+    Input::normal,
+    Square,
+    square_fwd,
+    square_vjp
+);
 
 /// |x|, with derivative 0 at 0.
 #[derive(Clone, Debug)]
@@ -158,7 +179,7 @@ impl Pointwise for Abs {
         }
     }
 }
-pointwise!(Abs, AbsVjp, "abs", "abs_vjp", |s| Input::away(s, 0.01), Abs);
+pointwise!(Abs, AbsVjp, "abs", "abs_vjp", |s| Input::away(s, 0.01), Abs, abs_fwd, abs_vjp);
 
 /// x limited to lo..=hi; NaN stays NaN. The gradient is zero outside.
 #[derive(Clone, Debug)]
@@ -187,7 +208,11 @@ pointwise!(
     "clamp",
     "clamp_vjp",
     |s| Input::away(s, 0.01),
-    Clamp { lo: -0.005, hi: 60.0 }
+    Clamp { lo: -0.005, hi: 60.0 },
+    clamp_fwd,
+    clamp_vjp,
+    lo,
+    hi
 );
 
 /// x^p for x > 0 and a constant p, as e^(p ln x).
@@ -213,5 +238,8 @@ pointwise!(
     "power",
     "power_vjp",
     |s| Input::uniform(s, 0.1, 3.0),
-    Power { p: -0.75 }
+    Power { p: -0.75 },
+    power_fwd,
+    power_vjp,
+    p
 );

@@ -9,9 +9,11 @@ use std::ops::RangeInclusive;
 use super::broadcast::{
     Rows, broadcast_cases, drawn_pair, each_row, pair, rows_of, zip_cpu, zip_reference,
 };
+use super::cuda::{CudaFace, over_elements, spread as spread_of};
 use super::reduce::{SumTo, broadcast_into};
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
 use crate::device::cpu;
+use crate::device::launch::elementwise as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -77,6 +79,13 @@ impl Op for Axpy {
             move |a, b| a + alpha * b,
         );
     });
+    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+        let [k0, r0, k1, r1, k2] = spread_of(Self::NAME, x[0].shape, x[1].shape)?;
+        let grid = over_elements(q, x[0].shape.len());
+        let mut y = y[0].r()?;
+        let (a, b, alpha) = (x[0].r()?, x[1].r()?, op.alpha as f32);
+        launch::axpy_fwd(q, grid, &mut y, &a, &b, k0, r0, k1, r1, k2, alpha)
+    });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         rows_of(Self::NAME, x[0], x[1])?;
@@ -130,6 +139,12 @@ impl Op for Mul {
             |a, b| a * b,
         )
     });
+    const CUDA: Option<CudaFace<Self>> = Some(|_, q, x, y| {
+        let [k0, r0, k1, r1, k2] = spread_of(Self::NAME, x[0].shape, x[1].shape)?;
+        let grid = over_elements(q, x[0].shape.len());
+        let mut y = y[0].r()?;
+        launch::mul_fwd(q, grid, &mut y, &x[0].r()?, &x[1].r()?, k0, r0, k1, r1, k2)
+    });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         rows_of(Self::NAME, x[0], x[1])?;
@@ -171,6 +186,11 @@ impl Op for Affine {
             #[inline(always)]
             move |x, _| scale * x + shift,
         );
+    });
+    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+        let (n, scale, shift) = (x[0].shape.len(), op.scale as f32, op.shift as f32);
+        let grid = over_elements(q, n);
+        launch::affine_fwd(q, grid, &mut y[0].r()?, &x[0].r()?, n, scale, shift)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -222,6 +242,13 @@ impl Op for Modulate {
                 },
             );
         });
+    });
+    const CUDA: Option<CudaFace<Self>> = Some(|_, q, x, y| {
+        let [k0, r0, k1, r1, k2] = spread_of(Self::NAME, x[0].shape, x[1].shape)?;
+        let grid = over_elements(q, x[0].shape.len());
+        let mut y = y[0].r()?;
+        let (v, a, b) = (x[0].r()?, x[1].r()?, x[2].r()?);
+        launch::modulate_fwd(q, grid, &mut y, &v, &a, &b, k0, r0, k1, r1, k2)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -312,6 +339,13 @@ impl Op for GatedAdd {
                 },
             );
         });
+    });
+    const CUDA: Option<CudaFace<Self>> = Some(|_, q, x, y| {
+        let [k0, r0, k1, r1, k2] = spread_of(Self::NAME, x[0].shape, x[1].shape)?;
+        let grid = over_elements(q, x[0].shape.len());
+        let mut y = y[0].r()?;
+        let (v, g, w) = (x[0].r()?, x[1].r()?, x[2].r()?);
+        launch::gated_add_fwd(q, grid, &mut y, &v, &g, &w, k0, r0, k1, r1, k2)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

@@ -82,9 +82,13 @@ pub fn same_shape(op: &'static str, x: &[&Shape], arity: usize) -> Result<Vec<Sh
     Ok(vec![x[0].clone()])
 }
 
-/// Gives a [`Pointwise`] type its op and the op of its derivative.
+/// Gives a [`Pointwise`] type its op and the op of its derivative. The last arguments name the
+/// launchers of both and the fields that the kernels take.
 macro_rules! pointwise {
-    ($op:ident, $vjp:ident, $name:literal, $vjp_name:literal, $input:expr, $sample:expr) => {
+    (
+        $op:ident, $vjp:ident, $name:literal, $vjp_name:literal, $input:expr, $sample:expr,
+        $launch:ident, $launch_vjp:ident $(, $field:ident)*
+    ) => {
         #[doc = concat!("Derivative of [`", stringify!($op), "`]: gx = gy f'(x), from (x, gy).")]
         #[derive(Clone, Debug)]
         pub struct $vjp(pub $op);
@@ -95,6 +99,13 @@ macro_rules! pointwise {
             const SAVES: $crate::ops::Saves = $crate::ops::Saves::inputs(&[0]);
             const CPU: Option<$crate::ops::CpuFace<Self>> =
                 Some($crate::ops::kinds::map_cpu::<Self>);
+            const CUDA: Option<$crate::ops::CudaFace<Self>> = Some(|_op, q, x, y| {
+                let (n, x) = (x[0].shape.len(), x[0].r()?);
+                let grid = $crate::ops::cuda::over_elements(q, n);
+                $crate::device::launch::activation::$launch(
+                    q, grid, &mut y[0].r()?, &x, n $(, _op.$field as f32)*
+                )
+            });
 
             fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
                 $crate::ops::kinds::same_shape($name, x, 1)
@@ -129,6 +140,13 @@ macro_rules! pointwise {
             const DIFF: $crate::ops::Diff = $crate::ops::FIRST_ORDER;
             const CPU: Option<$crate::ops::CpuFace<Self>> =
                 Some(|op, x, y| $crate::ops::kinds::map_vjp_cpu(&op.0, x, y));
+            const CUDA: Option<$crate::ops::CudaFace<Self>> = Some(|_op, q, x, gx| {
+                let (n, x, gy) = (x[0].shape.len(), x[0].r()?, x[1].r()?);
+                let grid = $crate::ops::cuda::over_elements(q, n);
+                $crate::device::launch::activation::$launch_vjp(
+                    q, grid, &mut gx[0].r()?, &x, &gy, n $(, _op.0.$field as f32)*
+                )
+            });
 
             fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
                 $crate::ops::kinds::same_shape($vjp_name, x, 2)

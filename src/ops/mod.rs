@@ -8,6 +8,7 @@ pub mod batch_norm;
 mod broadcast;
 pub mod cases;
 pub mod conv;
+pub mod cuda;
 pub mod depthwise;
 pub mod elementwise;
 pub mod embed;
@@ -32,6 +33,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape, Tensor};
 
 pub use cases::{Case, Cases, Draw, Fill, Input};
+pub use cuda::{CudaFace, CudaIn, CudaOut, OnGpu};
 pub use op::{CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Op, Out, Saved, Saves};
 pub use real::{Dual, Real, Running};
 pub use table::table_markdown;
@@ -83,13 +85,7 @@ table! {
 /// Runs an op on tensors: checks number, types and shapes, then the fast path, or the reference in
 /// f64.
 pub fn run(op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-    let wanted = op.inputs();
-    if !wanted.contains(&x.len()) {
-        let what = format!("wants {wanted:?} inputs, found {}", x.len());
-        return Err(Error::shape(op.name(), what));
-    }
-    let shapes: Vec<&Shape> = x.iter().map(|t| t.shape()).collect();
-    let outs = op.shapes(&shapes)?;
+    let outs = checked_shapes(op, x)?;
     match float_type(op, x)? {
         DType::F64 => {
             let ins = views(x, Tensor::f64s)?;
@@ -100,6 +96,17 @@ pub fn run(op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor>> {
             fill(op, outs, |y| op.cpu(&ins, y), Tensor::new)
         }
     }
+}
+
+/// The shapes of an op's outputs for these inputs.
+fn checked_shapes(op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Shape>> {
+    let wanted = op.inputs();
+    if !wanted.contains(&x.len()) {
+        let what = format!("wants {wanted:?} inputs, found {}", x.len());
+        return Err(Error::shape(op.name(), what));
+    }
+    let shapes: Vec<&Shape> = x.iter().map(|t| t.shape()).collect();
+    op.shapes(&shapes)
 }
 
 /// Runs an op and hands back its first output.

@@ -6,11 +6,13 @@
 
 use std::ops::RangeInclusive;
 
+use super::cuda::{CudaFace, warp_per_row};
 use super::{
     Case, Cases, CpuFace, Diff, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
     lanes,
 };
 use crate::device::cpu;
+use crate::device::launch::norm as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -122,6 +124,11 @@ fn row_inputs(shape: &[usize], vjp: bool, stat: fn(Shape) -> Input) -> Vec<Input
     }
 }
 
+/// A face was given other outputs than `shapes` names.
+fn two_outputs(op: &'static str) -> Error {
+    Error::Internal(format!("{op} writes two outputs"))
+}
+
 fn mean<R: Real>(n: usize, terms: impl Iterator<Item = R>) -> R {
     R::sum(terms) * R::of(1.0 / n as f64)
 }
@@ -147,6 +154,13 @@ impl Op for LayerNorm {
                 rstd
             },
         );
+    });
+    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+        let (rows, cols) = x[0].shape.matrix();
+        let [y, rstd] = y else { return Err(two_outputs(Self::NAME)) };
+        let (mut y, mut rstd, eps) = (y.r()?, rstd.r()?, op.eps as f32);
+        let grid = warp_per_row(q, rows);
+        launch::layer_norm_fwd(q, grid, &mut y, &mut rstd, &x[0].r()?, rows, cols, eps)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -202,6 +216,12 @@ impl Op for LayerNormVjp {
             },
         );
     });
+    const CUDA: Option<CudaFace<Self>> = Some(|_, q, x, gx| {
+        let (rows, cols) = x[0].shape.matrix();
+        let (y, rstd, gy) = (x[0].r()?, x[1].r()?, x[2].r()?);
+        let grid = warp_per_row(q, rows);
+        launch::layer_norm_vjp(q, grid, &mut gx[0].r()?, &y, &rstd, &gy, rows, cols)
+    });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         row_vjp(Self::NAME, x)
@@ -249,6 +269,13 @@ impl Op for L2Normalize {
                 norm
             },
         );
+    });
+    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+        let (rows, cols) = x[0].shape.matrix();
+        let [y, length] = y else { return Err(two_outputs(Self::NAME)) };
+        let (mut y, mut length, eps) = (y.r()?, length.r()?, op.eps as f32);
+        let grid = warp_per_row(q, rows);
+        launch::l2_normalize_fwd(q, grid, &mut y, &mut length, &x[0].r()?, rows, cols, eps)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -308,6 +335,12 @@ impl Op for L2NormalizeVjp {
                 }
             },
         );
+    });
+    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, gx| {
+        let (rows, cols) = x[0].shape.matrix();
+        let (y, length, gy) = (x[0].r()?, x[1].r()?, x[2].r()?);
+        let (grid, eps) = (warp_per_row(q, rows), op.eps as f32);
+        launch::l2_normalize_vjp(q, grid, &mut gx[0].r()?, &y, &length, &gy, rows, cols, eps)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

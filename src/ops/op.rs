@@ -3,14 +3,16 @@
 //! A file of this folder defines ops; each states its shapes, its mathematics once
 //! ([`Op::reference`]), an optional fast f32 path ([`Op::CPU`]), its derivative rules and its test
 //! cases. [`DynOp`] is the same thing behind a pointer: what the tape stores and what the tests
-//! walk. A CUDA face becomes one more method.
+//! walk.
 
 use std::ops::RangeInclusive;
 
+use crate::device::cuda::Queue;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
 use super::cases::Cases;
+use super::cuda::{CudaFace, CudaIn, CudaOut};
 use super::real::{Dual, Real, Running};
 
 /// An input as a face sees it.
@@ -134,6 +136,8 @@ pub trait Op: Clone + Send + Sync + Sized + 'static {
     const DIFF: Diff = Diff::Yes;
     /// The fast path, where the reference is too slow to use.
     const CPU: Option<CpuFace<Self>> = None;
+    /// The kernels' launches.
+    const CUDA: Option<CudaFace<Self>> = None;
 
     /// Shapes of all outputs, or what does not fit.
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>>;
@@ -274,6 +278,10 @@ macro_rules! dyn_op {
             fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String>;
             /// [`Op::CPU`], or the reference where there is none.
             fn cpu(&self, x: &[In<'_, f32>], y: &mut [Out<'_, f32>]);
+            /// Whether [`Op::CUDA`] exists.
+            fn has_cuda(&self) -> bool;
+            /// [`Op::CUDA`]; an error where there is none.
+            fn cuda(&self, q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOut]) -> Result<()>;
             /// A copy for the tape.
             fn boxed(&self) -> Box<dyn DynOp>;
             $(
@@ -320,6 +328,15 @@ macro_rules! dyn_op {
                 match O::CPU {
                     Some(face) => face(self, x, y),
                     None => self.reference(x, y),
+                }
+            }
+            fn has_cuda(&self) -> bool {
+                O::CUDA.is_some()
+            }
+            fn cuda(&self, q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOut]) -> Result<()> {
+                match O::CUDA {
+                    Some(face) => face(self, q, x, y),
+                    None => Err(Error::shape(O::NAME, "has no CUDA kernel yet; use the CPU")),
                 }
             }
             fn boxed(&self) -> Box<dyn DynOp> {

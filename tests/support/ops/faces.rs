@@ -1,9 +1,11 @@
 //! Running the faces of an op at every scalar, on buffers with sentinels on both sides.
 
-use genevar::ops::{Dual, DynOp, In, Out, Running};
+use genevar::device::cuda::Buffer;
+use genevar::ops::{CudaIn, CudaOut, Dual, DynOp, In, OnGpu, Out, Running};
 use genevar::tensor::{Shape, Tensor};
 
 use super::data::Data;
+use super::gpu;
 
 /// Why a check failed.
 pub type Verdict = Result<(), String>;
@@ -150,20 +152,26 @@ fn middle<T>(padded: &mut [T]) -> &mut [T] {
     &mut padded[PAD..end]
 }
 
-/// A face in f32: the fast one or the reference.
+/// A face in f32: the fast one, the reference, or the kernels.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Face {
     Cpu,
     Reference,
+    Cuda,
 }
 
 impl Face {
-    pub const ALL: [Face; 2] = [Face::Cpu, Face::Reference];
+    /// The faces that an op has in this build.
+    pub fn of(op: &dyn DynOp) -> impl Iterator<Item = Face> + use<> {
+        let kernels = op.has_cuda() && gpu::has_kernels();
+        [Face::Cpu, Face::Reference].into_iter().chain(kernels.then_some(Face::Cuda))
+    }
 
     pub fn name(self) -> &'static str {
         match self {
             Face::Cpu => "cpu face",
             Face::Reference => "reference in f32",
+            Face::Cuda => "cuda face",
         }
     }
 
@@ -181,13 +189,56 @@ impl Face {
     ) -> Result<Outs<f32>, String> {
         let outs = out_shapes(op, data)?;
         let x: Vec<In<'_, f32>> = data.iter().map(Data::view).collect();
-        calmly(self.name(), || {
+        let mut failed = None;
+        let outs = calmly(self.name(), || {
             evaluate(op, &outs, blank, (POISON, POISON_INT), |y| match self {
                 Face::Cpu => op.cpu(&x, y),
                 Face::Reference => op.reference_f32(&x, y),
+                Face::Cuda => failed = on_gpu(op, data, &outs, y).err(),
             })
-        })
+        });
+        match failed {
+            Some(e) => Err(format!("{}: {e}", self.name())),
+            None => outs,
+        }
     }
+}
+
+/// Runs the kernels on buffers of exactly the outputs' sizes, which hold what `y` holds. A write
+/// beyond a buffer is the sanitizer's to find: softcuda's, or compute-sanitizer.
+fn on_gpu(
+    op: &dyn DynOp,
+    data: &[Data],
+    shapes: &[Shape],
+    y: &mut [Out<'_, f32>],
+) -> Result<(), String> {
+    let queue = gpu::queue()?;
+    let tell = |e: genevar::Error| e.to_string();
+    let buffer = |d: &Data| match d.is_int {
+        true => Ok(OnGpu::Int(Buffer::from_slice(&queue, &d.int)?)),
+        false => Ok(OnGpu::Real(Buffer::from_slice(&queue, &d.real)?)),
+    };
+    let inputs = data.iter().map(buffer).collect::<genevar::Result<Vec<_>>>().map_err(tell)?;
+    let x: Vec<CudaIn<'_>> =
+        data.iter().zip(&inputs).map(|(d, held)| CudaIn::new(&d.shape, held)).collect();
+    let blank = |(y, shape): (&Out<'_, f32>, &Shape)| {
+        let held = match y {
+            Out::Real(y) => OnGpu::Real(Buffer::from_slice(&queue, y)?),
+            Out::Int(y) => OnGpu::Int(Buffer::from_slice(&queue, y)?),
+        };
+        Ok(CudaOut::new(shape.clone(), held))
+    };
+    let outs = y.iter().zip(shapes).map(blank);
+    let mut outs = outs.collect::<genevar::Result<Vec<_>>>().map_err(tell)?;
+    op.cuda(&queue, &x, &mut outs).map_err(tell)?;
+    for (y, out) in y.iter_mut().zip(&outs) {
+        match (y, out.held()) {
+            (Out::Real(y), OnGpu::Real(held)) => y.copy_from_slice(&held.read().map_err(tell)?),
+            (Out::Int(y), OnGpu::Int(held)) => y.copy_from_slice(&held.read().map_err(tell)?),
+            _ => return Err("an output changed its type".into()),
+        }
+    }
+    Ok(())
 }
 
 /// The output shapes the op states for these inputs.

@@ -4,6 +4,7 @@ pub mod coverage;
 pub mod data;
 pub mod derivative;
 pub mod faces;
+pub mod gpu;
 pub mod planted;
 pub mod special;
 pub mod value;

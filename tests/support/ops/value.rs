@@ -10,7 +10,7 @@ use super::faces::{Face, POISON, POISON_INT, Verdict, in_f64, in_running, lift};
 /// A bound above this share of the output's largest value would let a wrong digit pass.
 const VACUOUS: f64 = 0.05;
 
-/// Both f32 faces lie within the bound that `Running` derives from the reference, at each element;
+/// All f32 faces lie within the bound that `Running` derives from the reference, at each element;
 /// integer answers satisfy the op's predicate. A case whose bound says nothing is refused, not
 /// excused.
 pub fn value(op: &dyn DynOp, data: &[Data]) -> Verdict {
@@ -20,7 +20,7 @@ pub fn value(op: &dyn DynOp, data: &[Data]) -> Verdict {
         let wide: Vec<f64> = bound.real(i).iter().map(|b| b.e).collect();
         meaningful(i, want.real(i), &wide)?;
     }
-    for face in Face::ALL {
+    for face in Face::of(op) {
         let got = face.run(op, data)?;
         for i in 0..want.count() {
             let elements = got.real(i).iter().zip(want.real(i)).zip(bound.real(i));
@@ -68,7 +68,7 @@ fn meaningful(i: usize, want: &[f64], wide: &[f64]) -> Verdict {
 /// Nothing outside the outputs is written, everything inside is, and what was there before is not
 /// read.
 pub fn guards(op: &dyn DynOp, data: &[Data]) -> Verdict {
-    for face in Face::ALL {
+    for face in Face::of(op) {
         let fault = |e: String| format!("{}: {e}", face.name());
         let poisoned = face.run(op, data)?;
         poisoned.sentinels().map_err(fault)?;
@@ -89,7 +89,7 @@ pub fn guards(op: &dyn DynOp, data: &[Data]) -> Verdict {
 pub fn repeat(op: &dyn DynOp, data: &[Data]) -> Verdict {
     static ONE: OnceLock<rayon::ThreadPool> = OnceLock::new();
     let one = ONE.get_or_init(|| rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
-    for face in Face::ALL {
+    for face in Face::of(op) {
         let first = face.run(op, data)?;
         let again = face.run(op, data)?;
         let alone = one.install(|| face.run(op, data))?;

@@ -10,7 +10,8 @@ use super::code::{CUresult, Code, Result, SUCCESS};
 use super::context::Context;
 use super::driver::{Driver, driver};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -58,13 +59,17 @@ macro_rules! export {
 }
 pub(super) use export;
 
+// Clients call the driver from destructors of their own thread-locals, so none of these may have
+// one: what a thread leaves in them is leaked.
 thread_local! {
     /// Whether handle 0 means the thread's own stream, during a call.
     static OWN_STREAM: Cell<bool> = const { Cell::new(false) };
     /// The thread's current contexts, innermost last.
-    static CONTEXTS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    static CONTEXTS: RefCell<ManuallyDrop<Vec<usize>>> =
+        const { RefCell::new(ManuallyDrop::new(Vec::new())) };
     /// The thread's own default stream in each context, by the context's generation.
-    static OWN_LANES: RefCell<HashMap<u64, u64>> = RefCell::new(HashMap::new());
+    static OWN_LANES: RefCell<ManuallyDrop<BTreeMap<u64, u64>>> =
+        const { RefCell::new(ManuallyDrop::new(BTreeMap::new())) };
     /// How this thread takes part in captures: 0 global, 1 thread local, 2 relaxed.
     static CAPTURE_MODE: Cell<u32> = const { Cell::new(0) };
 }
@@ -121,7 +126,7 @@ pub(super) fn push_current(handle: usize) {
 
 /// Takes the top of the thread's contexts off.
 pub(super) fn pop_current() -> Result<usize> {
-    CONTEXTS.with_borrow_mut(Vec::pop).ok_or(Code::INVALID_CONTEXT)
+    CONTEXTS.with_borrow_mut(|stack| stack.pop()).ok_or(Code::INVALID_CONTEXT)
 }
 
 /// The driver and the thread's current context, which has to be alive; an earlier fault of it is

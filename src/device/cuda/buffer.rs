@@ -1,0 +1,107 @@
+//! Memory on the GPU, in the order of one queue.
+//!
+//! Allocation and release are commands of the queue's stream, so a buffer may be dropped while a
+//! kernel still uses it. What is released stays in the driver's pool for the next buffer.
+
+use std::marker::PhantomData;
+
+use cudarc::driver::result;
+
+use super::{Queue, failed};
+use crate::device::kernel::{Element, Slice, SliceMut};
+use crate::error::Result;
+
+/// `len` elements on the GPU.
+pub struct Buffer<T: Element> {
+    queue: Queue,
+    address: u64,
+    len: usize,
+    holds: PhantomData<T>,
+}
+
+impl<T: Element> Buffer<T> {
+    /// Not filled yet: a kernel or [`Buffer::write`] must do so before it is read.
+    ///
+    /// # Errors
+    /// Too little memory, saying how much is free.
+    pub fn new(queue: &Queue, len: usize) -> Result<Self> {
+        let address = queue.allocate(len.saturating_mul(size_of::<T>()).max(1))?;
+        Ok(Self { queue: queue.clone(), address, len, holds: PhantomData })
+    }
+
+    /// A copy of these elements.
+    ///
+    /// # Errors
+    /// As [`Buffer::new`].
+    pub fn from_slice(queue: &Queue, data: &[T]) -> Result<Self> {
+        let mut buffer = Self::new(queue, data.len())?;
+        buffer.write(data)?;
+        Ok(buffer)
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The queue whose order it lives in.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// For a kernel to read.
+    pub fn slice(&self) -> Slice<'_, T> {
+        Slice::new(self.address, self.len, self.queue.id())
+    }
+
+    /// For a kernel to write.
+    pub fn slice_mut(&mut self) -> SliceMut<'_, T> {
+        SliceMut::new(self.address, self.len, self.queue.id())
+    }
+
+    /// Overwrites the first elements with `data`, which must not be longer than the buffer.
+    ///
+    /// # Errors
+    /// Too much data; those of the driver.
+    pub fn write(&mut self, data: &[T]) -> Result<()> {
+        self.queue.holds("writing to a buffer", data.len(), self.len)?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.queue.bind()?;
+        // SAFETY: the buffer holds that many elements; the stream is synchronised before `data`
+        // can go away.
+        let copied = unsafe { result::memcpy_htod_async(self.address, data, self.queue.stream()) };
+        copied.map_err(|e| failed(e, "copying to the GPU".into(), self.queue.advice()))?;
+        self.queue.synchronize()
+    }
+
+    /// The elements; waits for the commands before.
+    ///
+    /// # Errors
+    /// Those of the driver, also of the kernels before.
+    pub fn read(&self) -> Result<Vec<T>> {
+        let mut data = vec![T::zeroed(); self.len];
+        if !data.is_empty() {
+            self.queue.bind()?;
+            // SAFETY: both sides hold `len` elements; the stream is synchronised before `data` is
+            // looked at.
+            let copied =
+                unsafe { result::memcpy_dtoh_async(&mut data, self.address, self.queue.stream()) };
+            copied.map_err(|e| failed(e, "copying from the GPU".into(), self.queue.advice()))?;
+        }
+        self.queue.synchronize()?;
+        Ok(data)
+    }
+}
+
+impl<T: Element> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        self.queue.release(self.address);
+    }
+}

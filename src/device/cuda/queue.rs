@@ -1,0 +1,256 @@
+//! A queue: commands that run on the GPU one after the other.
+
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaStream, result, sys};
+
+use super::{Gpu, failed};
+use crate::device::kernel::{Arg, Entry, Grid, Span};
+use crate::error::{Error, Result};
+
+/// Launches that are remembered for the message of a failed one.
+const REMEMBERED: usize = 4;
+
+/// Commands in order; clones are the same queue.
+#[derive(Clone)]
+pub struct Queue(Arc<Inner>);
+
+struct Inner {
+    gpu: Gpu,
+    stream: Arc<CudaStream>,
+    id: u64,
+    launches: AtomicUsize,
+    /// The newest launches, oldest first.
+    recent: Mutex<Vec<String>>,
+    /// Whether every kernel's results are looked at before the next.
+    checked: AtomicBool,
+}
+
+impl Gpu {
+    /// A new queue. With GENEVAR_CHECK_FINITE=1 in the environment it is [`Queue::checked`].
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn queue(&self) -> Result<Queue> {
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        self.bind()?;
+        let fix = "the GPU may have failed; look at `nvidia-smi`";
+        let stream = self.0.context.new_stream();
+        let stream = stream.map_err(|e| failed(e, "making a stream".into(), fix))?;
+        let checked = std::env::var("GENEVAR_CHECK_FINITE").is_ok_and(|v| v == "1");
+        Ok(Queue(Arc::new(Inner {
+            gpu: self.clone(),
+            stream,
+            id: IDS.fetch_add(1, Ordering::Relaxed),
+            launches: AtomicUsize::new(0),
+            recent: Mutex::default(),
+            checked: AtomicBool::new(checked),
+        })))
+    }
+}
+
+impl Queue {
+    /// The GPU it runs on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.0.gpu
+    }
+
+    /// Waits after every kernel and fails, naming it, at the first result that is not finite.
+    pub fn checked(self, on: bool) -> Self {
+        self.0.checked.store(on, Ordering::Relaxed);
+        self
+    }
+
+    /// Kernels launched so far.
+    pub fn launches(&self) -> usize {
+        self.0.launches.load(Ordering::Relaxed)
+    }
+
+    /// Puts a kernel into the queue. Generated launchers call it: they have checked the extents.
+    ///
+    /// # Errors
+    /// A buffer of another queue; those of the driver, naming entry, grid and buffers.
+    pub fn launch(&self, entry: &'static Entry, grid: Grid, args: &[Arg]) -> Result<()> {
+        if let Some(foreign) = args.iter().filter_map(Arg::span).find(|s| s.queue() != self.id()) {
+            let what = format!(
+                "{entry}: a buffer of {} {} belongs to another queue",
+                foreign.len(),
+                foreign.element()
+            );
+            return Err(Error::Shape { op: entry.name, what });
+        }
+        let function = self.0.gpu.function(entry)?;
+        self.bind()?;
+        self.note(entry, grid, args);
+        let mut values: Vec<u64> = args.iter().map(bits).collect();
+        let mut pointers: Vec<*mut c_void> =
+            values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+        let ([a, b, c], [x, y, z]) = (grid.blocks, grid.threads);
+        let (blocks, threads) = ((a, b, c), (x, y, z));
+        // SAFETY: the arguments are in the order and of the types that the entry declares, as the
+        // generated launcher made them; buffers are live, and their release is ordered after.
+        let launched = unsafe {
+            result::launch_kernel(
+                function,
+                blocks,
+                threads,
+                grid.shared,
+                self.stream(),
+                &mut pointers,
+            )
+        };
+        launched.map_err(|e| failed(e, self.described(entry, grid, args), self.advice()))?;
+        self.0.launches.fetch_add(1, Ordering::Relaxed);
+        match self.0.checked.load(Ordering::Relaxed) {
+            true => self.look_at(entry, args),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits until everything before has run.
+    ///
+    /// # Errors
+    /// What went wrong in it.
+    pub fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        self.0.stream.synchronize().map_err(|e| {
+            let recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            let what = match recent.is_empty() {
+                true => "waiting for the GPU".to_string(),
+                false => format!("waiting for the GPU; the newest launches: {}", recent.join("; ")),
+            };
+            failed(e, what, self.advice())
+        })
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.0.stream.cu_stream()
+    }
+
+    pub(super) fn cuda_stream(&self) -> &Arc<CudaStream> {
+        &self.0.stream
+    }
+
+    pub(super) fn bind(&self) -> Result<()> {
+        self.0.gpu.bind()
+    }
+
+    pub(super) fn advice(&self) -> &'static str {
+        "GENEVAR_CHECK_FINITE=1 waits after each kernel, compute-sanitizer finds bad accesses"
+    }
+
+    /// That `wanted` elements fit into a buffer of `len`.
+    pub(super) fn holds(&self, what: &'static str, wanted: usize, len: usize) -> Result<()> {
+        match wanted <= len {
+            true => Ok(()),
+            false => {
+                let what = format!("{what}: {wanted} elements do not fit into {len}");
+                Err(Error::Shape { op: "buffer", what })
+            }
+        }
+    }
+
+    pub(super) fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        // SAFETY: the stream is this queue's own.
+        unsafe { result::malloc_async(self.stream(), bytes) }.map_err(|e| {
+            let mib = |n: usize| n as f64 / f64::from(1 << 20);
+            let free = self.0.gpu.memory().map_or_else(
+                |_| String::new(),
+                |(free, all)| format!("; {:.0} of {:.0} MiB are free", mib(free), mib(all)),
+            );
+            let what = format!("allocating {:.1} MiB on the GPU{free}", mib(bytes));
+            failed(e, what, "use a smaller batch, or stop what else runs there")
+        })
+    }
+
+    /// Gives memory back when the commands before are done. A failed context has nothing to give.
+    pub(super) fn release(&self, address: u64) {
+        if self.bind().is_ok() {
+            // SAFETY: the address came from `allocate` of this queue and is released once.
+            let _ = unsafe { result::free_async(address, self.stream()) };
+        }
+    }
+
+    fn note(&self, entry: &'static Entry, grid: Grid, args: &[Arg]) {
+        let mut recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == REMEMBERED {
+            recent.remove(0);
+        }
+        recent.push(self.described(entry, grid, args));
+    }
+
+    fn described(&self, entry: &'static Entry, grid: Grid, args: &[Arg]) -> String {
+        let shown: Vec<String> = entry.params.iter().zip(args).map(shown).collect();
+        format!("{entry}, {grid}, {}", shown.join(", "))
+    }
+
+    /// Fails if a result of the newest launch is not finite.
+    fn look_at(&self, entry: &'static Entry, args: &[Arg]) -> Result<()> {
+        self.synchronize()?;
+        for (param, arg) in entry.params.iter().zip(args) {
+            let Arg::Output(span) = arg else { continue };
+            let values: Vec<f32> = match span.element() {
+                "f32" => self.peek::<f32>(span)?,
+                "bf16" => self.peek::<half::bf16>(span)?.iter().map(|v| v.to_f32()).collect(),
+                _ => continue,
+            };
+            let bad = |v: &f32| !v.is_finite();
+            if let Some(first) = values.iter().position(bad) {
+                return Err(Error::NotFinite {
+                    place: format!("{entry}, `{}`", param.name),
+                    count: values.iter().filter(|v| bad(v)).count(),
+                    len: values.len(),
+                    first,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn peek<T: bytemuck::Pod>(&self, span: &Span) -> Result<Vec<T>> {
+        let mut data = vec![T::zeroed(); span.len()];
+        if data.is_empty() {
+            return Ok(data);
+        }
+        // SAFETY: the span is a live buffer's of this many elements of this type.
+        let copied = unsafe { result::memcpy_dtoh_async(&mut data, span.address(), self.stream()) };
+        copied.map_err(|e| failed(e, "copying from the GPU".into(), self.advice()))?;
+        self.synchronize()?;
+        Ok(data)
+    }
+}
+
+/// An argument as the driver reads it: the low bytes hold the value.
+fn bits(arg: &Arg) -> u64 {
+    match *arg {
+        Arg::Input(s) | Arg::Output(s) => s.address(),
+        Arg::F32(v) => u64::from(v.to_bits()),
+        Arg::F64(v) => v.to_bits(),
+        Arg::I32(v) => u64::from(v.cast_unsigned()),
+        Arg::U32(v) => u64::from(v),
+        Arg::I64(v) => v.cast_unsigned(),
+        Arg::U64(v) => v,
+        Arg::Bool(v) => u64::from(v),
+    }
+}
+
+fn shown((param, arg): (&crate::device::kernel::Param, &Arg)) -> String {
+    let name = param.name;
+    match arg {
+        Arg::Input(s) | Arg::Output(s) => format!("{name} {}[{}]", s.element(), s.len()),
+        Arg::F32(v) => format!("{name} {v}"),
+        Arg::F64(v) => format!("{name} {v}"),
+        Arg::I32(v) => format!("{name} {v}"),
+        Arg::U32(v) => format!("{name} {v}"),
+        Arg::I64(v) => format!("{name} {v}"),
+        Arg::U64(v) => format!("{name} {v}"),
+        Arg::Bool(v) => format!("{name} {v}"),
+    }
+}

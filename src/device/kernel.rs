@@ -1,0 +1,362 @@
+//! Kernels as the host sees them: what an entry is, buffers and arguments of a launch, and why a
+//! launch is refused.
+//!
+//! The launchers that `build.rs` writes are made of these ([`super::launch`]). An argument that is
+//! a buffer can be made from a live buffer only, so launching is safe.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use crate::error::Error;
+
+pub use super::cuda::Queue;
+pub use crate::error::Result;
+pub use half::bf16 as Bf16;
+
+/// What a buffer on a device may hold.
+pub trait Element: bytemuck::Pod + Send + Sync {
+    /// The name that cards give the type.
+    const NAME: &'static str;
+}
+
+macro_rules! elements {
+    ($($t:ty: $name:literal),*) => {
+        $(impl Element for $t { const NAME: &'static str = $name; })*
+    };
+}
+elements!(f32: "f32", f64: "f64", i32: "i32", u32: "u32", i64: "i64", u64: "u64", u16: "u16",
+    u8: "u8", Bf16: "bf16");
+
+/// A stretch of device memory that is borrowed from its buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    address: u64,
+    len: usize,
+    element: &'static str,
+    /// The queue whose order it lives in.
+    queue: u64,
+}
+
+impl Span {
+    /// Device address of the first element.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+    /// The name of the elements' type.
+    pub fn element(&self) -> &'static str {
+        self.element
+    }
+    /// The queue whose order it lives in.
+    pub(super) fn queue(&self) -> u64 {
+        self.queue
+    }
+}
+
+/// A buffer that is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'a, T> {
+    span: Span,
+    owner: PhantomData<&'a [T]>,
+}
+
+/// A buffer that is written.
+#[derive(Debug)]
+pub struct SliceMut<'a, T> {
+    span: Span,
+    owner: PhantomData<&'a mut [T]>,
+}
+
+impl<T: Element> Slice<'_, T> {
+    /// Only buffers make slices: the address must be theirs.
+    pub(super) fn new(address: u64, len: usize, queue: u64) -> Self {
+        Self { span: Span { address, len, element: T::NAME, queue }, owner: PhantomData }
+    }
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.span.len
+    }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.span.len == 0
+    }
+}
+
+impl<T: Element> SliceMut<'_, T> {
+    /// Only buffers make slices: the address must be theirs.
+    pub(super) fn new(address: u64, len: usize, queue: u64) -> Self {
+        Self { span: Span { address, len, element: T::NAME, queue }, owner: PhantomData }
+    }
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.span.len
+    }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.span.len == 0
+    }
+}
+
+/// Blocks, threads of a block and bytes of dynamic shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks.
+    pub blocks: [u32; 3],
+    /// Threads of a block.
+    pub threads: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+impl Grid {
+    /// A row of blocks.
+    pub fn line(blocks: usize, threads: u32) -> Self {
+        let blocks = u32::try_from(blocks.max(1)).unwrap_or(u32::MAX).min(i32::MAX as u32);
+        Self { blocks: [blocks, 1, 1], threads: [threads, 1, 1], shared: 0 }
+    }
+}
+
+impl fmt::Display for Grid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ([a, b, c], [x, y, z]) = (self.blocks, self.threads);
+        write!(f, "{a}x{b}x{c} blocks of {x}x{y}x{z} threads")?;
+        match self.shared {
+            0 => Ok(()),
+            n => write!(f, " with {n} bytes of shared memory"),
+        }
+    }
+}
+
+/// One argument of a launch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    /// A buffer that is read.
+    Input(Span),
+    /// A buffer that is written.
+    Output(Span),
+    /// A value.
+    F32(f32),
+    /// A value.
+    F64(f64),
+    /// A value.
+    I32(i32),
+    /// A value.
+    U32(u32),
+    /// A value.
+    I64(i64),
+    /// A value.
+    U64(u64),
+    /// A value.
+    Bool(bool),
+}
+
+impl Arg {
+    /// A buffer that is read.
+    pub fn input<T: Element>(s: &Slice<'_, T>) -> Self {
+        Self::Input(s.span)
+    }
+    /// A buffer that is written.
+    pub fn output<T: Element>(s: &mut SliceMut<'_, T>) -> Self {
+        Self::Output(s.span)
+    }
+    /// The buffer, if it is one.
+    pub fn span(&self) -> Option<&Span> {
+        match self {
+            Self::Input(s) | Self::Output(s) => Some(s),
+            _ => None,
+        }
+    }
+}
+
+/// The whole number at place `at` of a launch's arguments; 0 for anything else.
+pub fn size_at(args: &[Arg], at: usize) -> usize {
+    match args.get(at) {
+        Some(Arg::I32(n)) => usize::try_from(*n).unwrap_or(0),
+        Some(Arg::U32(n)) => usize::try_from(*n).unwrap_or(0),
+        Some(Arg::I64(n)) => usize::try_from(*n).unwrap_or(0),
+        Some(Arg::U64(n)) => usize::try_from(*n).unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// The least bytes that a launch must move and operations that it must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Floor {
+    /// Bytes.
+    pub bytes: u64,
+    /// Floating-point operations.
+    pub flops: u64,
+}
+
+/// A compiled image of a kernel file.
+#[derive(Debug)]
+pub struct Image {
+    /// Its architecture: `compute_80` for PTX, `sm_80` for machine code.
+    pub arch: &'static str,
+    /// PTX without a final zero, or a cubin.
+    pub bytes: &'static [u8],
+}
+
+impl Image {
+    /// Whether this is PTX.
+    pub fn is_ptx(&self) -> bool {
+        self.arch.starts_with("compute_")
+    }
+}
+
+/// A kernel file.
+#[derive(Debug)]
+pub struct Module {
+    /// Its name without `.cu`.
+    pub name: &'static str,
+    /// Its images; none where NVRTC was missing.
+    pub images: &'static [Image],
+}
+
+/// What a parameter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A buffer that is read.
+    Input,
+    /// A buffer that is written.
+    Output,
+    /// A value.
+    Value,
+}
+
+/// A parameter of an entry.
+#[derive(Debug)]
+pub struct Param {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type, as cards name it.
+    pub element: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// Its extent as written.
+    pub extent: &'static str,
+}
+
+/// What an entry uses on an architecture.
+#[derive(Debug)]
+pub struct Resources {
+    /// The architecture.
+    pub arch: &'static str,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of stack of a thread.
+    pub stack: u32,
+    /// Bytes that a thread spills.
+    pub spill_stores: u32,
+    /// Bytes that a thread loads back.
+    pub spill_loads: u32,
+    /// Bytes of static shared memory of a block.
+    pub shared: u32,
+}
+
+/// One instance of a kernel entry.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its name.
+    pub name: &'static str,
+    /// What its template is filled with.
+    pub instance: &'static str,
+    /// Its mangled name; empty where NVRTC was missing.
+    pub symbol: &'static str,
+    /// The file it is in.
+    pub module: &'static Module,
+    /// The file's path from the root.
+    pub file: &'static str,
+    /// Its line there.
+    pub line: u32,
+    /// Threads of a block that it is compiled for.
+    pub max_threads: Option<u32>,
+    /// The card above it.
+    pub card: &'static str,
+    /// Its parameters.
+    pub params: &'static [Param],
+    /// What it uses, by architecture.
+    pub resources: &'static [Resources],
+    /// The card's floor for a launch with these arguments.
+    pub floor: fn(&[Arg]) -> Floor,
+    /// By what factor a count may exceed the floor.
+    pub slack: fn(&[Arg]) -> f64,
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.name)?;
+        if !self.instance.is_empty() {
+            write!(f, "<{}>", self.instance)?;
+        }
+        write!(f, " ({}:{})", self.file, self.line)
+    }
+}
+
+/// Why a launcher does not launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A buffer holds less than the kernel reaches.
+    Short {
+        /// The parameter.
+        name: &'static str,
+        /// Elements that the kernel reaches.
+        wanted: i128,
+        /// Elements that there are.
+        found: usize,
+    },
+    /// A buffer would have more elements than the kernel can count.
+    TooMany {
+        /// The parameter.
+        name: &'static str,
+        /// Elements that the kernel would have to reach.
+        wanted: i128,
+        /// Elements that it can count.
+        most: i128,
+    },
+    /// The block is larger than the kernel was compiled for.
+    Block {
+        /// Threads asked for.
+        threads: u64,
+        /// Threads that there may be.
+        most: u32,
+    },
+    /// A size does not fit the type in which the kernel takes it.
+    TooLarge {
+        /// The parameter.
+        name: &'static str,
+        /// The size.
+        value: usize,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Short { name, wanted, found } => {
+                write!(f, "`{name}` has {found} elements, the kernel reaches {wanted}")
+            }
+            Self::TooMany { name, wanted, most } => {
+                write!(f, "`{name}` would have {wanted} elements, the kernel counts to {most}")
+            }
+            Self::Block { threads, most } => {
+                write!(f, "a block of {threads} threads, it is compiled for {most}")
+            }
+            Self::TooLarge { name, value } => {
+                write!(f, "`{name}` is {value}, more than the kernel's type holds")
+            }
+        }
+    }
+}
+
+/// The error of a launcher that does not launch.
+pub fn refuse(entry: &'static Entry, fault: Fault) -> Error {
+    Error::Shape { op: entry.name, what: format!("{entry}: {fault}") }
+}
