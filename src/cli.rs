@@ -3,6 +3,9 @@
 //! Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 2
 //! input that a person can mend, 130 after Ctrl-C, 1 for the rest.
 
+mod doctor;
+mod kernels;
+
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -45,6 +48,10 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Prints the table of operations: shapes, faces, derivatives, test cases.
     Ops,
+    /// Prints the table of CUDA kernels, a kernel's card, its PTX or its machine code.
+    Kernels(kernels::KernelArgs),
+    /// Says what this machine has for genevar, and what to do about what it lacks.
+    Doctor,
 }
 
 #[derive(Subcommand)]
@@ -85,6 +92,8 @@ fn run(command: Command) -> Result<()> {
         Command::Sample(args) => sample::command::run(&args),
         Command::Demo(args) => print(&demo::run(&args)?),
         Command::Ops => print(&ops::table_markdown()),
+        Command::Kernels(args) => print(&kernels::run(&args)?),
+        Command::Doctor => print(&doctor::examine()),
     }
 }
 

@@ -181,7 +181,7 @@ fn try_alone(root: &Table, dotted: &str, value: &Value) -> Result<()> {
 
 impl Error {
     /// Puts "did you mean" in a configuration error's advice when one of `known` is near `found`.
-    pub(super) fn suggesting(self, found: &str, known: &[&str]) -> Self {
+    pub(crate) fn suggesting(self, found: &str, known: &[&str]) -> Self {
         let near = known
             .iter()
             .map(|k| (strsim::jaro_winkler(found, k), *k))
