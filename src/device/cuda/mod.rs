@@ -117,7 +117,7 @@ impl Gpu {
         let (_, all) = survey()?;
         let Some(facts) = all.get(ordinal).cloned() else {
             let what = format!("there is no GPU {ordinal}; the driver sees {}", all.len());
-            return Err(Error::config("--device", what, "`genevar doctor` lists them"));
+            return Err(Error::data(what, "`genevar doctor` lists them"));
         };
         let context = CudaContext::new(ordinal).map_err(|e| {
             let fix = "another process may hold it; look at `nvidia-smi`";

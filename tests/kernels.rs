@@ -1,0 +1,193 @@
+//! The CUDA device, on softcuda or a card (`GENEVAR_TEST_DEVICE=cuda:0`): launches that are refused,
+//! graphs, faults that are named, memory, and the bf16 instances of kernels.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
+
+#[path = "support/ops/gpu.rs"]
+mod gpu;
+
+use genevar::device::cuda::{Buffer, Queue};
+use genevar::device::kernel::{Bf16, Grid};
+use genevar::device::launch::{self, activation, elementwise, norm};
+use genevar::tensor::{Purpose, Stream};
+
+/// A queue, or nothing to test: the build found no NVRTC.
+fn queue() -> Option<Queue> {
+    if !gpu::has_kernels() {
+        eprintln!("left out: built without NVRTC (tools/setup)");
+        return None;
+    }
+    // A queue of the test's own, whatever ran on this thread before.
+    Some(gpu::queue().unwrap().gpu().queue().unwrap())
+}
+
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    Stream::new(seed, 0, 0, Purpose::Test).normals(n)
+}
+
+fn grid() -> Grid {
+    Grid::line(2, 256)
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let Some(q) = queue() else { return };
+    for n in [0, 1, 5, 70_000] {
+        let data = noise(n, 1);
+        assert_eq!(Buffer::from_slice(&q, &data).unwrap().read().unwrap(), data, "{n}");
+    }
+    let mut short = Buffer::<f32>::new(&q, 3).unwrap();
+    let told = short.write(&[0.0; 4]).unwrap_err().to_string();
+    assert!(told.contains("4 elements do not fit into 3"), "{told}");
+}
+
+#[test]
+fn a_buffer_that_is_too_short_is_refused_before_the_launch() {
+    let Some(q) = queue() else { return };
+    let x = Buffer::from_slice(&q, &noise(8, 2)).unwrap();
+    let mut y = Buffer::<f32>::new(&q, 7).unwrap();
+    let told = activation::gelu_fwd(&q, grid(), &mut y.slice_mut(), &x.slice(), 8);
+    let told = told.unwrap_err().to_string();
+    for part in ["gelu_fwd<f32>", "kernels/activation.cu:", "`y` has 7", "reaches 8"] {
+        assert!(told.contains(part), "{part:?} is not in {told}");
+    }
+    let mut y = Buffer::<f32>::new(&q, 8).unwrap();
+    let large = Grid::line(1, 1024);
+    let told = activation::gelu_fwd(&q, large, &mut y.slice_mut(), &x.slice(), 8);
+    assert!(told.unwrap_err().to_string().contains("1024 threads"));
+    let other = q.gpu().queue().unwrap();
+    let told = activation::gelu_fwd(&other, grid(), &mut y.slice_mut(), &x.slice(), 8);
+    assert!(told.unwrap_err().to_string().contains("another queue"));
+    assert_eq!(q.launches() + other.launches(), 0);
+}
+
+#[test]
+fn a_recording_runs_only_when_it_is_replayed() {
+    let Some(q) = queue() else { return };
+    let x = Buffer::from_slice(&q, &[1.0f32, 2.0, 3.0]).unwrap();
+    let (mut a, mut b) = (x.read().unwrap(), x.read().unwrap());
+    a.fill(0.0);
+    b.fill(0.0);
+    let (mut a, mut b) = (Buffer::from_slice(&q, &a).unwrap(), Buffer::from_slice(&q, &b).unwrap());
+    let graph = q
+        .record(|q| {
+            elementwise::affine_fwd(q, grid(), &mut a.slice_mut(), &x.slice(), 3, 2.0, 1.0)?;
+            elementwise::affine_fwd(q, grid(), &mut b.slice_mut(), &a.slice(), 3, 10.0, 0.0)
+        })
+        .unwrap();
+    assert_eq!(graph.launches(), 2);
+    assert_eq!(b.read().unwrap(), [0.0; 3]);
+    graph.replay().unwrap();
+    assert_eq!(b.read().unwrap(), [30.0, 50.0, 70.0]);
+    // An eager twin has the same bits.
+    let mut c = Buffer::<f32>::new(&q, 3).unwrap();
+    elementwise::affine_fwd(&q, grid(), &mut c.slice_mut(), &a.slice(), 3, 10.0, 0.0).unwrap();
+    assert_eq!(c.read().unwrap(), b.read().unwrap());
+    let failed = q.record(|_| Err(genevar::Error::data("no", "never")));
+    assert!(failed.is_err());
+    let told = q.record(|_| Ok(())).err().map(|e| e.to_string());
+    graph.replay().unwrap();
+    assert_eq!(b.read().unwrap(), [30.0, 50.0, 70.0], "after {told:?}");
+}
+
+#[test]
+fn the_first_kernel_whose_result_is_not_finite_is_named() {
+    let Some(q) = queue() else { return };
+    let q = q.checked(true);
+    let x = Buffer::from_slice(&q, &[1.0f32, 1e30, 2.0]).unwrap();
+    let mut y = Buffer::<f32>::new(&q, 3).unwrap();
+    activation::abs_fwd(&q, grid(), &mut y.slice_mut(), &x.slice(), 3).unwrap();
+    let told = activation::square_fwd(&q, grid(), &mut y.slice_mut(), &x.slice(), 3);
+    let told = told.unwrap_err().to_string();
+    for part in ["square_fwd<f32>", "`y`", "1 of 3", "index 1"] {
+        assert!(told.contains(part), "{part:?} is not in {told}");
+    }
+}
+
+#[test]
+fn too_large_a_buffer_says_what_is_free() {
+    let Some(q) = queue() else { return };
+    let (_, all) = q.gpu().memory().unwrap();
+    let told = Buffer::<f32>::new(&q, all).err().unwrap().to_string();
+    for part in ["allocating", "are free", "CUDA_ERROR_OUT_OF_MEMORY", "smaller batch"] {
+        assert!(told.contains(part), "{part:?} is not in {told}");
+    }
+    let before = q.gpu().high_water().unwrap();
+    let held = Buffer::<f32>::new(&q, 1 << 20).unwrap();
+    q.synchronize().unwrap();
+    let after = q.gpu().high_water().unwrap();
+    assert!(after >= before && after >= 4 << 20, "{before} {after}");
+    drop(held);
+}
+
+/// The nearest bf16.
+fn narrow(x: &[f32]) -> Vec<Bf16> {
+    x.iter().map(|&x| Bf16::from_f32(x)).collect()
+}
+
+/// A bf16 kernel computes in f32 and rounds once: on the same inputs it gives the f32 kernel's
+/// results to the nearest bf16.
+fn rounds_once(wide: &[f32], got: &[Bf16], what: &str) {
+    for (i, (w, g)) in wide.iter().zip(got).enumerate() {
+        assert_eq!(Bf16::from_f32(*w).to_bits(), g.to_bits(), "{what}[{i}]: {w} and {g}");
+    }
+}
+
+#[test]
+fn bf16_kernels_round_once() {
+    let Some(q) = queue() else { return };
+    for (rows, cols) in [(1, 1), (3, 17), (5, 64), (2, 700)] {
+        let n = rows * cols;
+        let x = narrow(&noise(n, 3));
+        let x32: Vec<f32> = x.iter().map(|v| v.to_f32()).collect();
+        let (x, x32) = (Buffer::from_slice(&q, &x).unwrap(), Buffer::from_slice(&q, &x32).unwrap());
+        let (x, x32) = (x.slice(), x32.slice());
+        let mut y = Buffer::<Bf16>::new(&q, n).unwrap();
+        let mut y32 = Buffer::<f32>::new(&q, n).unwrap();
+        let mut stat = Buffer::<f32>::new(&q, rows).unwrap();
+        macro_rules! both {
+            ($module:ident, $entry:ident $(, $more:expr)*) => {
+                $module::$entry(&q, grid(), &mut y.slice_mut(), &x, n $(, $more)*).unwrap();
+                $module::$entry(&q, grid(), &mut y32.slice_mut(), &x32, n $(, $more)*).unwrap();
+                rounds_once(&y32.read().unwrap(), &y.read().unwrap(), stringify!($entry));
+            };
+        }
+        both!(activation, gelu_fwd);
+        both!(activation, silu_fwd);
+        both!(activation, tanh_fwd);
+        both!(activation, exp_fwd);
+        both!(activation, softplus_fwd);
+        both!(activation, square_fwd);
+        both!(activation, abs_fwd);
+        both!(activation, leaky_relu_fwd, 0.2);
+        both!(activation, clamp_fwd, -0.5, 0.5);
+        both!(elementwise, affine_fwd, 1.5, -0.25);
+        macro_rules! rows {
+            ($entry:ident) => {
+                let (y, y32) = (&mut y, &mut y32);
+                let mut at = stat.slice_mut();
+                norm::$entry(&q, grid(), &mut y.slice_mut(), &mut at, &x, rows, cols, 1e-6)
+                    .unwrap();
+                norm::$entry(&q, grid(), &mut y32.slice_mut(), &mut at, &x32, rows, cols, 1e-6)
+                    .unwrap();
+                rounds_once(&y32.read().unwrap(), &y.read().unwrap(), stringify!($entry));
+            };
+        }
+        rows!(layer_norm_fwd);
+        rows!(l2_normalize_fwd);
+    }
+}
+
+#[test]
+fn no_kernel_spills_and_every_one_has_a_floor() {
+    if !gpu::has_kernels() {
+        return;
+    }
+    for e in &launch::ENTRIES {
+        assert!(!e.symbol.is_empty() && !e.resources.is_empty(), "{e}");
+        for r in e.resources {
+            assert_eq!((r.spill_stores, r.spill_loads, r.stack), (0, 0, 0), "{e} on {}", r.arch);
+        }
+        assert!(e.card.contains("floor") && e.card.contains("bits"), "{e}");
+    }
+}
