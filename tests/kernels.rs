@@ -1,5 +1,5 @@
-//! The CUDA device, on softcuda or a card (`GENEVAR_TEST_DEVICE=cuda:0`): launches that are refused,
-//! graphs, faults that are named, memory, and the bf16 instances of kernels.
+//! The CUDA device, on softcuda or a card (`GENEVAR_TEST_DEVICE=cuda:0`): launches that are
+//! refused, graphs, faults that are named, memory, and the bf16 instances of kernels.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 

@@ -249,7 +249,7 @@ fn ops_of(text: &str) -> Vec<String> {
     };
     let mut names: Vec<String> = text.split(" Op for ").skip(1).map(word).collect();
     for call in text.split("\npointwise!(").skip(1) {
-        names.extend(call.split(", ").take(2).map(word));
+        names.extend(call.split(',').take(2).map(word));
     }
     names.retain(|n| n.starts_with(|c: char| c.is_ascii_uppercase()));
     names

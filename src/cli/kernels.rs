@@ -77,9 +77,9 @@ fn chosen(name: &str, instance: Option<&str>) -> Result<Vec<&'static Entry>> {
 
 /// One row an entry and architecture.
 fn table() -> String {
-    let mut out = String::from(
-        "entry                instance   where                        arch        registers  stack  \
-         spills  shared\n",
+    let mut out = format!(
+        "{:<20} {:<10} {:<28} {:<11} {:>9}  {:>5}  {:>6}  {:>6}\n",
+        "entry", "instance", "where", "arch", "registers", "stack", "spills", "shared"
     );
     for e in &ENTRIES {
         let place = format!("{}:{}", e.file, e.line);

@@ -111,9 +111,9 @@ pub fn run_on(queue: &Queue, op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor
     if float_type(op, x)? == DType::F64 {
         return Err(Error::shape(op.name(), "kernels compute in f32, found F64"));
     }
-    let helds = x.iter().map(|t| OnGpu::upload(queue, t)).collect::<Result<Vec<_>>>()?;
+    let uploaded = x.iter().map(|t| OnGpu::upload(queue, t)).collect::<Result<Vec<_>>>()?;
     let ins: Vec<CudaIn<'_>> =
-        x.iter().zip(&helds).map(|(t, held)| CudaIn { shape: t.shape(), held }).collect();
+        x.iter().zip(&uploaded).map(|(t, held)| CudaIn { shape: t.shape(), held }).collect();
     let out = |(i, shape): (usize, Shape)| -> Result<CudaOut> {
         let held = OnGpu::new(queue, shape.len(), op.int_outputs().contains(&i))?;
         Ok(CudaOut::new(shape, held))
@@ -134,6 +134,11 @@ pub fn over_elements(queue: &Queue, n: usize) -> Grid {
 /// A grid that strides over `rows` rows, one warp a row.
 pub fn warp_per_row(queue: &Queue, rows: usize) -> Grid {
     strided(queue, rows.div_ceil(THREADS as usize / 32))
+}
+
+/// A grid that strides over `jobs` jobs, one block a job.
+pub fn block_per_job(queue: &Queue, jobs: usize) -> Grid {
+    strided(queue, jobs)
 }
 
 fn strided(queue: &Queue, blocks: usize) -> Grid {
@@ -165,6 +170,10 @@ pub fn spread(op: &'static str, large: &Shape, small: &Shape) -> Result<[usize; 
             }
         }
     }
+    // What is kept last is the row that packets run along.
+    if let [_, _, k1, 1, k2 @ 1] = &mut groups {
+        std::mem::swap(k1, k2);
+    }
     Ok(groups)
 }
 
@@ -176,13 +185,13 @@ mod tests {
     fn axes_are_merged_into_turns() {
         let of = |l: &[usize], s: &[usize]| spread("axpy", &l.into(), &s.into());
         assert_eq!(of(&[4, 5], &[4, 5]).unwrap(), [20, 1, 1, 1, 1]);
-        assert_eq!(of(&[4, 5], &[5]).unwrap(), [1, 4, 5, 1, 1]);
+        assert_eq!(of(&[4, 5], &[5]).unwrap(), [1, 4, 1, 1, 5]);
         assert_eq!(of(&[4, 5], &[]).unwrap(), [1, 20, 1, 1, 1]);
-        assert_eq!(of(&[2, 3, 5], &[2, 1, 5]).unwrap(), [2, 3, 5, 1, 1]);
+        assert_eq!(of(&[2, 3, 5], &[2, 1, 5]).unwrap(), [2, 3, 1, 1, 5]);
         assert_eq!(of(&[2, 3, 5, 7], &[3, 1, 7]).unwrap(), [1, 2, 3, 5, 7]);
         assert_eq!(of(&[2, 3, 5, 7], &[2, 1, 5, 1]).unwrap(), [2, 3, 5, 7, 1]);
         assert_eq!(of(&[1, 1], &[1]).unwrap(), [1; 5]);
-        assert_eq!(of(&[0, 4], &[1, 4]).unwrap(), [1, 0, 4, 1, 1]);
+        assert_eq!(of(&[0, 4], &[1, 4]).unwrap(), [1, 0, 1, 1, 4]);
         assert!(of(&[2, 3, 5, 7, 9], &[1, 3, 1, 7, 1]).is_err());
     }
 }

@@ -4,11 +4,13 @@
 use std::ops::RangeInclusive;
 
 use super::activation::Square;
+use super::cuda::{CudaFace, over_elements};
 use super::kinds::same_shape;
 use super::reduce::SumTo;
 use super::{Case, Cases, CpuFace, Diff, Draw, In, Input, Op, Out, Real, call};
 use crate::device::cpu;
-use crate::error::Result;
+use crate::device::launch::optim as launch;
+use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
 /// Why no derivative is taken of an update.
@@ -149,6 +151,19 @@ impl Op for AdamW {
     const INPUTS: RangeInclusive<usize> = 4..=4;
     const DIFF: Diff = UPDATE;
     const CPU: Option<CpuFace<Self>> = Some(adamw_cpu);
+    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+        let [p1, m1, v1] = y else { return Err(Error::Internal("adamw has three outputs".into())) };
+        let (mut p1, mut m1, mut v1) = (p1.r()?, m1.r()?, v1.r()?);
+        let (p, m, v, g) = (x[0].r()?, x[1].r()?, x[2].r()?, x[3].r()?);
+        let (n, c) = (x[0].shape.len(), op.constants::<f32>());
+        let ((b1, b2), (t1, t2)) = (c.keep, c.take);
+        let grid = over_elements(q, n);
+        let (p1, m1, v1) = (&mut p1, &mut m1, &mut v1);
+        let (rate, root, eps, shrink) = (c.rate, c.root, c.eps, c.shrink);
+        launch::adamw_fwd(
+            q, grid, p1, m1, v1, &p, &m, &v, &g, n, c.clip, b1, b2, t1, t2, rate, root, eps, shrink,
+        )
+    });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let one = same_shape(Self::NAME, x, 4)?;
@@ -190,6 +205,11 @@ impl Op for Ema {
                 },
             );
         });
+    });
+    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+        let (n, take) = (x[0].shape.len(), (1.0 - op.decay) as f32);
+        let grid = over_elements(q, n);
+        launch::ema_fwd(q, grid, &mut y[0].r()?, &x[0].r()?, &x[1].r()?, n, take)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

@@ -4,8 +4,10 @@
 use std::ops::RangeInclusive;
 
 use super::broadcast::Rows;
+use super::cuda::{CudaFace, block_per_job, over_elements, spread, warp_per_row};
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;
+use crate::device::launch::reduce as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -124,6 +126,20 @@ impl Op for SumTo {
             _ => op.reference(x, &mut [Out::Real(y)]),
         }
     });
+    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+        let [k0, r0, k1, r1, k2] = spread(Self::NAME, x[0].shape, &op.to)?;
+        let (x, mut y) = (x[0].r()?, y[0].r()?);
+        match k2 {
+            1 => {
+                let grid = warp_per_row(q, k0 * k1);
+                launch::sum_rows_fwd(q, grid, &mut y, &x, k0, r0, k1, r1)
+            }
+            _ => {
+                let grid = block_per_job(q, k0 * k1 * k2.div_ceil(32));
+                launch::sum_columns_fwd(q, grid, &mut y, &x, k0, r0, k1, r1, k2)
+            }
+        }
+    });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         if Rows::new(x[0], &self.to).is_none() {
@@ -180,6 +196,11 @@ impl Op for SumTo {
 impl Op for BroadcastTo {
     const NAME: &'static str = "broadcast_to";
     const INPUTS: RangeInclusive<usize> = 1..=1;
+    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+        let [k0, r0, k1, r1, k2] = spread(Self::NAME, &op.to, x[0].shape)?;
+        let grid = over_elements(q, op.to.len());
+        launch::broadcast_to_fwd(q, grid, &mut y[0].r()?, &x[0].r()?, k0, r0, k1, r1, k2)
+    });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         if Rows::new(&self.to, x[0]).is_none() {

@@ -29,7 +29,9 @@ fn line(row: &Row) -> String {
     let shapes: Vec<_> = case.inputs.iter().map(|i| &i.shape).collect();
     let outs = op.shapes(&shapes).unwrap_or_default();
     let outs = outs.iter().map(ToString::to_string).collect();
-    let faces = if op.has_cpu() { "reference, cpu" } else { "reference" };
+    let faces = [("reference", true), ("cpu", op.has_cpu()), ("cuda", op.has_cuda())];
+    let faces: Vec<&str> = faces.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
+    let faces = faces.join(", ");
     let rules = match op.diff() {
         Diff::Yes => "yes".to_string(),
         Diff::No(reason) => format!("no: {reason}"),

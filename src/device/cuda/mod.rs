@@ -25,7 +25,7 @@ use crate::device::kernel::{Entry, Image, Module};
 use crate::error::{Error, Result};
 
 /// What one can do when there is no driver.
-const NO_DRIVER: &str = "install NVIDIA's driver, or leave --device out to run on the CPU; `genevar doctor` looks again";
+const NO_DRIVER: &str = "the CPU works without; for a GPU, install NVIDIA's driver";
 
 /// One GPU, opened.
 #[derive(Clone)]
