@@ -94,7 +94,7 @@ fn demo() -> Config {
         kmeans_vectors: 40_000,
         warmup_steps: 250,
         restart_every: 100,
-        // At .1 the held-out PSNR stays .7 dB lower and the tiles are visibly softer.
+        // At .1 the held-out PSNR is .4 dB lower after 800 steps.
         scale_dropout: 0.0,
         loss: MsvqLossConfig {
             ms_ssim: 1.0,
