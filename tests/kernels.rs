@@ -65,10 +65,7 @@ fn a_buffer_that_is_too_short_is_refused_before_the_launch() {
 fn a_recording_runs_only_when_it_is_replayed() {
     let Some(q) = queue() else { return };
     let x = Buffer::from_slice(&q, &[1.0f32, 2.0, 3.0]).unwrap();
-    let (mut a, mut b) = (x.read().unwrap(), x.read().unwrap());
-    a.fill(0.0);
-    b.fill(0.0);
-    let (mut a, mut b) = (Buffer::from_slice(&q, &a).unwrap(), Buffer::from_slice(&q, &b).unwrap());
+    let [mut a, mut b] = [0, 1].map(|_| Buffer::from_slice(&q, &[0.0f32; 3]).unwrap());
     let graph = q
         .record(|q| {
             elementwise::affine_fwd(q, grid(), &mut a.slice_mut(), &x.slice(), 3, 2.0, 1.0)?;

@@ -20,6 +20,17 @@ fn info(stream: usize) -> Result<(u32, u64)> {
     Ok(line.capture()?.map_or((0, 0), |capture| (capture.status(), capture.id)))
 }
 
+/// Status and id of a stream's capture; the graph under construction is not given out.
+fn capture_info(stream: usize, status: Out<u32>, id: Out<u64>, wants_graph: bool) -> Result<()> {
+    let (now, number) = info(stream)?;
+    if now == 1 && wants_graph {
+        return Err(Code::NOT_SUPPORTED);
+    }
+    status.set(now)?;
+    id.offer(number);
+    Ok(())
+}
+
 abi! {
     /// Whether a stream's work goes into a graph.
     fn cuStreamIsCapturing(stream: usize, status: Out<u32>) also cuStreamIsCapturing_ptsz {
@@ -35,13 +46,8 @@ abi! {
         dependencies: Out<usize>,
         count: Out<usize>,
     ) also cuStreamGetCaptureInfo_v2_ptsz {
-        let (now, number) = info(stream)?;
-        if now == 1 && !(graph.is_null() && dependencies.is_null() && count.is_null()) {
-            return Err(Code::NOT_SUPPORTED);
-        }
-        status.set(now)?;
-        id.offer(number);
-        Ok(())
+        let wants_graph = !(graph.is_null() && dependencies.is_null() && count.is_null());
+        capture_info(stream, status, id, wants_graph)
     }
 
     /// Status and id of a stream's capture; the graph under construction is not given out.
@@ -54,13 +60,8 @@ abi! {
         _edges: Out<usize>,
         count: Out<usize>,
     ) also cuStreamGetCaptureInfo_v3_ptsz {
-        let (now, number) = info(stream)?;
-        if now == 1 && !(graph.is_null() && dependencies.is_null() && count.is_null()) {
-            return Err(Code::NOT_SUPPORTED);
-        }
-        status.set(now)?;
-        id.offer(number);
-        Ok(())
+        let wants_graph = !(graph.is_null() && dependencies.is_null() && count.is_null());
+        capture_info(stream, status, id, wants_graph)
     }
 
     /// Swaps the thread's way of taking part in captures with the one given.
