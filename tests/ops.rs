@@ -20,22 +20,24 @@ use proptest::test_runner::{
     Config, FileFailurePersistence, RngSeed, TestCaseError, TestError, TestRunner,
 };
 
-use support::data::{Data, fill, seed};
+use support::data::{fill, seed};
 use support::faces::Verdict;
+use support::inputs::Inputs;
 use support::planted::{Fault, NOTICED, notices, planted};
 use support::{coverage, derivative, special, value};
 
-type Check = fn(&dyn DynOp, &[Data]) -> Verdict;
+type Check = fn(&dyn DynOp, &Inputs) -> Verdict;
 
-/// Checks of every case.
-const CHECKS: &[(&str, Check)] = &[
+/// Checks of the faces of every case, at f32 and where there are such kernels at bf16.
+const FACES: &[(&str, Check)] = &[
     ("value", value::value),
     ("guards", value::guards),
     ("repeat", value::repeat),
     ("special", special::special),
     ("sizes", special::sizes),
-    ("refuses", special::refuses),
 ];
+/// Checks of what every case refuses.
+const EDGES: &[(&str, Check)] = &[("refuses", special::refuses)];
 /// Further checks of ops with derivative rules.
 const RULES: &[(&str, Check)] = &[("jvp", derivative::jvp), ("adjoint", derivative::adjoint)];
 
@@ -46,19 +48,27 @@ const WORDS: usize = 16;
 
 fn checks(op: &dyn DynOp) -> impl Iterator<Item = &'static (&'static str, Check)> + use<> {
     let rules: &[_] = if op.diff() == Diff::Yes { RULES } else { &[] };
-    CHECKS.iter().chain(rules)
+    FACES.iter().chain(EDGES).chain(rules)
 }
 
-fn check_case(op: &'static str, case: &Case, check: Check) -> Verdict {
+fn check_case(op: &'static str, case: &Case, check: &(&str, Check)) -> Verdict {
     let data = fill(&*case.op, &case.inputs, seed(&format!("{op}/{}", case.name)));
-    check(&*case.op, &data)
+    let data = Inputs::f32(data);
+    check.1(&*case.op, &data)?;
+    match data.bf16(&*case.op) {
+        Some(half) if FACES.iter().any(|face| face.0 == check.0) => {
+            check.1(&*case.op, &half).map_err(|e| format!("at bf16: {e}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// One test for each check of each named case.
 fn named(row: &'static Row) -> Vec<Trial> {
     let mut trials = Vec::new();
     for (i, case) in (row.cases)().named.iter().enumerate() {
-        for &(name, check) in checks(&*case.op) {
+        for check in checks(&*case.op) {
+            let name = check.0;
             trials.push(Trial::test(format!("{}/{}/{name}", row.name, case.name), move || {
                 let case = (row.cases)().named.swap_remove(i);
                 check_case(row.name, &case, check).map_err(Into::into)
@@ -75,9 +85,10 @@ fn drawn(row: &'static Row) -> Verdict {
     let property = |words: Vec<u32>| {
         let case = draw(&mut Draw::new(&words));
         let sizes: Vec<String> = case.inputs.iter().map(|i| i.shape.to_string()).collect();
-        for (name, check) in checks(&*case.op) {
-            check_case(row.name, &case, *check)
-                .map_err(|e| TestCaseError::fail(format!("{name} on {}: {e}", sizes.join(", "))))?;
+        for check in checks(&*case.op) {
+            check_case(row.name, &case, check).map_err(|e| {
+                TestCaseError::fail(format!("{} on {}: {e}", check.0, sizes.join(", ")))
+            })?;
         }
         Ok(())
     };
@@ -138,7 +149,7 @@ fn shrinking() -> Verdict {
 
 /// The sound op passes every check, and each planted fault is noticed.
 fn faults() -> Vec<Trial> {
-    let all = || CHECKS.iter().chain(RULES);
+    let all = || FACES.iter().chain(EDGES).chain(RULES);
     let sound = all().map(|&(name, check)| {
         Trial::test(format!("planted/sound/{name}"), move || {
             let (op, data) = planted(Fault::Sound);

@@ -2,11 +2,12 @@
 
 use std::fmt::Write;
 
+use crate::device::Device;
 use crate::device::cuda::{self, Facts, Gpu};
 use crate::device::launch;
 use crate::error::Result;
-use crate::ops::cuda::run_on;
 use crate::ops::elementwise::Affine;
+use crate::ops::run_on;
 use crate::tensor::Tensor;
 
 /// Looks at processor, kernels, driver and GPUs. What is missing is part of the answer, not an
@@ -90,7 +91,7 @@ fn trial(ordinal: usize) -> Result<&'static str> {
     let queue = gpu.queue()?;
     let x = Tensor::new((0..1000).map(|i| i as f32).collect(), [1000])?;
     let op = Affine { scale: 2.0, shift: 1.0 };
-    let y = run_on(&queue, &op, &[&x])?;
+    let y = run_on(&Device::Cuda(queue), &op, &[&x])?;
     let right = |(i, &y): (usize, &f32)| y == 2.0 * i as f32 + 1.0;
     let Some(y) = y.first() else { return Ok("nothing") };
     if let Some(at) = y.f32s()?.iter().enumerate().position(|p| !right(p)) {

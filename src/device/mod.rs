@@ -4,7 +4,10 @@ pub mod cpu;
 pub mod cuda;
 pub mod kernel;
 pub mod mmap;
+mod place;
 pub mod window;
+
+pub use place::{Device, Held, Meter, OnGpu};
 
 /// Typed launchers of the CUDA kernels, written by `build.rs` from `kernels/*.cu`: a module a file,
 /// and the table of all entries.

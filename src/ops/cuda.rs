@@ -1,49 +1,101 @@
 //! The CUDA faces of ops: inputs and outputs as buffers on a GPU, and how a launch is shaped.
 
-use super::{DynOp, float_type};
+use super::DynOp;
 use crate::device::cuda::{Buffer, Queue};
 use crate::device::kernel::{Grid, Slice, SliceMut};
+use crate::device::{Held, OnGpu};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Shape, Tensor};
+use crate::tensor::{Shape, Tensor};
 
-/// The CUDA face of an op: launches into the queue, nothing else. Outputs are of the op's shapes.
+/// What the real elements of an op are on the GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// binary32.
+    F32,
+    /// bfloat16, computed with in f32; what [`super::Op::F32_INPUTS`] and
+    /// [`super::Op::F32_OUTPUTS`] name stays in f32.
+    Bf16,
+}
+
+/// The CUDA face of an op at one precision: launches into the queue, nothing else. Outputs are of
+/// the op's shapes.
 pub type CudaFace<O> = fn(&O, &Queue, &[CudaIn<'_>], &mut [CudaOut]) -> Result<()>;
+
+/// One way to run an op on the GPU.
+pub struct Variant<O> {
+    /// What sets it apart.
+    pub name: &'static str,
+    /// With elements in f32.
+    pub f32: Option<CudaFace<O>>,
+    /// With elements in bf16.
+    pub bf16: Option<CudaFace<O>>,
+    /// Whether it takes these shapes.
+    pub takes: fn(&O, &[&Shape]) -> bool,
+}
+
+/// All ways to run an op on the GPU. They pass the same tests.
+pub struct Kernels<O: 'static> {
+    /// The ways; none where the op has no kernels.
+    pub variants: &'static [Variant<O>],
+    /// The index of the fastest for these shapes, found by `cargo bench`. It must take them.
+    pub fastest: fn(&O, Precision, &[&Shape]) -> usize,
+}
+
+impl<O> Kernels<O> {
+    /// No kernels yet.
+    pub const NONE: Self = Self { variants: &[], fastest: |_, _, _| 0 };
+}
+
+impl<O> Variant<O> {
+    pub(super) fn at(&self, precision: Precision) -> Option<CudaFace<O>> {
+        match precision {
+            Precision::F32 => self.f32,
+            Precision::Bf16 => self.bf16,
+        }
+    }
+}
+
+/// A [`Variant`] that takes all shapes: its name, its precisions, and the launch, in which `T` is
+/// the type of the elements.
+macro_rules! variant {
+    ($name:literal, [f32, bf16], $face:expr) => {
+        $crate::ops::cuda::Variant {
+            bf16: Some({
+                type T = $crate::device::kernel::Bf16;
+                $face
+            }),
+            ..$crate::ops::cuda::variant!($name, [f32], $face)
+        }
+    };
+    ($name:literal, [f32], $face:expr) => {
+        $crate::ops::cuda::Variant {
+            name: $name,
+            f32: Some({
+                type T = f32;
+                $face
+            }),
+            bf16: None,
+            takes: |_, _| true,
+        }
+    };
+}
+pub(crate) use variant;
+
+/// The [`Kernels`] of an op with one variant.
+macro_rules! kernels {
+    ([$($precision:ident),+], $face:expr) => {
+        $crate::ops::cuda::Kernels {
+            variants: &[$crate::ops::cuda::variant!("only", [$($precision),+], $face)],
+            fastest: |_, _, _| 0,
+        }
+    };
+}
+pub(crate) use kernels;
 
 /// Threads of a block, unless a kernel says otherwise.
 pub const THREADS: u32 = 256;
 /// Blocks that a multiprocessor is given when the grid strides.
 const BLOCKS_EACH: usize = 8;
-
-/// Elements on the GPU.
-pub enum OnGpu {
-    /// Real numbers.
-    Real(Buffer<f32>),
-    /// Integers.
-    Int(Buffer<i32>),
-}
-
-impl OnGpu {
-    fn new(queue: &Queue, len: usize, int: bool) -> Result<Self> {
-        match int {
-            true => Ok(Self::Int(Buffer::new(queue, len)?)),
-            false => Ok(Self::Real(Buffer::new(queue, len)?)),
-        }
-    }
-
-    fn upload(queue: &Queue, t: &Tensor) -> Result<Self> {
-        match t.dtype() {
-            DType::I32 => Ok(Self::Int(Buffer::from_slice(queue, t.i32s()?)?)),
-            _ => Ok(Self::Real(Buffer::from_slice(queue, t.f32s()?)?)),
-        }
-    }
-
-    fn tensor(&self, shape: &Shape) -> Result<Tensor> {
-        match self {
-            Self::Real(b) => Tensor::new(b.read()?, shape),
-            Self::Int(b) => Tensor::new_i32(b.read()?, shape),
-        }
-    }
-}
 
 /// An input as a CUDA face sees it.
 pub struct CudaIn<'a> {
@@ -58,15 +110,12 @@ impl<'a> CudaIn<'a> {
         Self { shape, held }
     }
 
-    /// The real elements.
+    /// The elements.
     ///
     /// # Errors
-    /// An input of integers.
-    pub fn r(&self) -> Result<Slice<'a, f32>> {
-        match self.held {
-            OnGpu::Real(b) => Ok(b.slice()),
-            OnGpu::Int(_) => Err(Error::Internal("an input of integers read as real".into())),
-        }
+    /// Elements of another type.
+    pub fn get<T: Held>(&self) -> Result<Slice<'a, T>> {
+        T::held(self.held).map(Buffer::slice).ok_or_else(|| mistaken::<T>("input", self.held))
     }
 }
 
@@ -89,41 +138,60 @@ impl CudaOut {
         &self.held
     }
 
-    /// The real elements, to be written.
+    /// The elements, to be written.
     ///
     /// # Errors
-    /// An output of integers.
-    pub fn r(&mut self) -> Result<SliceMut<'_, f32>> {
+    /// Elements of another type.
+    pub fn get<T: Held>(&mut self) -> Result<SliceMut<'_, T>> {
         self.written = true;
-        match &mut self.held {
-            OnGpu::Real(b) => Ok(b.slice_mut()),
-            OnGpu::Int(_) => Err(Error::Internal("an output of integers written as real".into())),
+        match T::held(&self.held).is_some() {
+            false => Err(mistaken::<T>("output", &self.held)),
+            true => T::held_mut(&mut self.held)
+                .map(Buffer::slice_mut)
+                .ok_or_else(|| Error::Internal("an output changed its type".into())),
         }
     }
 }
 
-/// Runs an op's CUDA face on tensors of the host: copies them there, launches, copies back.
+fn mistaken<T: Held>(what: &str, held: &OnGpu) -> Error {
+    Error::Internal(format!("an {what} of {} taken for {}", held.element(), T::NAME))
+}
+
+/// Runs an op's fastest variant in f32. Inputs in the CPU's memory are copied to the GPU first;
+/// outputs stay there.
 ///
 /// # Errors
-/// An op without a CUDA face, inputs in f64, and those of [`super::run`] and of the driver.
-pub fn run_on(queue: &Queue, op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-    let outs = super::checked_shapes(op, x)?;
-    if float_type(op, x)? == DType::F64 {
-        return Err(Error::shape(op.name(), "kernels compute in f32, found F64"));
+/// An op without kernels, inputs in f64, and those of the driver.
+pub(super) fn run(
+    queue: &Queue,
+    op: &dyn DynOp,
+    x: &[&Tensor],
+    outs: Vec<Shape>,
+) -> Result<Vec<Tensor>> {
+    let put = |t: &&Tensor| match OnGpu::of(t) {
+        Some(_) => Ok(None),
+        None => OnGpu::upload(queue, t).map(Some),
+    };
+    let copied = x.iter().map(put).collect::<Result<Vec<_>>>()?;
+    let mut ins = Vec::with_capacity(x.len());
+    for (t, copy) in x.iter().zip(&copied) {
+        let held = copy.as_ref().or_else(|| OnGpu::of(t));
+        let held = held.ok_or_else(|| Error::Internal("an input that is nowhere".into()))?;
+        ins.push(CudaIn::new(t.shape(), held));
     }
-    let uploaded = x.iter().map(|t| OnGpu::upload(queue, t)).collect::<Result<Vec<_>>>()?;
-    let ins: Vec<CudaIn<'_>> =
-        x.iter().zip(&uploaded).map(|(t, held)| CudaIn { shape: t.shape(), held }).collect();
     let out = |(i, shape): (usize, Shape)| -> Result<CudaOut> {
-        let held = OnGpu::new(queue, shape.len(), op.int_outputs().contains(&i))?;
+        let held = match op.int_outputs().contains(&i) {
+            true => OnGpu::I32(Buffer::new(queue, shape.len())?),
+            false => OnGpu::F32(Buffer::new(queue, shape.len())?),
+        };
         Ok(CudaOut::new(shape, held))
     };
     let mut outs = outs.into_iter().enumerate().map(out).collect::<Result<Vec<_>>>()?;
-    op.cuda(queue, &ins, &mut outs)?;
+    op.cuda(queue, Precision::F32, None, &ins, &mut outs)?;
     if let Some(i) = outs.iter().position(|o| !o.written) {
         return Err(Error::Internal(format!("{}: its kernels leave output {i} out", op.name())));
     }
-    outs.iter().map(|o| o.held.tensor(&o.shape)).collect()
+    outs.into_iter().map(|o| Tensor::away(o.held, o.shape)).collect()
 }
 
 /// A grid that strides over `n` elements, four to a thread at a time.

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use super::broadcast::{
     Rows, broadcast_cases, drawn_pair, each_row, pair, rows_of, zip_cpu, zip_reference,
 };
-use super::cuda::{CudaFace, over_elements, spread as spread_of};
+use super::cuda::{Kernels, kernels, over_elements, spread as spread_of};
 use super::reduce::{SumTo, broadcast_into};
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
 use crate::device::cpu;
@@ -79,11 +79,11 @@ impl Op for Axpy {
             move |a, b| a + alpha * b,
         );
     });
-    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
         let [k0, r0, k1, r1, k2] = spread_of(Self::NAME, x[0].shape, x[1].shape)?;
         let grid = over_elements(q, x[0].shape.len());
-        let mut y = y[0].r()?;
-        let (a, b, alpha) = (x[0].r()?, x[1].r()?, op.alpha as f32);
+        let mut y = y[0].get::<T>()?;
+        let (a, b, alpha) = (x[0].get::<T>()?, x[1].get::<T>()?, op.alpha as f32);
         launch::axpy_fwd(q, grid, &mut y, &a, &b, k0, r0, k1, r1, k2, alpha)
     });
 
@@ -139,11 +139,11 @@ impl Op for Mul {
             |a, b| a * b,
         )
     });
-    const CUDA: Option<CudaFace<Self>> = Some(|_, q, x, y| {
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |_, q, x, y| {
         let [k0, r0, k1, r1, k2] = spread_of(Self::NAME, x[0].shape, x[1].shape)?;
         let grid = over_elements(q, x[0].shape.len());
-        let mut y = y[0].r()?;
-        launch::mul_fwd(q, grid, &mut y, &x[0].r()?, &x[1].r()?, k0, r0, k1, r1, k2)
+        let mut y = y[0].get::<T>()?;
+        launch::mul_fwd(q, grid, &mut y, &x[0].get::<T>()?, &x[1].get::<T>()?, k0, r0, k1, r1, k2)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -187,10 +187,10 @@ impl Op for Affine {
             move |x, _| scale * x + shift,
         );
     });
-    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
         let (n, scale, shift) = (x[0].shape.len(), op.scale as f32, op.shift as f32);
         let grid = over_elements(q, n);
-        launch::affine_fwd(q, grid, &mut y[0].r()?, &x[0].r()?, n, scale, shift)
+        launch::affine_fwd(q, grid, &mut y[0].get::<T>()?, &x[0].get::<T>()?, n, scale, shift)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -243,11 +243,11 @@ impl Op for Modulate {
             );
         });
     });
-    const CUDA: Option<CudaFace<Self>> = Some(|_, q, x, y| {
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |_, q, x, y| {
         let [k0, r0, k1, r1, k2] = spread_of(Self::NAME, x[0].shape, x[1].shape)?;
         let grid = over_elements(q, x[0].shape.len());
-        let mut y = y[0].r()?;
-        let (v, a, b) = (x[0].r()?, x[1].r()?, x[2].r()?);
+        let mut y = y[0].get::<T>()?;
+        let (v, a, b) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?);
         launch::modulate_fwd(q, grid, &mut y, &v, &a, &b, k0, r0, k1, r1, k2)
     });
 
@@ -340,11 +340,11 @@ impl Op for GatedAdd {
             );
         });
     });
-    const CUDA: Option<CudaFace<Self>> = Some(|_, q, x, y| {
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |_, q, x, y| {
         let [k0, r0, k1, r1, k2] = spread_of(Self::NAME, x[0].shape, x[1].shape)?;
         let grid = over_elements(q, x[0].shape.len());
-        let mut y = y[0].r()?;
-        let (v, g, w) = (x[0].r()?, x[1].r()?, x[2].r()?);
+        let mut y = y[0].get::<T>()?;
+        let (v, g, w) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?);
         launch::gated_add_fwd(q, grid, &mut y, &v, &g, &w, k0, r0, k1, r1, k2)
     });
 

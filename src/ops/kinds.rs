@@ -99,11 +99,12 @@ macro_rules! pointwise {
             const SAVES: $crate::ops::Saves = $crate::ops::Saves::inputs(&[0]);
             const CPU: Option<$crate::ops::CpuFace<Self>> =
                 Some($crate::ops::kinds::map_cpu::<Self>);
-            const CUDA: Option<$crate::ops::CudaFace<Self>> = Some(|_op, q, x, y| {
-                let (n, x) = (x[0].shape.len(), x[0].r()?);
+            const CUDA: $crate::ops::Kernels<Self> =
+                $crate::ops::cuda::kernels!([f32, bf16], |_op, q, x, y| {
+                let (n, x) = (x[0].shape.len(), x[0].get::<T>()?);
                 let grid = $crate::ops::cuda::over_elements(q, n);
                 $crate::device::launch::activation::$launch(
-                    q, grid, &mut y[0].r()?, &x, n $(, _op.$field as f32)*
+                    q, grid, &mut y[0].get::<T>()?, &x, n $(, _op.$field as f32)*
                 )
             });
 
@@ -140,11 +141,12 @@ macro_rules! pointwise {
             const DIFF: $crate::ops::Diff = $crate::ops::FIRST_ORDER;
             const CPU: Option<$crate::ops::CpuFace<Self>> =
                 Some(|op, x, y| $crate::ops::kinds::map_vjp_cpu(&op.0, x, y));
-            const CUDA: Option<$crate::ops::CudaFace<Self>> = Some(|_op, q, x, gx| {
-                let (n, x, gy) = (x[0].shape.len(), x[0].r()?, x[1].r()?);
+            const CUDA: $crate::ops::Kernels<Self> =
+                $crate::ops::cuda::kernels!([f32, bf16], |_op, q, x, gx| {
+                let (n, x, gy) = (x[0].shape.len(), x[0].get::<T>()?, x[1].get::<T>()?);
                 let grid = $crate::ops::cuda::over_elements(q, n);
                 $crate::device::launch::activation::$launch_vjp(
-                    q, grid, &mut gx[0].r()?, &x, &gy, n $(, _op.0.$field as f32)*
+                    q, grid, &mut gx[0].get::<T>()?, &x, &gy, n $(, _op.0.$field as f32)*
                 )
             });
 

@@ -29,11 +29,12 @@ pub mod resample;
 pub mod sample;
 mod table;
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape, Tensor};
 
 pub use cases::{Case, Cases, Draw, Fill, Input};
-pub use cuda::{CudaFace, CudaIn, CudaOut, OnGpu};
+pub use cuda::{CudaIn, CudaOut, Kernels, Precision, Variant};
 pub use op::{CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Op, Out, Saved, Saves};
 pub use real::{Dual, Real, Running};
 pub use table::table_markdown;
@@ -82,16 +83,32 @@ table! {
     quantize: NearestCode;
 }
 
-/// Runs an op on tensors: checks number, types and shapes, then the fast path, or the reference in
-/// f64.
+/// Runs an op on the device that its inputs are on, the CPU if none is elsewhere: [`run_on`].
 pub fn run(op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor>> {
+    run_on(&Device::of(x.iter().copied()), op, x)
+}
+
+/// Runs an op on tensors: checks number, types and shapes, then the kernels, the fast path of the
+/// CPU, or the reference in f64. Inputs in the CPU's memory are copied to where they are needed.
+///
+/// # Errors
+/// Inputs that do not fit, an op that the device has no kernels for, and those of the device.
+pub fn run_on(device: &Device, op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor>> {
     let outs = checked_shapes(op, x)?;
-    match float_type(op, x)? {
-        DType::F64 => {
+    match (device, float_type(op, x)?) {
+        (Device::Cuda(queue), _) => cuda::run(queue, op, x, outs),
+        (Device::Plan(meter), dtype) => {
+            let one = |(i, shape): (usize, &Shape)| {
+                let int = op.int_outputs().contains(&i);
+                meter.tensor(if int { DType::I32 } else { dtype }, shape)
+            };
+            outs.iter().enumerate().map(one).collect()
+        }
+        (Device::Cpu, DType::F64) => {
             let ins = views(x, Tensor::f64s)?;
             fill(op, outs, |y| op.reference_f64(&ins, y), Tensor::new_f64)
         }
-        _ => {
+        (Device::Cpu, _) => {
             let ins = views(x, Tensor::f32s)?;
             fill(op, outs, |y| op.cpu(&ins, y), Tensor::new)
         }

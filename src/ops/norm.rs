@@ -6,7 +6,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::cuda::{CudaFace, warp_per_row};
+use super::cuda::{Kernels, kernels, warp_per_row};
 use super::{
     Case, Cases, CpuFace, Diff, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
     lanes,
@@ -155,12 +155,13 @@ impl Op for LayerNorm {
             },
         );
     });
-    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+    const F32_OUTPUTS: &'static [usize] = &[1];
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
         let (rows, cols) = x[0].shape.matrix();
         let [y, rstd] = y else { return Err(two_outputs(Self::NAME)) };
-        let (mut y, mut rstd, eps) = (y.r()?, rstd.r()?, op.eps as f32);
+        let (mut y, mut rstd, eps) = (y.get::<T>()?, rstd.get::<f32>()?, op.eps as f32);
         let grid = warp_per_row(q, rows);
-        launch::layer_norm_fwd(q, grid, &mut y, &mut rstd, &x[0].r()?, rows, cols, eps)
+        launch::layer_norm_fwd(q, grid, &mut y, &mut rstd, &x[0].get::<T>()?, rows, cols, eps)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -216,11 +217,12 @@ impl Op for LayerNormVjp {
             },
         );
     });
-    const CUDA: Option<CudaFace<Self>> = Some(|_, q, x, gx| {
+    const F32_INPUTS: &'static [usize] = &[1];
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |_, q, x, gx| {
         let (rows, cols) = x[0].shape.matrix();
-        let (y, rstd, gy) = (x[0].r()?, x[1].r()?, x[2].r()?);
+        let (y, gy, rstd) = (x[0].get::<T>()?, x[2].get::<T>()?, x[1].get::<f32>()?);
         let grid = warp_per_row(q, rows);
-        launch::layer_norm_vjp(q, grid, &mut gx[0].r()?, &y, &rstd, &gy, rows, cols)
+        launch::layer_norm_vjp(q, grid, &mut gx[0].get::<T>()?, &y, &rstd, &gy, rows, cols)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -270,12 +272,13 @@ impl Op for L2Normalize {
             },
         );
     });
-    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+    const F32_OUTPUTS: &'static [usize] = &[1];
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
         let (rows, cols) = x[0].shape.matrix();
         let [y, length] = y else { return Err(two_outputs(Self::NAME)) };
-        let (mut y, mut length, eps) = (y.r()?, length.r()?, op.eps as f32);
+        let (mut y, mut length, eps) = (y.get::<T>()?, length.get::<f32>()?, op.eps as f32);
         let grid = warp_per_row(q, rows);
-        launch::l2_normalize_fwd(q, grid, &mut y, &mut length, &x[0].r()?, rows, cols, eps)
+        launch::l2_normalize_fwd(q, grid, &mut y, &mut length, &x[0].get::<T>()?, rows, cols, eps)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -336,11 +339,12 @@ impl Op for L2NormalizeVjp {
             },
         );
     });
-    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, gx| {
+    const F32_INPUTS: &'static [usize] = &[1];
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, gx| {
         let (rows, cols) = x[0].shape.matrix();
-        let (y, length, gy) = (x[0].r()?, x[1].r()?, x[2].r()?);
+        let (y, gy, length) = (x[0].get::<T>()?, x[2].get::<T>()?, x[1].get::<f32>()?);
         let (grid, eps) = (warp_per_row(q, rows), op.eps as f32);
-        launch::l2_normalize_vjp(q, grid, &mut gx[0].r()?, &y, &length, &gy, rows, cols, eps)
+        launch::l2_normalize_vjp(q, grid, &mut gx[0].get::<T>()?, &y, &length, &gy, rows, cols, eps)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

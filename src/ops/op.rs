@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
 use super::cases::Cases;
-use super::cuda::{CudaFace, CudaIn, CudaOut};
+use super::cuda::{CudaIn, CudaOut, Kernels, Precision};
 use super::real::{Dual, Real, Running};
 
 /// An input as a face sees it.
@@ -137,7 +137,11 @@ pub trait Op: Clone + Send + Sync + Sized + 'static {
     /// The fast path, where the reference is too slow to use.
     const CPU: Option<CpuFace<Self>> = None;
     /// The kernels' launches.
-    const CUDA: Option<CudaFace<Self>> = None;
+    const CUDA: Kernels<Self> = Kernels::NONE;
+    /// Indices of inputs that kernels take in f32 when the others are in bf16: statistics.
+    const F32_INPUTS: &'static [usize] = &[];
+    /// Indices of outputs that kernels give in f32 when the others are in bf16.
+    const F32_OUTPUTS: &'static [usize] = &[];
 
     /// Shapes of all outputs, or what does not fit.
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>>;
@@ -250,6 +254,13 @@ impl Saved {
     }
 }
 
+fn no_kernel(precision: Precision, variant: Option<&str>) -> String {
+    match variant {
+        Some(name) => format!("has no CUDA kernel {name:?} for this in {precision:?}"),
+        None => format!("has no CUDA kernel in {precision:?} yet; use --device cpu"),
+    }
+}
+
 macro_rules! dyn_op {
     ($($face:ident: $scalar:ty),*) => {
         /// An [`Op`] behind a pointer.
@@ -280,8 +291,26 @@ macro_rules! dyn_op {
             fn cpu(&self, x: &[In<'_, f32>], y: &mut [Out<'_, f32>]);
             /// Whether [`Op::CUDA`] exists.
             fn has_cuda(&self) -> bool;
-            /// [`Op::CUDA`]; an error where there is none.
-            fn cuda(&self, q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOut]) -> Result<()>;
+            /// [`Op::F32_INPUTS`].
+            fn f32_inputs(&self) -> &'static [usize];
+            /// [`Op::F32_OUTPUTS`].
+            fn f32_outputs(&self) -> &'static [usize];
+            /// Names of the variants of [`Op::CUDA`] that take these shapes.
+            fn variants(&self, precision: Precision, x: &[&Shape]) -> Vec<&'static str>;
+            /// The name of the variant that runs unless one is named.
+            fn fastest(&self, precision: Precision, x: &[&Shape]) -> Option<&'static str>;
+            /// A variant of [`Op::CUDA`], the fastest unless one is named.
+            ///
+            /// # Errors
+            /// No such variant, or none at all; those of the launch.
+            fn cuda(
+                &self,
+                q: &Queue,
+                precision: Precision,
+                variant: Option<&str>,
+                x: &[CudaIn<'_>],
+                y: &mut [CudaOut],
+            ) -> Result<()>;
             /// A copy for the tape.
             fn boxed(&self) -> Box<dyn DynOp>;
             $(
@@ -331,12 +360,38 @@ macro_rules! dyn_op {
                 }
             }
             fn has_cuda(&self) -> bool {
-                O::CUDA.is_some()
+                !O::CUDA.variants.is_empty()
             }
-            fn cuda(&self, q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOut]) -> Result<()> {
-                match O::CUDA {
+            fn f32_inputs(&self) -> &'static [usize] {
+                O::F32_INPUTS
+            }
+            fn f32_outputs(&self) -> &'static [usize] {
+                O::F32_OUTPUTS
+            }
+            fn variants(&self, precision: Precision, x: &[&Shape]) -> Vec<&'static str> {
+                let all = O::CUDA.variants.iter();
+                let fit = all.filter(|v| v.at(precision).is_some() && (v.takes)(self, x));
+                fit.map(|v| v.name).collect()
+            }
+            fn fastest(&self, precision: Precision, x: &[&Shape]) -> Option<&'static str> {
+                let index = (O::CUDA.fastest)(self, precision, x);
+                O::CUDA.variants.get(index).map(|v| v.name)
+            }
+            fn cuda(
+                &self,
+                q: &Queue,
+                precision: Precision,
+                variant: Option<&str>,
+                x: &[CudaIn<'_>],
+                y: &mut [CudaOut],
+            ) -> Result<()> {
+                let shapes: Vec<&Shape> = x.iter().map(|x| x.shape).collect();
+                let name = variant.or_else(|| self.fastest(precision, &shapes));
+                let chosen = O::CUDA.variants.iter().find(|v| Some(v.name) == name);
+                let chosen = chosen.filter(|v| (v.takes)(self, &shapes));
+                match chosen.and_then(|v| v.at(precision)) {
                     Some(face) => face(self, q, x, y),
-                    None => Err(Error::shape(O::NAME, "has no CUDA kernel yet; use the CPU")),
+                    None => Err(Error::shape(O::NAME, no_kernel(precision, variant))),
                 }
             }
             fn boxed(&self) -> Box<dyn DynOp> {

@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 
 use super::activation::Square;
-use super::cuda::{CudaFace, over_elements};
+use super::cuda::{Kernels, kernels, over_elements};
 use super::kinds::same_shape;
 use super::reduce::SumTo;
 use super::{Case, Cases, CpuFace, Diff, Draw, In, Input, Op, Out, Real, call};
@@ -151,10 +151,10 @@ impl Op for AdamW {
     const INPUTS: RangeInclusive<usize> = 4..=4;
     const DIFF: Diff = UPDATE;
     const CPU: Option<CpuFace<Self>> = Some(adamw_cpu);
-    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+    const CUDA: Kernels<Self> = kernels!([f32], |op, q, x, y| {
         let [p1, m1, v1] = y else { return Err(Error::Internal("adamw has three outputs".into())) };
-        let (mut p1, mut m1, mut v1) = (p1.r()?, m1.r()?, v1.r()?);
-        let (p, m, v, g) = (x[0].r()?, x[1].r()?, x[2].r()?, x[3].r()?);
+        let (mut p1, mut m1, mut v1) = (p1.get::<T>()?, m1.get::<T>()?, v1.get::<T>()?);
+        let (p, m, v, g) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?, x[3].get::<T>()?);
         let (n, c) = (x[0].shape.len(), op.constants::<f32>());
         let ((b1, b2), (t1, t2)) = (c.keep, c.take);
         let grid = over_elements(q, n);
@@ -206,10 +206,18 @@ impl Op for Ema {
             );
         });
     });
-    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+    const CUDA: Kernels<Self> = kernels!([f32], |op, q, x, y| {
         let (n, take) = (x[0].shape.len(), (1.0 - op.decay) as f32);
         let grid = over_elements(q, n);
-        launch::ema_fwd(q, grid, &mut y[0].r()?, &x[0].r()?, &x[1].r()?, n, take)
+        launch::ema_fwd(
+            q,
+            grid,
+            &mut y[0].get::<T>()?,
+            &x[0].get::<T>()?,
+            &x[1].get::<T>()?,
+            n,
+            take,
+        )
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 
 use super::broadcast::Rows;
-use super::cuda::{CudaFace, block_per_job, over_elements, spread, warp_per_row};
+use super::cuda::{Kernels, block_per_job, kernels, over_elements, spread, warp_per_row};
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;
 use crate::device::launch::reduce as launch;
@@ -126,9 +126,9 @@ impl Op for SumTo {
             _ => op.reference(x, &mut [Out::Real(y)]),
         }
     });
-    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
         let [k0, r0, k1, r1, k2] = spread(Self::NAME, x[0].shape, &op.to)?;
-        let (x, mut y) = (x[0].r()?, y[0].r()?);
+        let (x, mut y) = (x[0].get::<T>()?, y[0].get::<T>()?);
         match k2 {
             1 => {
                 let grid = warp_per_row(q, k0 * k1);
@@ -196,10 +196,20 @@ impl Op for SumTo {
 impl Op for BroadcastTo {
     const NAME: &'static str = "broadcast_to";
     const INPUTS: RangeInclusive<usize> = 1..=1;
-    const CUDA: Option<CudaFace<Self>> = Some(|op, q, x, y| {
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
         let [k0, r0, k1, r1, k2] = spread(Self::NAME, &op.to, x[0].shape)?;
         let grid = over_elements(q, op.to.len());
-        launch::broadcast_to_fwd(q, grid, &mut y[0].r()?, &x[0].r()?, k0, r0, k1, r1, k2)
+        launch::broadcast_to_fwd(
+            q,
+            grid,
+            &mut y[0].get::<T>()?,
+            &x[0].get::<T>()?,
+            k0,
+            r0,
+            k1,
+            r1,
+            k2,
+        )
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

@@ -1,13 +1,20 @@
 //! Tensor: shared storage, a shape and a type. It knows nothing of gradients.
 //!
+//! The elements are in the CPU's memory, or away, in a device's; then they are fetched when
+//! something here asks for them.
+//!
 //! Tensors are row-major and contiguous; images and feature maps are channels-last `[B, H, W, C]`,
 //! token sequences `[B, n, C]`, so that a feature map and its token sequence are the same bytes. A
 //! clone shares the storage; nothing is ever written through a shared handle.
 
+mod away;
 mod philox;
 mod shape;
 
 use std::sync::Arc;
+
+use away::Away;
+pub use away::Remote;
 
 pub use philox::{Purpose, Stream, philox4x32};
 pub use shape::Shape;
@@ -25,12 +32,23 @@ pub enum DType {
     I32,
 }
 
-/// Where the elements live. The CPU's memory today; a device buffer becomes a further variant.
+/// The elements, in the CPU's memory or elsewhere.
 #[derive(Clone, Debug)]
 enum Storage {
     F32(Arc<Vec<f32>>),
     F64(Arc<Vec<f64>>),
     I32(Arc<Vec<i32>>),
+    Away(Arc<Away>),
+}
+
+impl Storage {
+    /// The same elements in the CPU's memory; those that are away are fetched once and kept.
+    fn here(&self) -> Result<&Self> {
+        match self {
+            Self::Away(away) => away.here(),
+            here => Ok(here),
+        }
+    }
 }
 
 /// A contiguous row-major array.
@@ -54,7 +72,7 @@ macro_rules! typed {
 
         #[doc = concat!("The elements, if the type is `", stringify!($t), "`.")]
         pub fn $get(&self) -> Result<&[$t]> {
-            match &self.storage {
+            match self.storage.here()? {
                 Storage::$variant(v) => Ok(v),
                 _ => Err(Error::shape(
                     "tensor",
@@ -69,6 +87,32 @@ impl Tensor {
     typed!(f32, F32, new, f32s);
     typed!(f64, F64, new_f64, f64s);
     typed!(i32, I32, new_i32, i32s);
+
+    /// Elements that are not in the CPU's memory; they must fill the shape.
+    pub fn away(elements: impl Remote, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        if shape.len() != elements.len() {
+            let what = format!("{} values do not fill the shape {shape}", elements.len());
+            return Err(Error::shape("tensor", what));
+        }
+        Ok(Self { storage: Storage::Away(Arc::new(Away::new(elements))), shape })
+    }
+
+    /// The elements as they are elsewhere; `None` for those in the CPU's memory.
+    pub fn remote(&self) -> Option<&dyn Remote> {
+        match &self.storage {
+            Storage::Away(away) => Some(away.remote()),
+            _ => None,
+        }
+    }
+
+    /// The same tensor in the CPU's memory.
+    ///
+    /// # Errors
+    /// Those of the device that it is on.
+    pub fn here(&self) -> Result<Self> {
+        Ok(Self { storage: self.storage.here()?.clone(), shape: self.shape.clone() })
+    }
 
     /// All elements `value`, in a float type.
     pub fn full(dtype: DType, shape: impl Into<Shape>, value: f64) -> Self {
@@ -102,6 +146,7 @@ impl Tensor {
             Storage::F32(_) => DType::F32,
             Storage::F64(_) => DType::F64,
             Storage::I32(_) => DType::I32,
+            Storage::Away(ref away) => away.remote().dtype(),
         }
     }
 
@@ -143,19 +188,21 @@ impl Tensor {
         Self { storage, shape: self.shape.clone() }
     }
 
-    /// One element by flat index, widened. For reports and tests, not for loops that matter.
+    /// One element by flat index, widened. For reports and tests, not for loops that matter. NaN
+    /// where it is on a device that has failed; the next command there tells why.
     pub fn at(&self, i: usize) -> f64 {
-        match &self.storage {
-            Storage::F32(v) => f64::from(v[i]),
-            Storage::F64(v) => v[i],
-            Storage::I32(v) => f64::from(v[i]),
+        match self.storage.here() {
+            Ok(Storage::F32(v)) => f64::from(v[i]),
+            Ok(Storage::F64(v)) => v[i],
+            Ok(Storage::I32(v)) => f64::from(v[i]),
+            Ok(Storage::Away(_)) | Err(_) => f64::NAN,
         }
     }
 
     /// The only element of a one-element tensor.
     pub fn item(&self) -> Result<f64> {
         match self.len() {
-            1 => Ok(self.at(0)),
+            1 => self.storage.here().map(|_| self.at(0)),
             _ => Err(Error::shape("item", format!("{} has not one element", self.shape))),
         }
     }
@@ -169,7 +216,7 @@ impl Tensor {
     pub fn into_f32s(self) -> Result<Vec<f32>> {
         match self.storage {
             Storage::F32(v) => Ok(Arc::try_unwrap(v).unwrap_or_else(|shared| (*shared).clone())),
-            _ => Err(Error::shape("tensor", "wanted F32 elements")),
+            _ => self.f32s().map(<[f32]>::to_vec),
         }
     }
 
@@ -182,10 +229,11 @@ impl Tensor {
         }
         let row = self.len().checked_div(d[0]).unwrap_or(0);
         let range = start * row..(start + rows) * row;
-        let storage = match &self.storage {
+        let storage = match self.storage.here()? {
             Storage::F32(v) => Storage::F32(Arc::new(v[range].to_vec())),
             Storage::F64(v) => Storage::F64(Arc::new(v[range].to_vec())),
             Storage::I32(v) => Storage::I32(Arc::new(v[range].to_vec())),
+            Storage::Away(_) => return Err(away::unreachable()),
         };
         let mut dims = d.to_vec();
         dims[0] = rows;
@@ -195,10 +243,11 @@ impl Tensor {
     /// Fails, naming `place`, unless every element is finite.
     pub fn check_finite(&self, place: &str) -> Result<()> {
         let bad = |i: &usize| !self.at(*i).is_finite();
-        let clean = match &self.storage {
+        let clean = match self.storage.here()? {
             Storage::F32(v) => v.iter().all(|x| x.is_finite()),
             Storage::F64(v) => v.iter().all(|x| x.is_finite()),
             Storage::I32(_) => true,
+            Storage::Away(_) => return Err(away::unreachable()),
         };
         if clean {
             return Ok(());

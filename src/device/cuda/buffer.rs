@@ -3,6 +3,7 @@
 //! Allocation and release are commands of the queue's stream, so a buffer may be dropped while a
 //! kernel still uses it. What is released stays in the driver's pool for the next buffer.
 
+use std::fmt;
 use std::marker::PhantomData;
 
 use cudarc::driver::result;
@@ -97,6 +98,12 @@ impl<T: Element> Buffer<T> {
         }
         self.queue.synchronize()?;
         Ok(data)
+    }
+}
+
+impl<T: Element> fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}] in {:?}", T::NAME, self.len, self.queue)
     }
 }
 

@@ -1,6 +1,7 @@
 //! A queue: commands that run on the GPU one after the other.
 
 use std::ffi::c_void;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -48,6 +49,12 @@ impl Gpu {
             recent: Mutex::default(),
             checked: AtomicBool::new(checked),
         })))
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "queue {} of cuda:{}", self.id(), self.gpu().facts().ordinal)
     }
 }
 

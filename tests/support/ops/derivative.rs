@@ -9,6 +9,7 @@ use genevar::tensor::{DType, Purpose, Stream, Tensor};
 
 use super::data::Data;
 use super::faces::{Verdict, calmly, in_dual};
+use super::inputs::Inputs;
 
 const TOLERANCE: f64 = 1e-12;
 /// Where a derivative is zero by cancellation (softmax of one class), what is left is rounding of
@@ -67,7 +68,7 @@ fn largest(values: impl Iterator<Item = f64>) -> f64 {
 
 /// The tangent from dual numbers and from the rule agree, for every choice of inputs that carry
 /// one.
-pub fn jvp(op: &dyn DynOp, data: &[Data]) -> Verdict {
+pub fn jvp(op: &dyn DynOp, data: &Inputs) -> Verdict {
     let at = At::new(op, data, DType::F64)?;
     let narrow = At::new(op, data, DType::F32)?;
     let v: Vec<Tensor> = at.x.iter().zip(0..).map(|(x, i)| direction(x, i)).collect();
@@ -123,7 +124,7 @@ fn compare(want: &[f64], got: &[f64], tolerance: f64, size: f64) -> Verdict {
 
 /// <gy, J v> = <J' gy, v>, with J v from dual numbers and J' gy from the rule, which sees only what
 /// the op declares to save. Gradients nobody wants are absent.
-pub fn adjoint(op: &dyn DynOp, data: &[Data]) -> Verdict {
+pub fn adjoint(op: &dyn DynOp, data: &Inputs) -> Verdict {
     let at = At::new(op, data, DType::F64)?;
     let narrow = At::new(op, data, DType::F32)?;
     let gy = direction(&at.y[0], 77);

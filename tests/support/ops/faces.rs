@@ -1,11 +1,14 @@
 //! Running the faces of an op at every scalar, on buffers with sentinels on both sides.
 
-use genevar::device::cuda::Buffer;
-use genevar::ops::{CudaIn, CudaOut, Dual, DynOp, In, OnGpu, Out, Running};
+use genevar::device::OnGpu;
+use genevar::device::cuda::{Buffer, Queue};
+use genevar::ops::{CudaIn, CudaOut, Dual, DynOp, In, Out, Precision, Running};
 use genevar::tensor::{Shape, Tensor};
+use half::bf16;
 
 use super::data::Data;
 use super::gpu;
+use super::inputs::Inputs;
 
 /// Why a check failed.
 pub type Verdict = Result<(), String>;
@@ -152,31 +155,43 @@ fn middle<T>(padded: &mut [T]) -> &mut [T] {
     &mut padded[PAD..end]
 }
 
-/// A face in f32: the fast one, the reference, or the kernels.
+/// A face: the fast one, the reference, both in f32, or a variant of the kernels.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Face {
     Cpu,
     Reference,
-    Cuda,
+    Cuda(Precision, &'static str),
 }
 
 impl Face {
-    /// The faces that an op has in this build.
-    pub fn of(op: &dyn DynOp) -> impl Iterator<Item = Face> + use<> {
-        let kernels = op.has_cuda() && gpu::has_kernels();
-        [Face::Cpu, Face::Reference].into_iter().chain(kernels.then_some(Face::Cuda))
+    /// The faces that an op has in this build for these inputs; for bf16 values, the kernels alone.
+    pub fn of(op: &dyn DynOp, data: &Inputs) -> Vec<Face> {
+        let mut faces = match data.precision {
+            Precision::F32 => vec![Face::Cpu, Face::Reference],
+            Precision::Bf16 => Vec::new(),
+        };
+        if gpu::has_kernels() {
+            let variants = op.variants(data.precision, &data.shapes()).into_iter();
+            faces.extend(variants.map(|name| Face::Cuda(data.precision, name)));
+        }
+        faces
     }
 
-    pub fn name(self) -> &'static str {
+    /// Whether output `i` is rounded to bf16.
+    pub fn gives_bf16(self, op: &dyn DynOp, i: usize) -> bool {
+        matches!(self, Face::Cuda(Precision::Bf16, _)) && !op.f32_outputs().contains(&i)
+    }
+
+    pub fn name(self) -> String {
         match self {
-            Face::Cpu => "cpu face",
-            Face::Reference => "reference in f32",
-            Face::Cuda => "cuda face",
+            Face::Cpu => "cpu face".into(),
+            Face::Reference => "reference in f32".into(),
+            Face::Cuda(precision, variant) => format!("cuda face ({variant}, {precision:?})"),
         }
     }
 
     /// Runs it on poisoned outputs.
-    pub fn run(self, op: &dyn DynOp, data: &[Data]) -> Result<Outs<f32>, String> {
+    pub fn run(self, op: &dyn DynOp, data: &Inputs) -> Result<Outs<f32>, String> {
         self.run_on(op, data, (POISON, POISON_INT))
     }
 
@@ -184,17 +199,17 @@ impl Face {
     pub fn run_on(
         self,
         op: &dyn DynOp,
-        data: &[Data],
+        data: &Inputs,
         blank: (f32, i32),
     ) -> Result<Outs<f32>, String> {
         let outs = out_shapes(op, data)?;
         let x: Vec<In<'_, f32>> = data.iter().map(Data::view).collect();
         let mut failed = None;
-        let outs = calmly(self.name(), || {
+        let outs = calmly(&self.name(), || {
             evaluate(op, &outs, blank, (POISON, POISON_INT), |y| match self {
                 Face::Cpu => op.cpu(&x, y),
                 Face::Reference => op.reference_f32(&x, y),
-                Face::Cuda => failed = on_gpu(op, data, &outs, y).err(),
+                Face::Cuda(..) => failed = self.on_gpu(op, data, &outs, y).err(),
             })
         });
         match failed {
@@ -204,41 +219,67 @@ impl Face {
     }
 }
 
-/// Runs the kernels on buffers of exactly the outputs' sizes, which hold what `y` holds. A write
-/// beyond a buffer is the sanitizer's to find: softcuda's, or compute-sanitizer.
-fn on_gpu(
-    op: &dyn DynOp,
-    data: &[Data],
-    shapes: &[Shape],
-    y: &mut [Out<'_, f32>],
-) -> Result<(), String> {
-    let queue = gpu::queue()?;
-    let tell = |e: genevar::Error| e.to_string();
-    let buffer = |d: &Data| match d.is_int {
-        true => Ok(OnGpu::Int(Buffer::from_slice(&queue, &d.int)?)),
-        false => Ok(OnGpu::Real(Buffer::from_slice(&queue, &d.real)?)),
-    };
-    let inputs = data.iter().map(buffer).collect::<genevar::Result<Vec<_>>>().map_err(tell)?;
-    let x: Vec<CudaIn<'_>> =
-        data.iter().zip(&inputs).map(|(d, held)| CudaIn::new(&d.shape, held)).collect();
-    let blank = |(y, shape): (&Out<'_, f32>, &Shape)| {
-        let held = match y {
-            Out::Real(y) => OnGpu::Real(Buffer::from_slice(&queue, y)?),
-            Out::Int(y) => OnGpu::Int(Buffer::from_slice(&queue, y)?),
+impl Face {
+    /// Runs the kernels on buffers of exactly the outputs' sizes, which hold what `y` holds. A
+    /// write beyond a buffer is the sanitizer's to find: softcuda's, or compute-sanitizer.
+    fn on_gpu(
+        self,
+        op: &dyn DynOp,
+        data: &Inputs,
+        shapes: &[Shape],
+        y: &mut [Out<'_, f32>],
+    ) -> Result<(), String> {
+        let Face::Cuda(precision, variant) = self else { return Err("no kernels".into()) };
+        let queue = gpu::queue()?;
+        let tell = |e: genevar::Error| e.to_string();
+        let inputs = (0..data.len()).map(|i| uploaded(&queue, &data[i], data.is_half(i)));
+        let inputs = inputs.collect::<genevar::Result<Vec<_>>>().map_err(tell)?;
+        let x: Vec<CudaIn<'_>> =
+            data.iter().zip(&inputs).map(|(d, held)| CudaIn::new(&d.shape, held)).collect();
+        let blank = |(i, (y, shape)): (usize, (&Out<'_, f32>, &Shape))| {
+            let held = match y {
+                Out::Real(y) if self.gives_bf16(op, i) => OnGpu::Bf16(bf16_buffer(&queue, y)?),
+                Out::Real(y) => OnGpu::F32(Buffer::from_slice(&queue, y)?),
+                Out::Int(y) => OnGpu::I32(Buffer::from_slice(&queue, y)?),
+            };
+            Ok(CudaOut::new(shape.clone(), held))
         };
-        Ok(CudaOut::new(shape.clone(), held))
-    };
-    let outs = y.iter().zip(shapes).map(blank);
-    let mut outs = outs.collect::<genevar::Result<Vec<_>>>().map_err(tell)?;
-    op.cuda(&queue, &x, &mut outs).map_err(tell)?;
-    for (y, out) in y.iter_mut().zip(&outs) {
-        match (y, out.held()) {
-            (Out::Real(y), OnGpu::Real(held)) => y.copy_from_slice(&held.read().map_err(tell)?),
-            (Out::Int(y), OnGpu::Int(held)) => y.copy_from_slice(&held.read().map_err(tell)?),
-            _ => return Err("an output changed its type".into()),
+        let outs = y.iter().zip(shapes).enumerate().map(blank);
+        let mut outs = outs.collect::<genevar::Result<Vec<_>>>().map_err(tell)?;
+        op.cuda(&queue, precision, Some(variant), &x, &mut outs).map_err(tell)?;
+        for (y, out) in y.iter_mut().zip(&outs) {
+            match (y, out.held()) {
+                (Out::Real(y), OnGpu::F32(held)) => y.copy_from_slice(&held.read().map_err(tell)?),
+                (Out::Real(y), OnGpu::Bf16(held)) => {
+                    let wide = held.read().map_err(tell)?.into_iter().map(widened);
+                    y.iter_mut().zip(wide).for_each(|(y, v)| *y = v);
+                }
+                (Out::Int(y), OnGpu::I32(held)) => y.copy_from_slice(&held.read().map_err(tell)?),
+                _ => return Err("an output changed its type".into()),
+            }
         }
+        Ok(())
     }
-    Ok(())
+}
+
+fn uploaded(queue: &Queue, d: &Data, half: bool) -> genevar::Result<OnGpu> {
+    match (d.is_int, half) {
+        (true, _) => Ok(OnGpu::I32(Buffer::from_slice(queue, &d.int)?)),
+        (false, true) => Ok(OnGpu::Bf16(bf16_buffer(queue, &d.real)?)),
+        (false, false) => Ok(OnGpu::F32(Buffer::from_slice(queue, &d.real)?)),
+    }
+}
+
+/// The upper halves of f32 values: bf16 values as they are, and a mark of [`POISON`].
+fn bf16_buffer(queue: &Queue, values: &[f32]) -> genevar::Result<Buffer<bf16>> {
+    let upper = |x: &f32| bf16::from_bits((x.to_bits() >> 16) as u16);
+    Buffer::from_slice(queue, &values.iter().map(upper).collect::<Vec<_>>())
+}
+
+/// A bf16 value as f32; what is left of [`POISON`] is [`POISON`] again.
+fn widened(v: bf16) -> f32 {
+    let poisoned = u32::from(v.to_bits()) == POISON.to_bits() >> 16;
+    if poisoned { POISON } else { v.to_f32() }
 }
 
 /// The output shapes the op states for these inputs.

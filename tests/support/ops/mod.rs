@@ -5,6 +5,7 @@ pub mod data;
 pub mod derivative;
 pub mod faces;
 pub mod gpu;
+pub mod inputs;
 pub mod planted;
 pub mod special;
 pub mod value;

@@ -14,8 +14,9 @@ use genevar::ops::{
 };
 use genevar::tensor::{DType, Shape, Tensor};
 
-use super::data::{Data, fill, seed};
+use super::data::{fill, seed};
 use super::faces::Verdict;
+use super::inputs::Inputs;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
@@ -181,15 +182,15 @@ fn case_of_one() -> Case {
 }
 
 /// The op with a fault and inputs for it.
-pub fn planted(fault: Fault) -> (Planted, Vec<Data>) {
+pub fn planted(fault: Fault) -> (Planted, Inputs) {
     let op = Planted(fault);
     let inputs = Planted::cases().named.remove(0).inputs;
-    let data = fill(&op, &inputs, seed("planted"));
+    let data = Inputs::f32(fill(&op, &inputs, seed("planted")));
     (op, data)
 }
 
 /// That `check` notices `fault` and says so with `word`.
-pub fn notices(check: fn(&dyn DynOp, &[Data]) -> Verdict, (fault, word): (Fault, &str)) -> Verdict {
+pub fn notices(check: fn(&dyn DynOp, &Inputs) -> Verdict, (fault, word): (Fault, &str)) -> Verdict {
     let (op, data) = planted(fault);
     match check(&op, &data) {
         Err(message) if message.contains(word) => Ok(()),

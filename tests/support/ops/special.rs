@@ -5,6 +5,7 @@ use genevar::tensor::{DType, Purpose, Shape, Stream, Tensor};
 
 use super::data::Data;
 use super::faces::{Face, Outs, Verdict, calmly};
+use super::inputs::Inputs;
 
 /// Values where formulas break, and how they are called in a message. Huge finite values are
 /// absent: whether a sum of them overflows depends on its order, which is free.
@@ -27,19 +28,19 @@ pub fn stale_exceptions(names: &[&str]) -> Vec<&'static str> {
 
 /// The faces agree on which outputs are NaN, +inf, -inf or finite when such values are sprinkled
 /// over the inputs: one element of one input, then a tenth of all.
-pub fn special(op: &dyn DynOp, data: &[Data]) -> Verdict {
+pub fn special(op: &dyn DynOp, data: &Inputs) -> Verdict {
     for (kind, values) in VALUES {
         for i in (0..data.len()).filter(|&i| !data[i].real.is_empty()) {
-            let mut one = data.to_vec();
+            let mut one = data.clone();
             let at = Stream::new(1, i as u64, 0, Purpose::Test).below(0, data[i].real.len());
-            one[i].real[at] = values[0];
+            one.set(i, at, values[0]);
             classes_agree(op, &one).map_err(|e| format!("{kind} at input {i}[{at}]: {e}"))?;
         }
-        let mut many = data.to_vec();
-        for (i, d) in many.iter_mut().enumerate() {
+        let mut many = data.clone();
+        for i in 0..many.len() {
             let s = Stream::new(2, i as u64, 0, Purpose::Test);
-            for (j, x) in d.real.iter_mut().enumerate().filter(|(j, _)| s.below(*j, 10) == 0) {
-                *x = values[j % values.len()];
+            for j in (0..many[i].real.len()).filter(|j| s.below(*j, 10) == 0) {
+                many.set(i, j, values[j % values.len()]);
             }
         }
         classes_agree(op, &many).map_err(|e| format!("{kind} sprinkled: {e}"))?;
@@ -48,12 +49,12 @@ pub fn special(op: &dyn DynOp, data: &[Data]) -> Verdict {
 }
 
 /// Integer inputs outside their range may give any answer, but no panic.
-fn indices(op: &dyn DynOp, data: &[Data]) -> Verdict {
+fn indices(op: &dyn DynOp, data: &Inputs) -> Verdict {
     for i in (0..data.len()).filter(|&i| !data[i].int.is_empty()) {
         for bad in [-1, i32::MAX, i32::MIN] {
-            let mut wrong = data.to_vec();
+            let mut wrong = data.clone();
             wrong[i].int[0] = bad;
-            for face in Face::of(op) {
+            for face in Face::of(op, data) {
                 face.run(op, &wrong).map_err(|e| format!("input {i}[0] = {bad}: {e}"))?;
             }
         }
@@ -61,12 +62,12 @@ fn indices(op: &dyn DynOp, data: &[Data]) -> Verdict {
     Ok(())
 }
 
-fn classes_agree(op: &dyn DynOp, data: &[Data]) -> Verdict {
+fn classes_agree(op: &dyn DynOp, data: &Inputs) -> Verdict {
     let slow = Face::Reference.run(op, data)?;
-    for face in Face::of(op).filter(|f| *f != Face::Reference) {
+    for face in Face::of(op, data).into_iter().filter(|f| *f != Face::Reference) {
         let fast = face.run(op, data)?;
         if EXCEPTIONS.iter().all(|(name, _)| *name != op.name()) {
-            same_classes(face.name(), &fast, &slow)?;
+            same_classes(&face.name(), &fast, &slow)?;
         }
     }
     Ok(())
@@ -91,16 +92,15 @@ fn same_classes(face: &str, fast: &Outs<f32>, slow: &Outs<f32>) -> Verdict {
 
 /// Each extent of the case set to 0 and to 1 wherever it occurs: if the op accepts the shapes, its
 /// faces run and write what they must.
-pub fn sizes(op: &dyn DynOp, data: &[Data]) -> Verdict {
+pub fn sizes(op: &dyn DynOp, data: &Inputs) -> Verdict {
     let mut extents: Vec<usize> = data.iter().flat_map(|d| d.shape.dims().to_vec()).collect();
     extents.sort_unstable();
     extents.dedup();
     for &from in extents.iter().filter(|&&n| n > 1) {
         for to in [0, 1] {
-            let small: Vec<Data> = data.iter().map(|d| resized(d, from, to)).collect();
-            let shapes: Vec<&Shape> = small.iter().map(|d| &d.shape).collect();
+            let small = data.map(|d| resized(d, from, to));
             let fault = |e: String| format!("extent {from} as {to}: {e}");
-            if calmly("shapes", || op.shapes(&shapes)).map_err(fault)?.is_ok() {
+            if calmly("shapes", || op.shapes(&small.shapes())).map_err(fault)?.is_ok() {
                 super::value::guards(op, &small).map_err(fault)?;
                 classes_agree(op, &small).map_err(fault)?;
             }
@@ -137,12 +137,12 @@ fn numbers(op: &dyn DynOp, data: &[Data]) -> Verdict {
 
 /// Shapes, types and numbers of inputs that do not fit are refused with an error; none panics, and
 /// what is accepted can be run.
-pub fn refuses(op: &dyn DynOp, data: &[Data]) -> Verdict {
+pub fn refuses(op: &dyn DynOp, data: &Inputs) -> Verdict {
     numbers(op, data)?;
     let mut refused = 0;
     for i in 0..data.len() {
         for shape in wrong_shapes(&data[i].shape) {
-            let mut wrong = data.to_vec();
+            let mut wrong = data.clone();
             let fill = if data[i].is_int { 0 } else { shape.len() };
             wrong[i].real = vec![0.5; fill];
             wrong[i].int = vec![0; shape.len() * usize::from(data[i].is_int)];

@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use genevar::ops::{DynOp, In};
 
-use super::data::Data;
 use super::faces::{Face, POISON, POISON_INT, Verdict, in_f64, in_running, lift};
+use super::inputs::Inputs;
 
 /// A bound above this share of the output's largest value would let a wrong digit pass.
 const VACUOUS: f64 = 0.05;
@@ -13,22 +13,24 @@ const VACUOUS: f64 = 0.05;
 /// All f32 faces lie within the bound that `Running` derives from the reference, at each element;
 /// integer answers satisfy the op's predicate. A case whose bound says nothing is refused, not
 /// excused.
-pub fn value(op: &dyn DynOp, data: &[Data]) -> Verdict {
+pub fn value(op: &dyn DynOp, data: &Inputs) -> Verdict {
     let want = in_f64(op, data)?;
     let bound = in_running(op, data)?;
     for i in 0..want.count() {
         let wide: Vec<f64> = bound.real(i).iter().map(|b| b.e).collect();
         meaningful(i, want.real(i), &wide)?;
     }
-    for face in Face::of(op) {
+    fastest_is_a_variant(op, data)?;
+    for face in Face::of(op, data) {
         let got = face.run(op, data)?;
         for i in 0..want.count() {
+            let halved = face.gives_bf16(op, i);
             let elements = got.real(i).iter().zip(want.real(i)).zip(bound.real(i));
             for (j, ((&got, &want), bound)) in elements.enumerate() {
                 // Not `>`: a NaN must fail too.
-                let near = (f64::from(got) - want).abs() <= bound.e;
+                let e = if halved { rounded_to_bf16(want, bound.e) } else { bound.e };
+                let near = (f64::from(got) - want).abs() <= e;
                 if !near {
-                    let e = bound.e;
                     let name = face.name();
                     return Err(format!(
                         "{name}: output {i}[{j}] is {got:e}, wanted {want:e} within {e:e}"
@@ -45,6 +47,22 @@ pub fn value(op: &dyn DynOp, data: &[Data]) -> Verdict {
         }
     }
     Ok(())
+}
+
+/// The bound of a value after it was rounded to bf16 once: half a unit of 8 binary digits more, or
+/// of the least subnormal.
+fn rounded_to_bf16(want: f64, e: f64) -> f64 {
+    e + ((want.abs() + e) * 2f64.powi(-8)).max(2f64.powi(-134))
+}
+
+/// The variant that the rule chooses exists and takes these inputs.
+fn fastest_is_a_variant(op: &dyn DynOp, data: &Inputs) -> Verdict {
+    let (precision, shapes) = (data.precision, data.shapes());
+    let (all, fastest) = (op.variants(precision, &shapes), op.fastest(precision, &shapes));
+    match fastest.is_none_or(|name| all.contains(&name)) {
+        true => Ok(()),
+        false => Err(format!("the rule chooses {fastest:?} for {precision:?}, there are {all:?}")),
+    }
 }
 
 /// Fails unless most bounds are small against the output and its values are finite.
@@ -67,8 +85,8 @@ fn meaningful(i: usize, want: &[f64], wide: &[f64]) -> Verdict {
 
 /// Nothing outside the outputs is written, everything inside is, and what was there before is not
 /// read.
-pub fn guards(op: &dyn DynOp, data: &[Data]) -> Verdict {
-    for face in Face::of(op) {
+pub fn guards(op: &dyn DynOp, data: &Inputs) -> Verdict {
+    for face in Face::of(op, data) {
         let fault = |e: String| format!("{}: {e}", face.name());
         let poisoned = face.run(op, data)?;
         poisoned.sentinels().map_err(fault)?;
@@ -86,10 +104,10 @@ pub fn guards(op: &dyn DynOp, data: &[Data]) -> Verdict {
 }
 
 /// The same bits twice, and on one thread as on all.
-pub fn repeat(op: &dyn DynOp, data: &[Data]) -> Verdict {
+pub fn repeat(op: &dyn DynOp, data: &Inputs) -> Verdict {
     static ONE: OnceLock<rayon::ThreadPool> = OnceLock::new();
     let one = ONE.get_or_init(|| rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
-    for face in Face::of(op) {
+    for face in Face::of(op, data) {
         let first = face.run(op, data)?;
         let again = face.run(op, data)?;
         let alone = one.install(|| face.run(op, data))?;

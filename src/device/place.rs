@@ -1,0 +1,277 @@
+//! Devices as a choice: where tensors live and ops run.
+//!
+//! A tensor on a GPU holds an [`OnGpu`]; one in a plan holds no elements at all and is only
+//! counted, so a training step can be rehearsed to learn what memory it takes.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::cuda::{Buffer, Gpu, Queue};
+use super::kernel::{Bf16, Element};
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Remote, Shape, Tensor};
+
+/// Where tensors live and ops run.
+#[derive(Clone, Debug, Default)]
+pub enum Device {
+    /// The CPU and its memory.
+    #[default]
+    Cpu,
+    /// A GPU, through a queue of it.
+    Cuda(Queue),
+    /// Nowhere: shapes only, and a count of the bytes that a GPU would hold.
+    Plan(Meter),
+}
+
+impl Device {
+    /// The device of this name: `cpu`, `cuda` (the first GPU) or `cuda:1`.
+    ///
+    /// # Errors
+    /// Another name; no driver, no such GPU.
+    pub fn named(name: &str) -> Result<Self> {
+        let number = match name {
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => Some(0),
+            _ => name.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
+        };
+        let Some(ordinal) = number else {
+            let what = format!("there is no device {name:?}");
+            return Err(Error::data(what, "name cpu, cuda or, with several GPUs, cuda:1"));
+        };
+        Ok(Self::Cuda(Gpu::open(ordinal)?.queue()?))
+    }
+
+    /// The device that the first tensor elsewhere than in the CPU's memory is on.
+    pub fn of<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Self {
+        let away = |t: &Tensor| {
+            let any = t.remote()?.as_any();
+            let gpu = any.downcast_ref::<OnGpu>().map(|held| Self::Cuda(held.queue().clone()));
+            gpu.or_else(|| any.downcast_ref::<Planned>().map(|p| Self::Plan(p.meter.clone())))
+        };
+        tensors.into_iter().find_map(away).unwrap_or_default()
+    }
+
+    /// The same elements on this device; shared, not copied, where they are there already.
+    ///
+    /// # Errors
+    /// Elements in f64, which no kernel takes; those of the driver.
+    pub fn put(&self, t: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Cpu => t.here(),
+            Self::Cuda(queue) if OnGpu::of(t).is_none() => {
+                Tensor::away(OnGpu::upload(queue, t)?, t.shape())
+            }
+            Self::Plan(meter) if t.remote().is_none() => meter.tensor(t.dtype(), t.shape()),
+            _ => Ok(t.clone()),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(queue) => {
+                let facts = queue.gpu().facts();
+                write!(f, "cuda:{} ({})", facts.ordinal, facts.name)
+            }
+            Self::Plan(_) => f.write_str("plan"),
+        }
+    }
+}
+
+/// Elements on a GPU.
+#[derive(Debug)]
+pub enum OnGpu {
+    /// Real numbers.
+    F32(Buffer<f32>),
+    /// Real numbers in half the bytes.
+    Bf16(Buffer<Bf16>),
+    /// Integers.
+    I32(Buffer<i32>),
+}
+
+/// What an [`OnGpu`] may hold.
+pub trait Held: Element {
+    /// The buffer, if it holds this type.
+    fn held(on: &OnGpu) -> Option<&Buffer<Self>>;
+    /// The buffer, if it holds this type.
+    fn held_mut(on: &mut OnGpu) -> Option<&mut Buffer<Self>>;
+}
+
+macro_rules! held {
+    ($($t:ty: $variant:ident),*) => {
+        $(impl Held for $t {
+            fn held(on: &OnGpu) -> Option<&Buffer<Self>> {
+                match on {
+                    OnGpu::$variant(buffer) => Some(buffer),
+                    _ => None,
+                }
+            }
+            fn held_mut(on: &mut OnGpu) -> Option<&mut Buffer<Self>> {
+                match on {
+                    OnGpu::$variant(buffer) => Some(buffer),
+                    _ => None,
+                }
+            }
+        })*
+        impl OnGpu {
+            /// The queue whose order the elements live in.
+            pub fn queue(&self) -> &Queue {
+                match self {
+                    $(Self::$variant(buffer) => buffer.queue(),)*
+                }
+            }
+
+            /// The name of the elements' type.
+            pub fn element(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => <$t>::NAME,)*
+                }
+            }
+
+            fn elements(&self) -> usize {
+                match self {
+                    $(Self::$variant(buffer) => buffer.len(),)*
+                }
+            }
+        }
+    };
+}
+held!(f32: F32, Bf16: Bf16, i32: I32);
+
+impl OnGpu {
+    /// The elements of a tensor that is on a GPU.
+    pub fn of(t: &Tensor) -> Option<&Self> {
+        t.remote()?.as_any().downcast_ref()
+    }
+
+    /// A copy of a tensor's elements.
+    ///
+    /// # Errors
+    /// As [`Device::put`].
+    pub fn upload(queue: &Queue, t: &Tensor) -> Result<Self> {
+        match t.dtype() {
+            DType::I32 => Ok(Self::I32(Buffer::from_slice(queue, t.i32s()?)?)),
+            DType::F32 => Ok(Self::F32(Buffer::from_slice(queue, t.f32s()?)?)),
+            DType::F64 => Err(Error::shape("upload", "kernels compute in f32, found F64")),
+        }
+    }
+}
+
+impl Remote for OnGpu {
+    fn dtype(&self) -> DType {
+        match self {
+            Self::I32(_) => DType::I32,
+            Self::F32(_) | Self::Bf16(_) => DType::F32,
+        }
+    }
+    fn len(&self) -> usize {
+        self.elements()
+    }
+    fn fetch(&self) -> Result<Tensor> {
+        let shape = [self.elements()];
+        match self {
+            Self::F32(b) => Tensor::new(b.read()?, shape),
+            Self::Bf16(b) => Tensor::new(b.read()?.iter().map(|v| v.to_f32()).collect(), shape),
+            Self::I32(b) => Tensor::new_i32(b.read()?, shape),
+        }
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// Counts the bytes of planned tensors; clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Meter(Arc<Count>);
+
+#[derive(Debug, Default)]
+struct Count {
+    now: AtomicU64,
+    peak: AtomicU64,
+}
+
+impl Meter {
+    /// What the driver's pool rounds an allocation up to.
+    const GRAIN: usize = 512;
+
+    /// The most bytes that were held at once.
+    pub fn peak(&self) -> u64 {
+        self.0.peak.load(Ordering::Relaxed)
+    }
+
+    /// A tensor without elements; reading it gives zeros.
+    pub(crate) fn tensor(&self, dtype: DType, shape: &Shape) -> Result<Tensor> {
+        let size = if dtype == DType::F64 { 8 } else { 4 };
+        let bytes = (shape.len() * size).next_multiple_of(Self::GRAIN) as u64;
+        let now = self.0.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.0.peak.fetch_max(now, Ordering::Relaxed);
+        Tensor::away(Planned { dtype, len: shape.len(), bytes, meter: self.clone() }, shape)
+    }
+}
+
+/// Elements that are only counted.
+#[derive(Debug)]
+struct Planned {
+    dtype: DType,
+    len: usize,
+    bytes: u64,
+    meter: Meter,
+}
+
+impl Drop for Planned {
+    fn drop(&mut self) {
+        self.meter.0.now.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Remote for Planned {
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+    fn len(&self) -> usize {
+        self.len
+    }
+    fn fetch(&self) -> Result<Tensor> {
+        Ok(Tensor::zeros(self.dtype, [self.len]))
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::elementwise::ADD;
+    use crate::ops::{call, run};
+
+    #[test]
+    fn a_plan_counts_what_is_alive_at_once() {
+        let meter = Meter::default();
+        let plan = Device::Plan(meter.clone());
+        let x = plan.put(&Tensor::zeros(DType::F32, [1024])).unwrap();
+        let y = call(&ADD, &[&x, &x]).unwrap();
+        assert_eq!(meter.peak(), 2 * 4096);
+        drop(y);
+        // What was given back is used again; a small tensor takes a whole grain.
+        let y = run(&ADD, &[&x, &x]).unwrap().remove(0);
+        assert_eq!((meter.peak(), y.shape().dims()), (2 * 4096, &[1024][..]));
+        let _one = plan.put(&Tensor::zeros(DType::I32, [1])).unwrap();
+        assert_eq!(meter.peak(), 2 * 4096 + 512);
+        assert_eq!((y.at(3), y.item().is_err()), (0.0, true));
+        assert!(matches!(Device::of([&Tensor::zeros(DType::F32, [1]), &y]), Device::Plan(_)));
+    }
+
+    #[test]
+    fn devices_have_names() {
+        assert!(matches!(Device::named("cpu"), Ok(Device::Cpu)));
+        for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1"] {
+            let told = Device::named(wrong).unwrap_err().to_string();
+            assert!(told.contains("name cpu, cuda"), "{told}");
+        }
+    }
+}
