@@ -22,6 +22,7 @@ use std::time::Instant;
 use genevar::Result;
 use genevar::config::Config;
 use genevar::data::pack::Pack;
+use genevar::device::Device;
 use genevar::device::cpu::join_pool;
 use genevar::sample::{Sampler, Subject};
 use genevar::tensor::{DType, Tensor};
@@ -129,8 +130,8 @@ fn measure(tier: &str, folder: &Path) -> Result<Vec<Line>> {
 /// Trains one stage up to `steps`; seconds of this part of it.
 fn stage(config: &Config, pack: &Pack, out: &Path, name: &str, steps: u64) -> Result<f64> {
     let config = &with_steps(config, steps);
-    let interrupt = Interrupt::default();
-    let work = Work { config, pack, out, resume: steps > BEFORE, warm: None, interrupt };
+    let (interrupt, device, resume) = (Interrupt::default(), Device::Cpu, steps > BEFORE);
+    let work = Work { config, pack, out, resume, warm: None, interrupt, device };
     Ok(work.stage(name)?.seconds)
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Purpose, Shape, Stream, Tensor};
 
@@ -202,6 +203,14 @@ impl Params {
             found.push(value.clone());
         }
         self.all.iter().zip(found).try_for_each(|(p, v)| p.set(v))
+    }
+
+    /// Moves all values to a device.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn place(&self, device: &Device) -> Result<()> {
+        self.all.iter().try_for_each(|p| p.set(device.put(&p.value())?))
     }
 
     /// Changes the element type of all values (f64 for oracles).

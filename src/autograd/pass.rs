@@ -142,8 +142,13 @@ impl Pass {
         Var { value, tangent: None, node }
     }
 
-    /// Runs one op.
+    /// Runs one op; its result.
     pub fn op(&self, op: impl DynOp, x: &[&Var]) -> Result<Var> {
+        Ok(self.op_with_extras(op, x)?.0)
+    }
+
+    /// Runs one op; its result and its extra outputs, which are constants.
+    pub fn op_with_extras(&self, op: impl DynOp, x: &[&Var]) -> Result<(Var, Vec<Tensor>)> {
         let values: Vec<&Tensor> = x.iter().map(|v| &v.value).collect();
         let outs = run(&op, &values)?;
         let y = outs.first().cloned().ok_or_else(|| Error::Internal("no output".into()))?;
@@ -161,7 +166,8 @@ impl Pass {
             }
             _ => None,
         };
-        Ok(Var { value: y, tangent, node })
+        let extras = outs.into_iter().skip(1).collect();
+        Ok((Var { value: y, tangent, node }, extras))
     }
 
     fn tangent_of(

@@ -103,16 +103,19 @@ pub fn par_rows_and<T: Send>(
     }
 }
 
-/// Splits three outputs of one length alike and runs `f(first element, parts)`.
-pub fn par_thirds<T: Send>(y: [&mut [T]; 3], f: impl Fn(usize, [&mut [T]; 3]) + Sync) {
-    let [a, b, c] = y;
-    if a.len() <= SMALL || !may_spread() {
-        let parts = a.chunks_mut(SMALL).zip(b.chunks_mut(SMALL)).zip(c.chunks_mut(SMALL));
-        parts.enumerate().for_each(|(i, ((a, b), c))| f(i * SMALL, [a, b, c]));
+/// Splits outputs of one length alike and runs `f(first element, parts)`.
+pub fn par_parts<T: Send, const N: usize>(
+    y: [&mut [T]; N],
+    f: impl Fn(usize, [&mut [T]; N]) + Sync,
+) {
+    let count = y.iter().map(|y| y.len().div_ceil(SMALL)).max().unwrap_or(0);
+    let mut chunks = y.map(|y| y.chunks_mut(SMALL));
+    let parts = (0..count).map(|_| chunks.each_mut().map(|c| c.next().unwrap_or_default()));
+    if count <= 1 || !may_spread() {
+        parts.enumerate().for_each(|(i, part)| f(i * SMALL, part));
     } else {
-        let ab = a.par_chunks_mut(SMALL).zip(b.par_chunks_mut(SMALL));
-        let parts = ab.zip(c.par_chunks_mut(SMALL));
-        parts.enumerate().for_each(|(i, ((a, b), c))| f(i * SMALL, [a, b, c]));
+        let parts: Vec<_> = parts.collect();
+        parts.into_par_iter().enumerate().for_each(|(i, part)| f(i * SMALL, part));
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use crate::error::Error;
 
@@ -33,6 +34,8 @@ pub struct Span {
     address: u64,
     len: usize,
     element: &'static str,
+    /// Bytes of an element.
+    size: usize,
     /// The queue whose order it lives in.
     queue: u64,
 }
@@ -74,10 +77,30 @@ pub struct SliceMut<'a, T> {
     owner: PhantomData<&'a mut [T]>,
 }
 
+impl Span {
+    /// The elements of `range` alone.
+    fn part(self, range: Range<usize>) -> Result<Self> {
+        if range.start > range.end || range.end > self.len {
+            let what = format!("elements {range:?} of a buffer of {}", self.len);
+            return Err(Error::Shape { op: "buffer", what });
+        }
+        let address = self.address + (range.start * self.size) as u64;
+        Ok(Self { address, len: range.len(), ..self })
+    }
+}
+
 impl<T: Element> Slice<'_, T> {
+    /// The elements of `range` alone.
+    ///
+    /// # Errors
+    /// A range that leaves the buffer.
+    pub fn part(&self, range: Range<usize>) -> Result<Self> {
+        Ok(Self { span: self.span.part(range)?, owner: PhantomData })
+    }
     /// Only buffers make slices: the address must be theirs.
     pub(super) fn new(address: u64, len: usize, queue: u64) -> Self {
-        Self { span: Span { address, len, element: T::NAME, queue }, owner: PhantomData }
+        let (element, size) = (T::NAME, size_of::<T>());
+        Self { span: Span { address, len, element, size, queue }, owner: PhantomData }
     }
     /// Number of elements.
     pub fn len(&self) -> usize {
@@ -90,9 +113,17 @@ impl<T: Element> Slice<'_, T> {
 }
 
 impl<T: Element> SliceMut<'_, T> {
+    /// The elements of `range` alone.
+    ///
+    /// # Errors
+    /// A range that leaves the buffer.
+    pub fn part(&mut self, range: Range<usize>) -> Result<SliceMut<'_, T>> {
+        Ok(SliceMut { span: self.span.part(range)?, owner: PhantomData })
+    }
     /// Only buffers make slices: the address must be theirs.
     pub(super) fn new(address: u64, len: usize, queue: u64) -> Self {
-        Self { span: Span { address, len, element: T::NAME, queue }, owner: PhantomData }
+        let (element, size) = (T::NAME, size_of::<T>());
+        Self { span: Span { address, len, element, size, queue }, owner: PhantomData }
     }
     /// Number of elements.
     pub fn len(&self) -> usize {

@@ -45,10 +45,10 @@ enum Mode<'a> {
 pub struct Loss {
     /// Reconstruction plus beta times KL, one element.
     pub total: Var,
-    /// Mean squared error over batch and genes.
-    pub mse: f64,
-    /// KL divergence to the standard normal, summed over z, mean over the batch.
-    pub kl: f64,
+    /// Mean squared error over batch and genes, one element.
+    pub mse: Tensor,
+    /// KL divergence to the standard normal, summed over z, mean over the batch, one element.
+    pub kl: Tensor,
     stats: Vec<BatchStats>,
 }
 
@@ -150,8 +150,7 @@ impl BetaVae {
         let kl = p.op(ADD, &[&p.op(Square, &[&mean])?, &p.op(SUB, &[&variance, &logvar])?])?;
         let kl = scaled_sum(p, &kl, 0.5 / x.shape().dims()[0].max(1) as f64)?;
         let total = p.op(Axpy { alpha: beta }, &[&mse, &kl])?;
-        let (mse, kl) = (mse.value().item()?, kl.value().item()?);
-        Ok(Loss { total, mse, kl, stats })
+        Ok(Loss { total, mse: mse.into_value(), kl: kl.into_value(), stats })
     }
 
     /// Moves the batch norms' running statistics towards a step's batch of `rows` rows.

@@ -2,8 +2,9 @@
 
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::error::{Error, Result, Within};
-use crate::ops::elementwise::{ADD, Mul};
-use crate::ops::{batch_norm, group_norm, run};
+use crate::ops::activation::Power;
+use crate::ops::elementwise::{ADD, Affine, Axpy, Mul, SUB};
+use crate::ops::{batch_norm, call, group_norm};
 use crate::tensor::Tensor;
 
 /// Added to variances by the tokenizer's norms (VAR).
@@ -67,10 +68,8 @@ impl BatchNorm {
     pub fn forward_train(&self, p: &Pass, x: &Var) -> Result<(Var, BatchStats)> {
         let op = batch_norm::BatchNormTrain { eps: BATCH_EPS };
         let (w, b) = (p.param(&self.w), p.param(&self.b));
-        let y = p.op(op.clone(), &[x, &w, &b]).within(self.w.name())?;
-        // A pass hands back the result alone; the statistics are cheap to take again.
-        let mut outs = run(&op, &[x.value(), w.value(), b.value()])?;
-        match (outs.pop(), outs.pop()) {
+        let (y, mut stats) = p.op_with_extras(op, &[x, &w, &b]).within(self.w.name())?;
+        match (stats.pop(), stats.pop()) {
             (Some(var), Some(mean)) => Ok((y, BatchStats { mean, var })),
             _ => Err(Error::Internal("batch norm without statistics".into())),
         }
@@ -79,13 +78,12 @@ impl BatchNorm {
     /// With the running statistics.
     pub fn forward_eval(&self, p: &Pass, x: &Var) -> Result<Var> {
         let (mean, var) = (self.mean.value(), self.var.value());
-        let (w, b) = (self.w.value(), self.b.value());
-        let scale: Vec<f64> =
-            (0..w.len()).map(|i| w.at(i) / (var.at(i) + BATCH_EPS).sqrt()).collect();
-        let shift = (0..w.len()).map(|i| b.at(i) - mean.at(i) * scale[i]).collect();
-        let of = |v| Tensor::from_f64s(w.dtype(), v, w.shape()).map(Var::constant);
-        let y = p.op(Mul, &[x, &of(scale)?]).within(self.w.name())?;
-        p.op(ADD, &[&y, &of(shift)?])
+        let above = call(&Affine { scale: 1.0, shift: BATCH_EPS }, &[&var])?;
+        let rstd = call(&Power { p: -0.5 }, &[&above])?;
+        let scale = call(&Mul, &[&rstd, &self.w.value()])?;
+        let shift = call(&SUB, &[&self.b.value(), &call(&Mul, &[&mean, &scale])?])?;
+        let y = p.op(Mul, &[x, &scale.into()]).within(self.w.name())?;
+        p.op(ADD, &[&y, &shift.into()])
     }
 
     /// Moves the running statistics a tenth of the way to those of a batch of `rows` rows.
@@ -95,11 +93,8 @@ impl BatchNorm {
         for (slot, new, factor) in
             [(&self.mean, &stats.mean, 1.0), (&self.var, &stats.var, unbiased)]
         {
-            let old = slot.value();
-            let mixed = (0..old.len())
-                .map(|i| (1.0 - MOMENTUM) * old.at(i) + MOMENTUM * factor * new.at(i))
-                .collect();
-            slot.set(Tensor::from_f64s(old.dtype(), mixed, old.shape())?)?;
+            let kept = call(&Affine { scale: 1.0 - MOMENTUM, shift: 0.0 }, &[&slot.value()])?;
+            slot.set(call(&Axpy { alpha: MOMENTUM * factor }, &[&kept, new])?)?;
         }
         Ok(())
     }

@@ -77,7 +77,7 @@ table! {
     embed: GatherRows, ScatterRows, TimeEmbed, TimeEmbedSlope;
     loss: CrossEntropy, CrossEntropyVjp;
     sample: SampleToken;
-    optim: AdamW, Ema;
+    optim: AdamW, GlobalNorm;
     group_norm: GroupNorm, GroupNormJvp, GroupNormVjp;
     resample: Resample;
     quantize: NearestCode;

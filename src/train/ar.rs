@@ -180,7 +180,7 @@ impl Stage for ArStage<'_> {
         let mut log = StepLog::new(value, lr).with("keep_rate", keep);
         if value.is_finite() {
             let grads = pass.backward(&l)?;
-            log = log.with("grad_norm", self.learner.update(&grads, lr, step)?);
+            log = log.with("grad_norm", self.learner.update(&grads, lr, step)?.item()?);
         }
         if let Some(held) = self.held_out.as_ref().filter(|h| step.is_multiple_of(h.every)) {
             log = self.look(held, log)?;

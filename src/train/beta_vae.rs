@@ -13,6 +13,7 @@ use crate::data::genes::GeneMap;
 use crate::data::loader::Sampler;
 use crate::data::pack::Pack;
 use crate::data::rna::{RnaNorm, Scaling};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::beta_vae::{BetaVae, Loss, active_dimensions};
 use crate::tensor::{Purpose, Stream, Tensor};
@@ -70,7 +71,7 @@ fn means(model: &BetaVae, inputs: &Tensor) -> Result<Tensor> {
     let mut all = Vec::with_capacity(n * model.config().latent);
     for start in (0..n).step_by(ROWS) {
         let part = inputs.rows(start, ROWS.min(n - start))?;
-        all.extend(model.encode_mean(&part)?.into_f32s()?);
+        all.extend(model.encode_mean(&part)?.f32s()?);
     }
     Tensor::new(all, [n, model.config().latent])
 }
@@ -96,6 +97,7 @@ pub struct BetaVaeStage {
     train: Tensor,
     held: Option<Tensor>,
     sampler: Sampler,
+    device: Device,
 }
 
 impl BetaVaeStage {
@@ -146,6 +148,7 @@ impl BetaVaeStage {
             prior,
             train,
             held,
+            device: Device::Cpu,
         })
     }
 
@@ -163,7 +166,7 @@ impl BetaVaeStage {
             .flat_map(|e| &all[e.index * width..(e.index + 1) * width])
             .copied()
             .collect();
-        Tensor::new(rows, [picked.len(), width])
+        self.device.put(&Tensor::new(rows, [picked.len(), width])?)
     }
 
     /// Input dropout: 0, or what keeps the mean.
@@ -171,14 +174,14 @@ impl BetaVaeStage {
         let drop = self.config.dropout as f32;
         let draws = Stream::new(self.seed, step, 0, Purpose::Dropout).uniforms(x.len());
         let one = |u: f32| if u < drop { 0.0 } else { 1.0 / (1.0 - drop) };
-        Tensor::new(draws.into_iter().map(one).collect(), x.shape())
+        self.device.put(&Tensor::new(draws.into_iter().map(one).collect(), x.shape())?)
     }
 
     fn loss(&self, step: u64, x: &Tensor, check: bool) -> Result<(Pass, Loss)> {
         let rows = x.shape().matrix().0;
         let noise = Stream::new(self.seed, step, 0, Purpose::Posterior);
-        let noise =
-            Tensor::new(noise.normals(rows * self.config.latent), [rows, self.config.latent])?;
+        let shape = [rows, self.config.latent];
+        let noise = self.device.put(&Tensor::new(noise.normals(rows * shape[1]), shape)?)?;
         let beta = self.config.beta * ramp(self.config.kl_warmup, self.stage.steps, step);
         let pass = Pass::tape().training(&self.params).checked(check);
         let loss = self.prior.model.loss(&pass, x, &self.keep(step, x)?, &noise, beta)?;
@@ -221,10 +224,11 @@ impl Stage for BetaVaeStage {
         let (pass, loss) = self.loss(step, &x, false)?;
         let grads = pass.backward(&loss.total)?;
         let lr = learning_rate(&self.stage, step);
-        let norm = self.learner.update(&grads, lr, step)?;
+        // Asked for only now: on a GPU it waits for the whole step.
+        let norm = self.learner.update(&grads, lr, step)?.item()?;
         let total = loss.total.value().item()?;
         let log = StepLog::new(total, lr).with("grad_norm", norm);
-        let log = log.with("mse", loss.mse).with("kl", loss.kl);
+        let log = log.with("mse", loss.mse.item()?).with("kl", loss.kl.item()?);
         if !norm.is_finite() || !total.is_finite() {
             return Ok(log);
         }
@@ -247,7 +251,16 @@ impl Stage for BetaVaeStage {
 
     fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
         self.learner.restore(&state, "")?;
-        self.prior.running.load(&state, RUNNING)
+        self.prior.running.load(&state, RUNNING)?;
+        self.place(&self.device.clone())
+    }
+
+    fn place(&mut self, device: &Device) -> Result<()> {
+        self.params.place(device)?;
+        self.prior.running.place(device)?;
+        self.learner.place(device)?;
+        self.device = device.clone();
+        Ok(())
     }
 
     fn diagnose(&mut self, step: u64) -> Result<()> {

@@ -10,6 +10,7 @@ use super::pipeline::Work;
 use crate::config::draw::DrawOptions;
 use crate::config::{Config, TIERS};
 use crate::data::pack::Pack;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::safetensors::Store;
 
@@ -69,6 +70,10 @@ pub struct TrainArgs {
     /// Begin from the weights of another run or bundle (all stages but the gene prior).
     #[arg(long)]
     warm: Option<PathBuf>,
+    /// Where to train: cpu, cuda, or cuda:1 for the second GPU (so far the gene prior alone trains
+    /// on a GPU).
+    #[arg(long, default_value = "cpu")]
+    device: String,
 }
 
 /// Runs `genevar train`.
@@ -83,6 +88,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         resume: args.resume,
         warm: warm.as_ref(),
         interrupt: Interrupt::from_keyboard()?,
+        device: Device::named(&args.device)?,
     };
     let finished = match args.stage {
         What::All => work.all()?,

@@ -1,14 +1,16 @@
 //! The optimiser of one model: AdamW with global-norm clipping, and a running mean of the weights.
 //!
-//! The arithmetic is that of the ops [`AdamW`] and [`Ema`]. The running mean follows with the decay
-//! min(ema, t / (9 + t)) at update t, so that a short run is not held back by where it began.
+//! The arithmetic is that of the ops [`GlobalNorm`] and [`AdamW`]. The running mean follows with
+//! the decay min(ema, t / (9 + t)) at update t, so that a short run is not held back by where it
+//! began.
 
 use std::collections::BTreeMap;
 
 use crate::autograd::{Gradients, Param, Params};
 use crate::config::StageConfig;
+use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::ops::optim::{AdamW, Ema, clip_factor, global_norm};
+use crate::ops::optim::{AdamW, GlobalNorm};
 use crate::ops::{call, run};
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -40,7 +42,10 @@ impl Learner {
         let mut slots = Vec::with_capacity(params.len());
         for p in &params {
             let value = p.value();
-            value.f32s()?;
+            if value.dtype() != DType::F32 {
+                let what = format!("{} is {:?}, training is in f32", p.name(), value.dtype());
+                return Err(Error::shape("optimiser", what));
+            }
             let zero = Tensor::zeros(DType::F32, value.shape());
             let ema = (config.ema > 0.0).then_some(value);
             slots.push(Slot { m: zero.clone(), v: zero, ema });
@@ -48,22 +53,35 @@ impl Learner {
         Ok(Self { params, slots, config: config.clone() })
     }
 
-    /// Norm of all gradients together; NaN or infinite as soon as one of them is.
-    pub fn norm(&self, grads: &Gradients) -> Result<f64> {
-        global_norm(self.params.iter().filter_map(|p| grads.param(p)))
+    /// Moves the optimiser's own tensors to a device; the parameters are moved by whoever owns
+    /// them.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn place(&mut self, device: &Device) -> Result<()> {
+        for slot in &mut self.slots {
+            (slot.m, slot.v) = (device.put(&slot.m)?, device.put(&slot.v)?);
+            slot.ema = slot.ema.as_ref().map(|mean| device.put(mean)).transpose()?;
+        }
+        Ok(())
+    }
+
+    /// Norm `[1]` of all gradients together; NaN or infinite as soon as one of them is.
+    pub fn norm(&self, grads: &Gradients) -> Result<Tensor> {
+        let all: Vec<&Tensor> = self.params.iter().filter_map(|p| grads.param(p)).collect();
+        match all.is_empty() {
+            true => Ok(Tensor::zeros(DType::F32, [1])),
+            false => call(&GlobalNorm, &all),
+        }
     }
 
     /// Takes update number `n`, counting from 0, at learning rate `lr`. Returns the gradient norm
-    /// before clipping; if that is not finite, nothing was changed. A parameter that the loss did
-    /// not depend on takes no part: it keeps its weight and its moments.
-    pub fn update(&mut self, grads: &Gradients, lr: f64, n: u64) -> Result<f64> {
+    /// `[1]` before clipping; if that is not finite, nothing was changed. A parameter that the loss
+    /// did not depend on takes no part: it keeps its weight and its moments.
+    pub fn update(&mut self, grads: &Gradients, lr: f64, n: u64) -> Result<Tensor> {
         let norm = self.norm(grads)?;
-        if !norm.is_finite() {
-            return Ok(norm);
-        }
         let c = &self.config;
         let t = n as f64 + 1.0;
-        let follow = Ema { decay: c.ema.min(t / (9.0 + t)) };
         for (p, slot) in self.params.iter().zip(&mut self.slots) {
             let Some(g) = grads.param(p) else { continue };
             let rule = AdamW {
@@ -72,16 +90,17 @@ impl Learner {
                 eps: EPS,
                 decay: if p.decays() { c.weight_decay } else { 0.0 },
                 step: n + 1,
-                clip: clip_factor(norm, c.clip),
+                clip: c.clip,
+                follow: 1.0 - c.ema.min(t / (9.0 + t)),
             };
-            let mut new = run(&rule, &[&p.value(), &slot.m, &slot.v, g])?.into_iter();
+            let value = p.value();
+            let mut x = vec![&value, &slot.m, &slot.v, g, &norm];
+            x.extend(&slot.ema);
+            let mut new = run(&rule, &x)?.into_iter();
             let (Some(w), Some(m), Some(v)) = (new.next(), new.next(), new.next()) else {
-                return Err(Error::Internal("adamw has three outputs".into()));
+                return Err(Error::Internal("adamw has three outputs or more".into()));
             };
-            if let Some(mean) = &slot.ema {
-                slot.ema = Some(call(&follow, &[mean, &w])?);
-            }
-            (slot.m, slot.v) = (m, v);
+            *slot = Slot { m, v, ema: new.next() };
             p.set(w)?;
         }
         Ok(norm)
@@ -249,7 +268,7 @@ mod tests {
         let mut mean = want.clone();
         let (mut m, mut v) = (vec![0.0; want.len()], vec![0.0; want.len()]);
         for n in 0..2u64 {
-            let norm = learner.update(&gradients(&params), 0.01, n).unwrap();
+            let norm = learner.update(&gradients(&params), 0.01, n).unwrap().item().unwrap();
             let g: Vec<f64> = want[..20_003].iter().map(|w| 2.0 * w).collect();
             let square: f64 = g.iter().map(|g| g * g).sum();
             assert!((norm - square.sqrt()).abs() < 1e-4 * norm);
@@ -283,7 +302,8 @@ mod tests {
         let before = learner.state("").unwrap();
         let b = params.iter().nth(1).unwrap();
         b.set(Tensor::new(vec![1.0, f32::INFINITY, 0.0], [3]).unwrap()).unwrap();
-        assert!(!learner.update(&gradients(&params), 0.1, 1).unwrap().is_finite());
+        let norm = learner.update(&gradients(&params), 0.1, 1).unwrap();
+        assert!(!norm.item().unwrap().is_finite());
         let after = learner.state("").unwrap();
         for (name, tensor) in before.iter().filter(|(name, _)| *name != "param.b") {
             assert_eq!(tensor.to_f64s(), after[name].to_f64s(), "{name}");

@@ -143,7 +143,7 @@ impl Stage for MeanFlowStage<'_> {
             .with("length_ratio", l.length_ratio);
         if value.is_finite() {
             let grads = pass.backward(&l.loss)?;
-            log = log.with("grad_norm", self.learner.update(&grads, lr, step)?);
+            log = log.with("grad_norm", self.learner.update(&grads, lr, step)?.item()?);
         }
         Ok(log)
     }

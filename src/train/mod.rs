@@ -14,6 +14,7 @@ pub mod kmeans;
 pub mod learner;
 pub mod log;
 pub mod meanflow;
+pub mod memory;
 pub mod msvq;
 pub mod pipeline;
 pub mod progress;

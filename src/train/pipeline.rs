@@ -20,6 +20,7 @@ use crate::data::augment;
 use crate::data::genes::GeneMap;
 use crate::data::loader::to_tensor;
 use crate::data::pack::Pack;
+use crate::device::Device;
 use crate::error::{Error, Result, Within};
 use crate::models::genevar::{FeatureStats, Refiner};
 use crate::models::masked_ar::{Dims, MaskedAr};
@@ -54,6 +55,8 @@ pub struct Work<'a> {
     pub warm: Option<&'a Bundle>,
     /// Raised by Ctrl-C.
     pub interrupt: Interrupt,
+    /// Where the steps run.
+    pub device: Device,
 }
 
 impl Work<'_> {
@@ -104,6 +107,7 @@ impl Work<'_> {
             dir: &dir,
             resume: self.resume,
             interrupt,
+            device: &self.device,
         };
         run(stage, &plan)
     }

@@ -8,8 +8,10 @@ use serde_json::{Map, Value};
 use super::checkpoint::{self, Checkpoint, Meta};
 use super::interrupt::Interrupt;
 use super::log::{Log, StepLog};
+use super::memory;
 use super::progress::Progress;
 use crate::config::{Config, StageConfig};
+use crate::device::Device;
 use crate::error::{Error, Result, Within};
 use crate::tensor::Tensor;
 
@@ -34,6 +36,20 @@ pub trait Stage {
     /// Repeats `step` checking every value; returns the error that names the first bad op.
     fn diagnose(&mut self, step: u64) -> Result<()>;
 
+    /// Moves everything that a step reads to a device, where its ops then run.
+    ///
+    /// # Errors
+    /// A stage that runs on the CPU alone; those of the device.
+    fn place(&mut self, device: &Device) -> Result<()> {
+        match device {
+            Device::Cpu => Ok(()),
+            _ => {
+                let what = format!("the stage {} does not run on {device} yet", self.name());
+                Err(Error::data(what, "leave out --device"))
+            }
+        }
+    }
+
     /// What a reader of the checkpoint needs beside tensors: gene names, data set.
     fn notes(&self) -> Map<String, Value> {
         Map::new()
@@ -53,6 +69,8 @@ pub struct Plan<'a> {
     pub resume: bool,
     /// Raised by Ctrl-C.
     pub interrupt: Interrupt,
+    /// Where the steps run.
+    pub device: &'a Device,
 }
 
 /// What a finished run reports.
@@ -72,7 +90,12 @@ pub struct Summary {
 /// - [`Error::Interrupted`] after Ctrl-C, the state being saved.
 /// - [`Error::NotFinite`] with step and op when a loss, gradient or weight is NaN or infinite.
 /// - A folder that holds a run already, unless resuming; a checkpoint that does not fit.
+/// - A device with less free memory than a step takes; nothing was allocated there then.
 pub fn run(stage: &mut dyn Stage, plan: &Plan) -> Result<Summary> {
+    if let Device::Cuda(queue) = plan.device {
+        memory::check(stage, queue)?;
+    }
+    stage.place(plan.device)?;
     let first = start(stage, plan)?;
     let mut log = Log::open(&plan.dir.join("log.jsonl"), first)?;
     let mut progress = Progress::new(stage.name(), plan.stage.steps, first);
@@ -206,7 +229,8 @@ mod tests {
         let stage =
             StageConfig { steps: 23, log_every: 3, checkpoint_every: 5, ..StageConfig::default() };
         let interrupt = toy.raise_at.as_ref().map(|(_, f)| f.clone()).unwrap_or_default();
-        run(toy, &Plan { config: &config, stage: &stage, dir, resume, interrupt })
+        let device = &Device::Cpu;
+        run(toy, &Plan { config: &config, stage: &stage, dir, resume, interrupt, device })
     }
 
     #[test]

@@ -283,7 +283,7 @@ impl Stage for MsvqStage {
             self.forward(step, &wanted, false)?;
         let grads = pass.backward(&root)?;
         let lr = learning_rate(&self.stage, step);
-        let norm = self.learner.update(&grads, lr, step)?;
+        let norm = self.learner.update(&grads, lr, step)?.item()?;
         let loss = pixels.total + self.config.loss.vq * vq;
         let mut log = StepLog::new(loss, lr).with("grad_norm", norm);
         for (name, value) in pixels.parts {
