@@ -13,7 +13,7 @@ pub fn wanted() -> bool {
 
 /// Appends a section: `title`, the machine, then `table` (Markdown).
 pub fn append(title: &str, command: &str, table: &str) -> std::io::Result<()> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/LEDGER.md");
+    let path = root().join("benches/LEDGER.md");
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (year, month, day) = civil(seconds / 86_400);
     let section = format!(
@@ -24,6 +24,12 @@ pub fn append(title: &str, command: &str, table: &str) -> std::io::Result<()> {
         rayon::current_num_threads(),
     );
     OpenOptions::new().append(true).create(true).open(path)?.write_all(section.as_bytes())
+}
+
+/// The repository: where the ledger is, here or above this crate.
+fn root() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().find(|dir| dir.join("benches/LEDGER.md").is_file()).unwrap_or(here)
 }
 
 /// Year, month and day of a number of days after 1970-01-01 (Gregorian, years counted from March).
@@ -41,7 +47,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
 /// The commit, with a mark if the sources differ from it.
 fn commit() -> String {
     let git = |args: &[&str]| {
-        let out = Command::new("git").args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+        let out = Command::new("git").args(args).current_dir(root()).output();
         out.ok().and_then(|o| String::from_utf8(o.stdout).ok()).map(|s| s.trim().to_string())
     };
     let name = git(&["rev-parse", "--short", "HEAD"]).filter(|s| !s.is_empty());

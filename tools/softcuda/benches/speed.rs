@@ -2,11 +2,17 @@
 //! stores, and floating-point operations a second of `mma.sync`, with and without sanitizers.
 //!
 //! Under `cargo test` it runs one short round, so that it keeps building and running.
+//! GENEVAR_LEDGER=1 adds the rows to benches/LEDGER.md. Each is the best of some rounds, since
+//! other programs can only slow it down.
+
+#[path = "../../../benches/support/ledger.rs"]
+mod ledger;
 
 use softcuda::exec::{Launch, Options, Program, run};
 use softcuda::mem::Memory;
 use softcuda::ptx::Module;
 use std::error::Error;
+use std::fmt::Write;
 use std::time::Instant;
 
 /// A kernel whose loop body is repeated `rounds` times.
@@ -48,7 +54,8 @@ mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f5,%f6,%f7,%f8}, {%r1,%r2,
 mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1,%f2,%f3,%f4}, {%r1,%r2,%r3,%r4},
 {%r7,%r8}, {%f1,%f2,%f3,%f4};";
 
-fn measure(name: &str, body: &str, rounds: u32, sanitize: bool) -> Result<(), Box<dyn Error>> {
+/// Lane-instructions and floating-point operations of `mma.sync` a second, in one round.
+fn measure(body: &str, rounds: u32, sanitize: bool) -> Result<[f64; 2], Box<dyn Error>> {
     let memory = Memory::new(1 << 30);
     let module = Module::parse(&kernel(body))?;
     let program = Program::load(&module, &memory)?;
@@ -69,21 +76,33 @@ fn measure(name: &str, body: &str, rounds: u32, sanitize: bool) -> Result<(), Bo
     let start = Instant::now();
     let counts = run(&program, &memory, &launch, &options)?;
     let seconds = start.elapsed().as_secs_f64();
-    let lanes = counts.lane_instructions() as f64 / seconds;
-    let flops = counts.tensor_flops as f64 / seconds / 1e9;
-    let checks = if sanitize { "sanitizers on" } else { "sanitizers off" };
-    println!("{name:8} {checks:15} {lanes:10.3e} lane-instructions/s {flops:8.1} GFLOP/s of mma");
-    Ok(())
+    Ok([counts.lane_instructions(), counts.tensor_flops].map(|n| n as f64 / seconds))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let short = !std::env::args().any(|a| a == "--bench");
-    let scale = if short { 1 } else { 100 };
-    println!("{} threads", rayon::current_num_threads());
-    for sanitize in [false, true] {
-        measure("alu", ALU, 100 * scale, sanitize)?;
-        measure("memory", MEMORY, 30 * scale, sanitize)?;
-        measure("mma", MMA, 10 * scale, sanitize)?;
+    let (scale, rounds) = if short { (1, 1) } else { (100, 5) };
+    let mut table = String::from(
+        "| kernel | sanitizers | lane-instructions/s | GFLOP/s of mma.sync |\n\
+         | --- | --- | --- | --- |\n",
+    );
+    let kernels = [("arithmetic", ALU, 100), ("loads and stores", MEMORY, 30), ("mma", MMA, 10)];
+    for (name, body, repeats) in kernels {
+        for sanitize in [false, true] {
+            let mut best = [0.0f64; 2];
+            for _ in 0..rounds {
+                let got = measure(body, repeats * scale, sanitize)?;
+                best = [best[0].max(got[0]), best[1].max(got[1])];
+            }
+            let checks = if sanitize { "on" } else { "off" };
+            let [lanes, flops] = [format!("{:.2e}", best[0]), format!("{:.1}", best[1] / 1e9)];
+            writeln!(table, "| {name} | {checks} | {lanes} | {flops} |")?;
+        }
+    }
+    println!("{} threads\n{table}", rayon::current_num_threads());
+    if ledger::wanted() {
+        let command = "GENEVAR_LEDGER=1 cargo bench -p softcuda --bench speed";
+        ledger::append("softcuda", command, &table)?;
     }
     Ok(())
 }

@@ -22,6 +22,10 @@ pub struct Counts {
     pub global_read_bytes: u64,
     /// Bytes that lanes wrote to global memory.
     pub global_write_bytes: u64,
+    /// Warp-wide accesses that read global memory.
+    pub global_reads: u64,
+    /// Warp-wide accesses that write global memory.
+    pub global_writes: u64,
     /// 32-byte sectors of all warp-wide global reads.
     pub global_read_sectors: u64,
     /// 32-byte sectors of all warp-wide global writes.
@@ -65,6 +69,8 @@ pub(crate) struct Tally {
     pub(crate) warps: Vec<u64>,
     pub(crate) global_read_bytes: u64,
     pub(crate) global_write_bytes: u64,
+    pub(crate) global_reads: u64,
+    pub(crate) global_writes: u64,
     pub(crate) global_read_sectors: u64,
     pub(crate) global_write_sectors: u64,
     pub(crate) shared_read_bytes: u64,
@@ -87,6 +93,8 @@ impl Tally {
         add(&mut self.warps, &other.warps);
         self.global_read_bytes += other.global_read_bytes;
         self.global_write_bytes += other.global_write_bytes;
+        self.global_reads += other.global_reads;
+        self.global_writes += other.global_writes;
         self.global_read_sectors += other.global_read_sectors;
         self.global_write_sectors += other.global_write_sectors;
         self.shared_read_bytes += other.shared_read_bytes;
@@ -99,6 +107,8 @@ impl Tally {
         let mut out = Counts {
             global_read_bytes: self.global_read_bytes,
             global_write_bytes: self.global_write_bytes,
+            global_reads: self.global_reads,
+            global_writes: self.global_writes,
             global_read_sectors: self.global_read_sectors,
             global_write_sectors: self.global_write_sectors,
             shared_read_bytes: self.shared_read_bytes,

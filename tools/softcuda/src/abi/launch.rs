@@ -10,8 +10,9 @@ use super::op::{Failure, Op};
 use super::order::Line;
 use super::raw::{Host, In};
 use super::report::say;
+use super::watch::Watch;
 use crate::count::Counts;
-use crate::exec::{FaultKind, Launch, Options, run};
+use crate::exec::{FaultKind, Launch, run};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub(super) struct KernelCall {
     function: Arc<Function>,
     shape: Shape,
     params: Vec<u8>,
+    watch: Watch,
 }
 
 /// Grid, block and what else a launch is made of.
@@ -33,7 +35,7 @@ struct Shape {
 }
 
 impl KernelCall {
-    /// Runs the kernel; counts go where `SOFTCUDA_COUNTS` says.
+    /// Runs the kernel; counts go where `SOFTCUDA_COUNTS` says and to the thread that wants them.
     pub(super) fn run(&self, driver: &Driver) -> std::result::Result<(), Failure> {
         let name = &self.function.entry.name;
         let Some(program) = self.function.module.program() else {
@@ -47,13 +49,12 @@ impl KernelCall {
             params: &self.params,
             cooperative: self.shape.cooperative,
         };
-        let options = Options::from_env();
-        match run(program, &driver.memory, &launch, &options) {
-            Ok(counts) if options.count => {
+        match run(program, &driver.memory, &launch, &self.watch.options()) {
+            Ok(counts) => {
                 keep(&counts);
+                self.watch.keep(&counts);
                 Ok(())
             }
-            Ok(_) => Ok(()),
             Err(fault) => Err((code_of(fault.kind), fault.to_string())),
         }
     }
@@ -61,7 +62,8 @@ impl KernelCall {
 
 /// Appends a launch's counts to the file that `SOFTCUDA_COUNTS` names, one line of JSON each.
 fn keep(counts: &Counts) {
-    let Some(path) = std::env::var_os("SOFTCUDA_COUNTS") else { return };
+    let path = std::env::var_os("SOFTCUDA_COUNTS").filter(|path| !path.is_empty());
+    let Some(path) = path else { return };
     let line = format!("{}\n", counts.to_json());
     let file = OpenOptions::new().create(true).append(true).open(&path);
     if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
@@ -176,7 +178,7 @@ fn launch(
         return Err(code);
     }
     let params = parameters(&function, values, extra)?;
-    line.submit(Op::Kernel(KernelCall { function, shape, params })).map(drop)
+    line.submit(Op::Kernel(KernelCall { function, shape, params, watch: Watch::here() })).map(drop)
 }
 
 /// `CUlaunchConfig`.

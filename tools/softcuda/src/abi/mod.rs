@@ -7,7 +7,7 @@
 //! a stale one is an error and not a crash.
 //!
 //! This is the only unsafe code of the crate: reading and writing what callers point at (`raw`),
-//! pinned host memory (`host`), and exporting names (`call`, `unsupported`).
+//! pinned host memory (`host`), and exporting names (`call`, `unsupported`, `watch`).
 #![allow(unsafe_code)]
 
 mod attribute;
@@ -45,6 +45,7 @@ mod settings;
 mod stream;
 mod table;
 mod unsupported;
+mod watch;
 
 /// Every exported name, with whether more than CUDA_ERROR_NOT_SUPPORTED stands behind it.
 pub fn names() -> impl Iterator<Item = (&'static str, bool)> {

@@ -27,12 +27,15 @@ pub(super) fn start(m: &mut Machine<'_>, w: &mut Warp, access: &Access, mask: u3
             return trouble_at(FaultKind::IllegalInstruction, lane, from[lane], None, text);
         }
         let mut data = [0; 16];
-        for at in 0..wanted.div_ceil(4) {
-            let word = m.read(w, lane, (Space::Global, from[lane] + at * 4), 4, false)?;
-            let at = at as usize * 4;
-            data[at..at + 4].copy_from_slice(&(word as u32).to_le_bytes());
+        let whole = wanted / 4 * 4;
+        for at in (0..whole).step_by(4) {
+            let word = m.read(w, lane, (Space::Global, from[lane] + at), 4, false)?;
+            data[at as usize..at as usize + 4].copy_from_slice(&(word as u32).to_le_bytes());
         }
-        data[wanted as usize..].fill(0);
+        // Not a byte more than asked for: a buffer may end there.
+        for at in whole..wanted {
+            data[at as usize] = m.read(w, lane, (Space::Global, from[lane] + at), 1, false)? as u8;
+        }
         w.flights.push(Flight {
             lane: lane as u8,
             bytes: access.bytes,
@@ -103,9 +106,10 @@ pub(super) fn load_tiles(m: &mut Machine<'_>, w: &mut Warp, access: &Access) -> 
         for (r, row) in rows.iter_mut().enumerate() {
             let lane = tile * 8 + r;
             m.aligned(lane, at[lane], 16)?;
-            for (c, cell) in row.iter_mut().enumerate() {
-                let from = (Space::Shared, at[lane] + c as u64 * 2);
-                *cell = m.read(w, lane, from, 2, false)? as u16;
+            for (c, cells) in row.chunks_exact_mut(2).enumerate() {
+                let from = (Space::Shared, at[lane] + c as u64 * 4);
+                let word = m.read(w, lane, from, 4, false)?;
+                cells.copy_from_slice(&[word as u16, (word >> 16) as u16]);
             }
         }
         let reg = access.regs[tile] as usize;

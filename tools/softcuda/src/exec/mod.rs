@@ -26,6 +26,7 @@ mod space;
 mod step;
 mod tally;
 mod warp;
+mod words;
 
 pub(crate) use class::Classified;
 pub(crate) use code::Code;

@@ -4,6 +4,7 @@ use super::code::Access;
 use super::fault::FaultKind;
 use super::lanes::lanes;
 use super::warp::{Machine, Step, Warp, trouble_at};
+use super::words;
 use super::{FIRST_WINDOW, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 use crate::check::Stamp;
 use crate::mem::{Alloc, MemError, lookup};
@@ -199,7 +200,7 @@ impl<'a> Machine<'a> {
     }
 
     #[cold]
-    fn race(
+    pub(super) fn race(
         &self,
         lane: usize,
         (address, buffer): (u64, Option<String>),
@@ -373,20 +374,9 @@ fn extend(value: u64, access: &Access) -> u64 {
 /// Runs a load.
 pub(super) fn load(m: &mut Machine<'_>, w: &mut Warp, access: &Access, mask: u32) -> Step {
     let at = addresses(w, access);
-    let bytes = u64::from(access.bytes);
-    let width = bytes * u64::from(access.count);
-    for lane in lanes(mask) {
-        let (space, address) = window(access.space, at[lane]);
-        m.aligned(lane, address, width)?;
-        for (k, &reg) in access.regs.iter().enumerate().take(access.count as usize) {
-            let from = (space, address + k as u64 * bytes);
-            let value = extend(m.read(w, lane, from, bytes, access.strong)?, access);
-            if access.wide {
-                w.w[reg as usize][lane] = value;
-            } else {
-                w.r[reg as usize][lane] = value as u32;
-            }
-        }
+    let width = u64::from(access.bytes) * u64::from(access.count);
+    if !words::load(m, w, access, &at, mask)? {
+        load_by_lane(m, w, access, (&at, mask))?;
     }
     if access.strong && m.fenced {
         m.acquired = true;
@@ -397,14 +387,52 @@ pub(super) fn load(m: &mut Machine<'_>, w: &mut Warp, access: &Access, mask: u32
     Ok(())
 }
 
+fn load_by_lane(
+    m: &mut Machine<'_>,
+    w: &mut Warp,
+    access: &Access,
+    (at, mask): (&[u64; 32], u32),
+) -> Step {
+    let bytes = u64::from(access.bytes);
+    for lane in lanes(mask) {
+        let (space, address) = window(access.space, at[lane]);
+        m.aligned(lane, address, bytes * u64::from(access.count))?;
+        for (k, &reg) in access.regs.iter().enumerate().take(access.count as usize) {
+            let from = (space, address + k as u64 * bytes);
+            let value = extend(m.read(w, lane, from, bytes, access.strong)?, access);
+            if access.wide {
+                w.w[reg as usize][lane] = value;
+            } else {
+                w.r[reg as usize][lane] = value as u32;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Runs a store.
 pub(super) fn store(m: &mut Machine<'_>, w: &mut Warp, access: &Access, mask: u32) -> Step {
     let at = addresses(w, access);
+    let width = u64::from(access.bytes) * u64::from(access.count);
+    if !words::store(m, w, access, &at, mask)? {
+        store_by_lane(m, w, access, (&at, mask))?;
+    }
+    if m.env.options.count {
+        super::tally::access(m, access.space, &at, mask, (width, Way::Write));
+    }
+    Ok(())
+}
+
+fn store_by_lane(
+    m: &mut Machine<'_>,
+    w: &mut Warp,
+    access: &Access,
+    (at, mask): (&[u64; 32], u32),
+) -> Step {
     let bytes = u64::from(access.bytes);
-    let width = bytes * u64::from(access.count);
     for lane in lanes(mask) {
         let (space, address) = window(access.space, at[lane]);
-        m.aligned(lane, address, width)?;
+        m.aligned(lane, address, bytes * u64::from(access.count))?;
         for (k, &reg) in access.regs.iter().enumerate().take(access.count as usize) {
             let value = if access.wide {
                 w.w[reg as usize][lane]
@@ -414,9 +442,6 @@ pub(super) fn store(m: &mut Machine<'_>, w: &mut Warp, access: &Access, mask: u3
             let to = (space, address + k as u64 * bytes);
             m.write(w, lane, to, (bytes, value), access.strong)?;
         }
-    }
-    if m.env.options.count {
-        super::tally::access(m, access.space, &at, mask, (width, Way::Write));
     }
     Ok(())
 }

@@ -57,10 +57,12 @@ pub(super) fn sectors(m: &mut Machine<'_>, addresses: &[u64], width: u64, way: W
     let bytes = addresses.len() as u64 * width;
     match way {
         Way::Read => {
+            m.tally.global_reads += 1;
             m.tally.global_read_bytes += bytes;
             m.tally.global_read_sectors += count as u64;
         }
         Way::Write => {
+            m.tally.global_writes += 1;
             m.tally.global_write_bytes += bytes;
             m.tally.global_write_sectors += count as u64;
         }

@@ -55,7 +55,8 @@ pub fn scale(context: &Arc<CudaContext>) -> CudaFunction {
     module.load_function("scale").expect("the kernel")
 }
 
-fn launch(
+/// Launches it.
+pub fn launch(
     stream: &CudaStream,
     kernel: &CudaFunction,
     (memory, factor, count): (u64, f32, u32),

@@ -9,3 +9,4 @@ mod process;
 mod streams;
 mod support;
 mod table;
+mod watch;
