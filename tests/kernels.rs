@@ -42,6 +42,81 @@ fn what_is_written_is_read_back() {
 }
 
 #[test]
+fn long_copies_go_through_pinned_blocks_and_leave_the_caller_alone() {
+    let Some(q) = queue() else { return };
+    // Longer than all blocks together, and no multiple of one.
+    let n = (5 << 20) / 4 + 3;
+    let mut data: Vec<u32> = (0..n).collect();
+    let mut buffer = Buffer::<u32>::new(&q, data.len()).unwrap();
+    buffer.write(&data).unwrap();
+    data.fill(0);
+    let mut other = Buffer::<u32>::new(&q, 7).unwrap();
+    other.write(&[7; 7]).unwrap();
+    assert!(buffer.read().unwrap().into_iter().eq(0..n));
+    assert_eq!(other.read().unwrap(), [7; 7]);
+    // A queue may be dropped with a copy under way.
+    let gone = q.gpu().queue().unwrap();
+    drop(Buffer::from_slice(&gone, &data).unwrap());
+    drop(gone);
+    assert_eq!(other.read().unwrap(), [7; 7]);
+}
+
+#[test]
+fn a_queue_that_is_recorded_refuses_copies_and_goes_on() {
+    let Some(q) = queue() else { return };
+    let x = Buffer::from_slice(&q, &[1.0f32, 2.0]).unwrap();
+    let mut y = Buffer::from_slice(&q, &[0.0f32; 2]).unwrap();
+    let mut told = Vec::new();
+    let graph = q
+        .record(|q| {
+            told.extend(y.write(&[5.0]).err().map(|e| e.to_string()));
+            told.extend(x.read().err().map(|e| e.to_string()));
+            elementwise::affine_fwd(q, grid(), &mut y.slice_mut(), &x.slice(), 2, 3.0, 0.0)
+        })
+        .unwrap();
+    assert!(told.len() == 2 && told.iter().all(|t| t.contains("being recorded")), "{told:?}");
+    graph.replay().unwrap();
+    assert_eq!(y.read().unwrap(), [3.0, 6.0]);
+}
+
+#[test]
+fn events_order_queues_and_keep_time() {
+    let Some(q) = queue() else { return };
+    let before = q.event().unwrap();
+    let x = Buffer::from_slice(&q, &[1.0f32; 1000]).unwrap();
+    let mut y = Buffer::<f32>::new(&q, 1000).unwrap();
+    elementwise::affine_fwd(&q, grid(), &mut y.slice_mut(), &x.slice(), 1000, 3.0, 0.0).unwrap();
+    let after = q.event().unwrap();
+    let other = q.gpu().queue().unwrap();
+    other.wait_for(&after).unwrap();
+    other.synchronize().unwrap();
+    let spent = after.since(&before).unwrap();
+    assert!(spent > std::time::Duration::ZERO, "{spent:?}");
+    assert_eq!(before.since(&after).unwrap(), std::time::Duration::ZERO);
+}
+
+#[test]
+fn a_trace_tells_the_launches_with_their_arguments() {
+    let Some(q) = queue() else { return };
+    let x = Buffer::from_slice(&q, &[1.0f32; 100]).unwrap();
+    let mut y = Buffer::<f32>::new(&q, 100).unwrap();
+    let mut scale =
+        |n: usize| elementwise::affine_fwd(&q, grid(), &mut y.slice_mut(), &x.slice(), n, 3.0, 0.0);
+    let (inner, outer) = q.trace(|| {
+        scale(100).unwrap();
+        q.trace(|| scale(50)).1
+    });
+    scale(10).unwrap();
+    assert_eq!((inner.len(), outer.len()), (1, 2));
+    let floors: Vec<u64> = outer.iter().map(|l| (l.entry.floor)(&l.args).bytes).collect();
+    assert_eq!(floors, [800, 400]);
+    let told = inner[0].to_string();
+    for part in ["affine_fwd<f32>", "2x1x1 blocks", "y f32[100]", "n 50"] {
+        assert!(told.contains(part), "{part:?} is not in {told}");
+    }
+}
+
+#[test]
 fn a_buffer_that_is_too_short_is_refused_before_the_launch() {
     let Some(q) = queue() else { return };
     let x = Buffer::from_slice(&q, &noise(8, 2)).unwrap();
@@ -106,7 +181,9 @@ fn too_large_a_buffer_says_what_is_free() {
     let Some(q) = queue() else { return };
     let (_, all) = q.gpu().memory().unwrap();
     let told = Buffer::<f32>::new(&q, all).err().unwrap().to_string();
-    for part in ["allocating", "are free", "CUDA_ERROR_OUT_OF_MEMORY", "smaller batch"] {
+    for part in
+        ["allocating", "are free", "MiB at most", "CUDA_ERROR_OUT_OF_MEMORY", "smaller batch"]
+    {
         assert!(told.contains(part), "{part:?} is not in {told}");
     }
     let before = q.gpu().high_water().unwrap();

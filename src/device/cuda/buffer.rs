@@ -6,9 +6,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use cudarc::driver::result;
-
-use super::{Queue, failed};
+use super::Queue;
 use crate::device::kernel::{Element, Slice, SliceMut};
 use crate::error::Result;
 
@@ -65,38 +63,29 @@ impl<T: Element> Buffer<T> {
         SliceMut::new(self.address, self.len, self.queue.id())
     }
 
-    /// Overwrites the first elements with `data`, which must not be longer than the buffer.
+    /// Overwrites the first elements with `data`, which must not be longer than the buffer. The
+    /// caller goes on while the copy is under way.
     ///
     /// # Errors
-    /// Too much data; those of the driver.
+    /// Too much data; a queue that is being recorded; those of the driver.
     pub fn write(&mut self, data: &[T]) -> Result<()> {
         self.queue.holds("writing to a buffer", data.len(), self.len)?;
         if data.is_empty() {
             return Ok(());
         }
-        self.queue.bind()?;
-        // SAFETY: the buffer holds that many elements; the stream is synchronised before `data`
-        // can go away.
-        let copied = unsafe { result::memcpy_htod_async(self.address, data, self.queue.stream()) };
-        copied.map_err(|e| failed(e, "copying to the GPU".into(), self.queue.advice()))?;
-        self.queue.synchronize()
+        self.queue.upload(self.address, bytemuck::cast_slice(data))
     }
 
     /// The elements; waits for the commands before.
     ///
     /// # Errors
-    /// Those of the driver, also of the kernels before.
+    /// A queue that is being recorded; those of the driver, also of the kernels before.
     pub fn read(&self) -> Result<Vec<T>> {
         let mut data = vec![T::zeroed(); self.len];
-        if !data.is_empty() {
-            self.queue.bind()?;
-            // SAFETY: both sides hold `len` elements; the stream is synchronised before `data` is
-            // looked at.
-            let copied =
-                unsafe { result::memcpy_dtoh_async(&mut data, self.address, self.queue.stream()) };
-            copied.map_err(|e| failed(e, "copying from the GPU".into(), self.queue.advice()))?;
+        match data.is_empty() {
+            true => self.queue.synchronize()?,
+            false => self.queue.download(self.address, bytemuck::cast_slice_mut(&mut data))?,
         }
-        self.queue.synchronize()?;
         Ok(data)
     }
 }

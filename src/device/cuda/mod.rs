@@ -7,12 +7,15 @@
 #![allow(unsafe_code)]
 
 mod buffer;
+mod event;
 mod graph;
 mod queue;
+mod staging;
 
 pub use buffer::Buffer;
+pub use event::Event;
 pub use graph::Graph;
-pub use queue::Queue;
+pub use queue::{Launch, Queue};
 
 use std::collections::HashMap;
 use std::ffi::CStr;

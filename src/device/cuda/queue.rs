@@ -5,8 +5,9 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaStream, result, sys};
+use cudarc::driver::{CudaStream, DriverError, result, sys};
 
+use super::staging::Staging;
 use super::{Gpu, failed};
 use crate::device::kernel::{Arg, Entry, Grid, Span};
 use crate::error::{Error, Result};
@@ -18,13 +19,34 @@ const REMEMBERED: usize = 4;
 #[derive(Clone)]
 pub struct Queue(Arc<Inner>);
 
+/// A launch as a queue remembers it.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// What was launched.
+    pub entry: &'static Entry,
+    /// Its blocks and threads.
+    pub grid: Grid,
+    /// Its arguments in the order of the entry's parameters.
+    pub args: Vec<Arg>,
+}
+
+impl fmt::Display for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown: Vec<String> = self.entry.params.iter().zip(&self.args).map(shown).collect();
+        write!(f, "{}, {}, {}", self.entry, self.grid, shown.join(", "))
+    }
+}
+
 struct Inner {
+    staging: Mutex<Staging>,
     gpu: Gpu,
     stream: Arc<CudaStream>,
     id: u64,
     launches: AtomicUsize,
     /// The newest launches, oldest first.
-    recent: Mutex<Vec<String>>,
+    recent: Mutex<Vec<Launch>>,
+    /// All launches while somebody listens.
+    traced: Mutex<Option<Vec<Launch>>>,
     /// Whether every kernel's results are looked at before the next.
     checked: AtomicBool,
 }
@@ -42,11 +64,13 @@ impl Gpu {
         let stream = stream.map_err(|e| failed(e, "making a stream".into(), fix))?;
         let checked = std::env::var("GENEVAR_CHECK_FINITE").is_ok_and(|v| v == "1");
         Ok(Queue(Arc::new(Inner {
+            staging: Mutex::default(),
             gpu: self.clone(),
             stream,
             id: IDS.fetch_add(1, Ordering::Relaxed),
             launches: AtomicUsize::new(0),
             recent: Mutex::default(),
+            traced: Mutex::default(),
             checked: AtomicBool::new(checked),
         })))
     }
@@ -73,6 +97,20 @@ impl Queue {
     /// Kernels launched so far.
     pub fn launches(&self) -> usize {
         self.0.launches.load(Ordering::Relaxed)
+    }
+
+    /// Runs `f` and returns with its result what was launched meanwhile, in order.
+    pub fn trace<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<Launch>) {
+        let before = self.0.traced.lock().unwrap_or_else(PoisonError::into_inner).replace(vec![]);
+        let done = f();
+        let mut traced = self.0.traced.lock().unwrap_or_else(PoisonError::into_inner);
+        let launches = traced.take().unwrap_or_default();
+        // A trace around this one has heard these too.
+        *traced = before.map(|mut outer| {
+            outer.extend(launches.iter().cloned());
+            outer
+        });
+        (done, launches)
     }
 
     /// Puts a kernel into the queue. Generated launchers call it: they have checked the extents.
@@ -108,7 +146,10 @@ impl Queue {
                 &mut pointers,
             )
         };
-        launched.map_err(|e| failed(e, self.described(entry, grid, args), self.advice()))?;
+        launched.map_err(|e| {
+            let launch = Launch { entry, grid, args: args.to_vec() };
+            failed(e, launch.to_string(), self.advice())
+        })?;
         self.0.launches.fetch_add(1, Ordering::Relaxed);
         match self.0.checked.load(Ordering::Relaxed) {
             true => self.look_at(entry, args),
@@ -122,14 +163,24 @@ impl Queue {
     /// What went wrong in it.
     pub fn synchronize(&self) -> Result<()> {
         self.bind()?;
-        self.0.stream.synchronize().map_err(|e| {
-            let recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
-            let what = match recent.is_empty() {
-                true => "waiting for the GPU".to_string(),
-                false => format!("waiting for the GPU; the newest launches: {}", recent.join("; ")),
-            };
-            failed(e, what, self.advice())
-        })
+        self.0.stream.synchronize().map_err(|e| self.late(e))
+    }
+
+    /// The error of commands before, with the launches among which the culprit is.
+    pub(super) fn late(&self, error: DriverError) -> Error {
+        let recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let what = match recent.is_empty() {
+            true => "waiting for the GPU".to_string(),
+            false => {
+                let recent: Vec<String> = recent.iter().map(Launch::to_string).collect();
+                format!("waiting for the GPU; the newest launches: {}", recent.join("; "))
+            }
+        };
+        failed(error, what, self.advice())
+    }
+
+    pub(super) fn staging(&self) -> &Mutex<Staging> {
+        &self.0.staging
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -168,11 +219,15 @@ impl Queue {
         // SAFETY: the stream is this queue's own.
         unsafe { result::malloc_async(self.stream(), bytes) }.map_err(|e| {
             let mib = |n: usize| n as f64 / f64::from(1 << 20);
-            let free = self.0.gpu.memory().map_or_else(
-                |_| String::new(),
-                |(free, all)| format!("; {:.0} of {:.0} MiB are free", mib(free), mib(all)),
-            );
-            let what = format!("allocating {:.1} MiB on the GPU{free}", mib(bytes));
+            let gpu = &self.0.gpu;
+            let mut what = format!("allocating {:.1} MiB on the GPU", mib(bytes));
+            if let Ok((free, all)) = gpu.memory() {
+                what += &format!("; {:.0} of {:.0} MiB are free", mib(free), mib(all));
+            }
+            if let Ok(most) = gpu.high_water() {
+                let most = mib(usize::try_from(most).unwrap_or(usize::MAX));
+                what += &format!("; genevar held {most:.0} MiB at most");
+            }
             failed(e, what, "use a smaller batch, or stop what else runs there")
         })
     }
@@ -190,12 +245,11 @@ impl Queue {
         if recent.len() == REMEMBERED {
             recent.remove(0);
         }
-        recent.push(self.described(entry, grid, args));
-    }
-
-    fn described(&self, entry: &'static Entry, grid: Grid, args: &[Arg]) -> String {
-        let shown: Vec<String> = entry.params.iter().zip(args).map(shown).collect();
-        format!("{entry}, {grid}, {}", shown.join(", "))
+        let launch = Launch { entry, grid, args: args.to_vec() };
+        if let Some(all) = &mut *self.0.traced.lock().unwrap_or_else(PoisonError::into_inner) {
+            all.push(launch.clone());
+        }
+        recent.push(launch);
     }
 
     /// Fails if a result of the newest launch is not finite.
@@ -226,10 +280,7 @@ impl Queue {
         if data.is_empty() {
             return Ok(data);
         }
-        // SAFETY: the span is a live buffer's of this many elements of this type.
-        let copied = unsafe { result::memcpy_dtoh_async(&mut data, span.address(), self.stream()) };
-        copied.map_err(|e| failed(e, "copying from the GPU".into(), self.advice()))?;
-        self.synchronize()?;
+        self.download(span.address(), bytemuck::cast_slice_mut(&mut data))?;
         Ok(data)
     }
 }
