@@ -9,6 +9,7 @@
 //   for    T: f32, bf16
 //   floor  bytes = (2*k0*r0*k1*r1*k2 + k0*k1*k2)*s;  flops = 2*k0*r0*k1*r1*k2
 //   plan   the grid strides over 16-byte packets; single elements where rows or addresses are odd
+//   slack  1.05 for r0*r1 <= 1; 1.55 beyond (b is read again where it repeats)
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) axpy_fwd(
@@ -31,6 +32,7 @@ __global__ void __launch_bounds__(256) axpy_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = (2*k0*r0*k1*r1*k2 + k0*k1*k2)*s;  flops = k0*r0*k1*r1*k2
 //   plan   as axpy_fwd
+//   slack  1.05 for r0*r1 <= 1; 1.55 beyond (b is read again where it repeats)
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) mul_fwd(
@@ -72,6 +74,7 @@ __global__ void __launch_bounds__(256) affine_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 2*(k0*r0*k1*r1*k2 + k0*k1*k2)*s;  flops = 3*k0*r0*k1*r1*k2
 //   plan   as axpy_fwd
+//   slack  1.05 for r0*r1 <= 1; 2.05 beyond (a and b are read again where they repeat)
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) modulate_fwd(
@@ -95,6 +98,7 @@ __global__ void __launch_bounds__(256) modulate_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = (3*k0*r0*k1*r1*k2 + k0*k1*k2)*s;  flops = 2*k0*r0*k1*r1*k2
 //   plan   as axpy_fwd
+//   slack  1.05 for r0*r1 <= 1; 1.4 beyond (g is read again where it repeats)
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) gated_add_fwd(

@@ -21,6 +21,7 @@ struct Held {
         const int lane = threadIdx.x % WARP;
 #pragma unroll
         for (int k = 0; k < held<ROWS> / N; ++k) {
+            if (k * WARP * N >= cols) break;
             const int c = (k * WARP + lane) * N;
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
@@ -35,6 +36,8 @@ struct Held {
         const int lane = threadIdx.x % WARP;
 #pragma unroll
         for (int k = 0; k < held<ROWS> / N; ++k) {
+            // For the whole warp, so that short rows skip what they do not fill.
+            if (k * WARP * N >= cols) break;
             const int c = (k * WARP + lane) * N;
             if (c < cols) f(part[k], c);
         }
@@ -121,7 +124,8 @@ __device__ __forceinline__ void each_row(
 //   for    T: f32, bf16
 //   floor  bytes = 2*rows*cols*s + 4*rows;  flops = 6*rows*cols + 480*rows
 //   plan   one warp a row, 16-byte loads; blocks of whole warps, any number of them
-//   slack  1.05 for cols <= 1024; 2.05 beyond (read three times)
+//   slack  1.4 for cols < 320 (lanes beyond the row's end compute, too); 1.05 for cols <= 1024;
+//          2.05 beyond (read three times)
 //   bits   fixed shuffle tree, no atomics: repeatable
 //   tried  three blocks a multiprocessor (80 registers): spills
 template <class T>
@@ -149,7 +153,8 @@ __global__ void __launch_bounds__(256) layer_norm_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*rows*cols*s + 4*rows;  flops = 7*rows*cols + 384*rows
 //   plan   as layer_norm_fwd, two rows held
-//   slack  1.05 for cols <= 512; 1.7 beyond (read twice)
+//   slack  1.4 for cols < 320 (lanes beyond the row's end compute, too); 1.05 for cols <= 512;
+//          1.7 beyond (read twice)
 //   bits   fixed shuffle tree, no atomics: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) layer_norm_vjp(
@@ -175,7 +180,8 @@ __global__ void __launch_bounds__(256) layer_norm_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*rows*cols*s + 4*rows;  flops = 3*rows*cols + 224*rows
 //   plan   as layer_norm_fwd
-//   slack  1.05 for cols <= 1024; 1.55 beyond (read twice)
+//   slack  1.4 for cols < 320 (lanes beyond the row's end compute, too); 1.05 for cols <= 1024;
+//          1.55 beyond (read twice)
 //   bits   fixed shuffle tree, no atomics: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) l2_normalize_fwd(
@@ -198,7 +204,8 @@ __global__ void __launch_bounds__(256) l2_normalize_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*rows*cols*s + 4*rows;  flops = 5*rows*cols + 192*rows
 //   plan   as layer_norm_vjp
-//   slack  1.05 for cols <= 512; 1.7 beyond (read twice)
+//   slack  1.4 for cols < 320 (lanes beyond the row's end compute, too); 1.05 for cols <= 512;
+//          1.7 beyond (read twice)
 //   bits   fixed shuffle tree, no atomics: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) l2_normalize_vjp(

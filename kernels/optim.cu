@@ -8,9 +8,8 @@
 
 // squares_fwd: part[b] is the sum of x^2 over the stretches of x that block b strides over.
 //   for    T: f32, bf16
-//   floor  bytes = n*s + 4*parts;  flops = 2*n + 72*256*parts/32
+//   floor  bytes = n*s + 4*parts;  flops = 2*n + 2312*parts
 //   plan   `parts` blocks stride over 16-byte packets; a block sums by one tree
-//   slack  1.3
 //   bits   fixed order for a number of blocks, no atomics: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) squares_fwd(
@@ -30,9 +29,8 @@ __global__ void __launch_bounds__(256) squares_fwd(
 }
 
 // root_of_sum_fwd: norm = sqrt(sum of part), by one block.
-//   floor  bytes = 4*parts + 4;  flops = parts
+//   floor  bytes = 4*parts + 4;  flops = parts + 2561
 //   plan   one block; its threads stride over the parts, then one tree
-//   slack  64 (the tree is there for one part as for 256)
 //   bits   fixed order, no atomics: repeatable
 __global__ void __launch_bounds__(256) root_of_sum_fwd(
     float*       __restrict__ norm,   // [1]
@@ -75,9 +73,8 @@ __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < __int_as_
 // p' = p - shrink p - rate m' / (sqrt(root v') + eps), c = min(1, limit / norm) being the clipping
 // factor; all as they were where the norm is not finite.
 //   for    T: f32
-//   floor  bytes = 7*n*s + 4;  flops = 18*n
+//   floor  bytes = 7*n*s + 4;  flops = 16*n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
-//   slack  2.6
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) adamw_fwd(
@@ -107,9 +104,8 @@ __global__ void __launch_bounds__(256) adamw_fwd(
 
 // adamw_mean_fwd: adamw_fwd, and e' = e + follow (p' - e), the running mean of the weights.
 //   for    T: f32
-//   floor  bytes = 9*n*s + 4;  flops = 21*n
+//   floor  bytes = 9*n*s + 4;  flops = 19*n
 //   plan   as adamw_fwd
-//   slack  2.6
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) adamw_mean_fwd(

@@ -8,6 +8,7 @@
 //   for    T: f32, bf16
 //   floor  bytes = (k0*r0*k1*r1*k2 + k0*k1*k2)*s;  flops = 0
 //   plan   the grid strides over 16-byte packets; single elements where rows or addresses are odd
+//   slack  1.05 for r0*r1 <= 1; 2.05 beyond (x is read again where it repeats)
 //   bits   copies
 template <class T>
 __global__ void __launch_bounds__(256) broadcast_to_fwd(
@@ -26,10 +27,9 @@ constexpr int SUM_WARPS = 8;
 
 // sum_columns_fwd: y = sum of x over r0 and r1, for k2 > 1.
 //   for    T: f32, bf16
-//   floor  bytes = (k0*r0*k1*r1*k2 + k0*k1*k2)*s;  flops = k0*r0*k1*r1*k2
+//   floor  bytes = (k0*r0*k1*r1*k2 + k0*k1*k2)*s;  flops = k0*r0*k1*r1*k2 + 7*k0*k1*k2
 //   plan   a block for 32 columns of one (k0, k1): a lane a column, 8 warps over the terms, then
 //          the 8 partial sums in order
-//   slack  9 (rows may begin inside a sector)
 //   bits   fixed order, no atomics: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) sum_columns_fwd(
@@ -64,9 +64,9 @@ __global__ void __launch_bounds__(256) sum_columns_fwd(
 
 // sum_rows_fwd: y = sum of x over r0 and r1, for k2 = 1.
 //   for    T: f32, bf16
-//   floor  bytes = (k0*r0*k1*r1 + k0*k1)*s;  flops = k0*r0*k1*r1
+//   floor  bytes = (k0*r0*k1*r1 + k0*k1)*s;  flops = k0*r0*k1*r1 + 160*k0*k1
 //   plan   a warp for one (k0, k1): lanes over the terms, then a shuffle tree
-//   slack  9 (rows may begin inside a sector)
+//   slack  1.05 for k1 <= 1; 9 beyond (runs of r1 begin and end inside sectors)
 //   bits   fixed order, no atomics: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) sum_rows_fwd(

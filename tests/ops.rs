@@ -24,7 +24,7 @@ use support::data::{fill, seed};
 use support::faces::Verdict;
 use support::inputs::Inputs;
 use support::planted::{Fault, NOTICED, notices, planted};
-use support::{coverage, derivative, special, value};
+use support::{coverage, derivative, floor, special, value};
 
 type Check = fn(&dyn DynOp, &Inputs) -> Verdict;
 
@@ -33,6 +33,7 @@ const FACES: &[(&str, Check)] = &[
     ("value", value::value),
     ("guards", value::guards),
     ("repeat", value::repeat),
+    ("floor", floor::floor),
     ("special", special::special),
     ("sizes", special::sizes),
 ];
@@ -163,7 +164,12 @@ fn faults() -> Vec<Trial> {
         })
     });
     let shrunk = Trial::test("planted/shrinking", || shrinking().map_err(Into::into));
-    sound.chain(noticed).chain([shrunk]).collect()
+    let cards = floor::PLANTED.iter().map(|plant| {
+        Trial::test(format!("planted/{}/floor", plant.0), || {
+            floor::notices(plant).map_err(Into::into)
+        })
+    });
+    sound.chain(noticed).chain([shrunk]).chain(cards).collect()
 }
 
 fn main() -> ExitCode {

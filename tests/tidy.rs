@@ -51,7 +51,9 @@ const UNSAFE_HOMES: &[&str] = &[
     "tools/kernelc/src/nvrtc/ffi.rs",
     "tools/softcuda/src/abi/",
     "tools/softcuda/tests/abi/",
+    "tools/softcuda/tests/card.rs",
     "tests/support/ops/gpu.rs",
+    "tests/support/ops/soft.rs",
 ];
 
 const HEAD_LINES: usize = 12;
