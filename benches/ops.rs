@@ -2,13 +2,24 @@
 //! outputs, and the reference beside the fast face where that takes no more than a moment.
 //!
 //! `cargo bench --bench ops [-- FILTER]`; GENEVAR_LEDGER=1 adds the medians to benches/LEDGER.md.
+//! With `-- --device [FILTER]` it is the kernels' turn, on softcuda or on the GPU that
+//! GENEVAR_TEST_DEVICE names; GENEVAR_BENCH_JSON names a file for the rows, a JSON object each.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a bench")]
 
 #[path = "../tests/support/ops/data.rs"]
 mod data;
+#[path = "support/device.rs"]
+mod device;
 #[path = "support/ledger.rs"]
 mod ledger;
+/// What the tests know of GPUs.
+mod support {
+    #[path = "../../tests/support/ops/gpu.rs"]
+    pub mod gpu;
+    #[path = "../../tests/support/ops/soft.rs"]
+    pub mod soft;
+}
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -116,8 +127,28 @@ fn results() -> PathBuf {
     exe.ancestors().nth(3).unwrap().join("criterion")
 }
 
+/// The kernels' column: a table, JSON where asked for, and the ledger.
+fn on_device(filter: &str) {
+    let rows = device::run(filter).unwrap();
+    let table = device::table(&rows);
+    println!("{table}");
+    if let Some(path) = std::env::var_os("GENEVAR_BENCH_JSON") {
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        std::fs::write(path, lines).unwrap();
+    }
+    if ledger::wanted() {
+        let title = format!("kernels on {}", support::gpu::gpu().unwrap().facts().name);
+        let command = "GENEVAR_LEDGER=1 cargo bench --bench ops -- --device";
+        ledger::append(&title, command, &table).unwrap();
+    }
+}
+
 fn main() {
     join_pool();
+    let mut words = std::env::args().skip(1).filter(|a| a != "--bench");
+    if words.any(|a| a == "--device") {
+        return on_device(&words.next().unwrap_or_default());
+    }
     let (results, start) = (results(), SystemTime::now());
     let mut c = Criterion::default()
         .sample_size(10)

@@ -1,0 +1,294 @@
+//! The kernels' column: every op's bench cases on a GPU, each variant at each precision, beside
+//! what the cards of its launches say must move. On softcuda there is no time to take: the counts
+//! stand there, and what the memory and the units of an H100 would need for them at best.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use genevar::device::OnGpu;
+use genevar::device::cuda::{Buffer, Event, Launch, Queue};
+use genevar::device::kernel::Grid;
+use genevar::device::launch::reduce;
+use genevar::ops::{Case, CudaIn, CudaOut, DynOp, In, OPS, Out, Precision};
+use genevar::tensor::Shape;
+use half::bf16;
+use serde_json::{Value, json};
+
+use crate::data::{Data, fill, seed};
+use crate::support::{gpu, soft};
+
+/// Samples of each time; the median counts.
+const SAMPLES: usize = 11;
+/// A warm sample repeats the op for at least so long, so that launches overlap as in a model.
+const WARM: Duration = Duration::from_millis(4);
+/// Elements that are overwritten before each cold sample: more than the L2 cache of any GPU.
+const FLUSH: usize = 64 << 20;
+/// An H100 (SXM): bytes and operations (f32 units; tensor cores in bf16) a second.
+const H100: (f64, f64, f64) = (3.35e12, 6.7e13, 9.89e14);
+/// By what share of its largest value an output may differ from the CPU's: a bf16 rounding twice,
+/// and the order of long sums. The tests have the real bounds; this is against timing nonsense.
+const NEAR: [f32; 2] = [1e-4, 2e-2];
+
+/// One op with inputs and outputs on the GPU.
+struct Bench<'a> {
+    queue: &'a Queue,
+    op: &'a dyn DynOp,
+    precision: Precision,
+    variant: &'static str,
+    data: &'a [Data],
+    inputs: Vec<OnGpu>,
+    outs: Vec<CudaOut>,
+}
+
+type Outcome<T> = Result<T, String>;
+
+fn told(e: genevar::Error) -> String {
+    e.to_string()
+}
+
+/// Runs all cases whose op's name contains `filter`; one JSON object a row.
+pub fn run(filter: &str) -> Outcome<Vec<Value>> {
+    if !gpu::has_kernels() {
+        return Err("built without NVRTC: run tools/setup, which fetches it".into());
+    }
+    let queue = gpu::queue()?;
+    let mut rows = Vec::new();
+    for row in OPS.iter().filter(|row| row.name.contains(filter)) {
+        for case in (row.cases)().bench {
+            let data = fill(&*case.op, &case.inputs, seed(&format!("{}/{}", row.name, case.name)));
+            let shapes: Vec<&Shape> = data.iter().map(|d| &d.shape).collect();
+            for precision in [Precision::F32, Precision::Bf16] {
+                for variant in case.op.variants(precision, &shapes) {
+                    rows.push(bench(&queue, &case, (precision, variant), &data)?);
+                }
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn bench(
+    queue: &Queue,
+    case: &Case,
+    (precision, variant): (Precision, &'static str),
+    data: &[Data],
+) -> Outcome<Value> {
+    let mut bench = Bench::new(queue, &*case.op, (precision, variant), data)?;
+    let name = format!("{}/{} {precision:?} {variant}", case.op.name(), case.name);
+    let (launches, counts) = bench.once().map_err(|e| format!("{name}: {e}"))?;
+    bench.validate().map_err(|e| format!("{name}: {e}"))?;
+    let floors = launches.iter().map(|l| (l.entry.floor)(&l.args));
+    let (bytes, flops) = floors.fold((0, 0), |(b, f), x| (b + x.bytes, f + x.flops));
+    let kernels: Vec<&str> = launches.iter().map(|l| l.entry.name).collect();
+    let shapes: Vec<String> = data.iter().map(|d| d.shape.to_string()).collect();
+    let mut row = json!({
+        "op": case.op.name(), "case": case.name, "inputs": shapes.join(" "),
+        "precision": format!("{precision:?}").to_lowercase(), "variant": variant,
+        "kernels": kernels.join(" "), "floor_bytes": bytes, "floor_flops": flops,
+    });
+    match counts {
+        Some(counts) => {
+            let sum = |f: fn(&soft::Counts) -> u64| counts.iter().map(f).sum::<u64>();
+            let touched = 32 * sum(|c| c.unique_read_sectors + c.unique_write_sectors);
+            let (scalar, tensor) = (sum(|c| c.scalar_flops), sum(|c| c.tensor_flops));
+            let asked = 32 * sum(|c| c.global_read_sectors + c.global_write_sectors);
+            let (memory, units, cores) = H100;
+            let least =
+                (touched as f64 / memory).max(scalar as f64 / units).max(tensor as f64 / cores);
+            row["bytes"] = json!(touched);
+            row["asked_bytes"] = json!(asked);
+            row["accesses"] = json!(sum(|c| c.global_reads + c.global_writes));
+            row["flops"] = json!(scalar + tensor);
+            row["bank_conflicts"] = json!(sum(|c| c.shared_bank_conflicts));
+            row["predicted_us"] = json!(least * 1e6);
+        }
+        None => {
+            let (warm, cold) = (bench.warm()?, bench.cold()?);
+            row["warm_us"] = json!(warm.as_secs_f64() * 1e6);
+            row["cold_us"] = json!(cold.as_secs_f64() * 1e6);
+        }
+    }
+    Ok(row)
+}
+
+impl<'a> Bench<'a> {
+    fn new(
+        queue: &'a Queue,
+        op: &'a dyn DynOp,
+        (precision, variant): (Precision, &'static str),
+        data: &'a [Data],
+    ) -> Outcome<Self> {
+        let half = precision == Precision::Bf16;
+        let upload = |(i, d): (usize, &Data)| match d.is_int {
+            true => Ok(OnGpu::I32(Buffer::from_slice(queue, &d.int)?)),
+            false if half && !op.f32_inputs().contains(&i) => {
+                let narrow: Vec<bf16> = d.real.iter().map(|&x| bf16::from_f32(x)).collect();
+                Ok(OnGpu::Bf16(Buffer::from_slice(queue, &narrow)?))
+            }
+            false => Ok(OnGpu::F32(Buffer::from_slice(queue, &d.real)?)),
+        };
+        let inputs: genevar::Result<Vec<_>> = data.iter().enumerate().map(upload).collect();
+        let shapes: Vec<&Shape> = data.iter().map(|d| &d.shape).collect();
+        let blank = |(i, shape): (usize, Shape)| {
+            let n = shape.len();
+            let held = match op.int_outputs().contains(&i) {
+                true => OnGpu::I32(Buffer::new(queue, n)?),
+                false if half && !op.f32_outputs().contains(&i) => {
+                    OnGpu::Bf16(Buffer::new(queue, n)?)
+                }
+                false => OnGpu::F32(Buffer::new(queue, n)?),
+            };
+            Ok(CudaOut::new(shape, held))
+        };
+        let outs = op.shapes(&shapes).map_err(told)?.into_iter().enumerate().map(blank);
+        let outs = outs.collect::<genevar::Result<Vec<_>>>().map_err(told)?;
+        Ok(Self { queue, op, precision, variant, data, inputs: inputs.map_err(told)?, outs })
+    }
+
+    fn launch(&mut self) -> Outcome<()> {
+        let x: Vec<CudaIn<'_>> = self
+            .data
+            .iter()
+            .zip(&self.inputs)
+            .map(|(d, held)| CudaIn::new(&d.shape, held))
+            .collect();
+        let variant = Some(self.variant);
+        self.op.cuda(self.queue, self.precision, variant, &x, &mut self.outs).map_err(told)
+    }
+
+    /// Runs it; returns what was launched, and counts where the driver counts.
+    fn once(&mut self) -> Outcome<(Vec<Launch>, Option<Vec<soft::Counts>>)> {
+        let queue = self.queue.clone();
+        let ((done, launches), counts) = soft::launched(0, || {
+            queue.trace(|| self.launch().and_then(|()| queue.synchronize().map_err(told)))
+        });
+        done.map(|()| (launches, counts))
+    }
+
+    /// That what came out is what the CPU computes from the same values.
+    fn validate(&self) -> Outcome<()> {
+        let half = self.precision == Precision::Bf16;
+        let rounded = |(i, d): (usize, &Data)| {
+            let mut d = d.clone();
+            if half && !self.op.f32_inputs().contains(&i) {
+                d.real.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+            }
+            d
+        };
+        let data: Vec<Data> = self.data.iter().enumerate().map(rounded).collect();
+        let x: Vec<In<'_, f32>> = data.iter().map(Data::view).collect();
+        let shapes: Vec<&Shape> = data.iter().map(|d| &d.shape).collect();
+        let shapes = self.op.shapes(&shapes).map_err(told)?;
+        let mut reals: Vec<Vec<f32>> = shapes.iter().map(|s| vec![0.0; s.len()]).collect();
+        let mut ints: Vec<Vec<i32>> = shapes.iter().map(|s| vec![0; s.len()]).collect();
+        let pairs = reals.iter_mut().zip(&mut ints).enumerate();
+        let mut y: Vec<Out<'_, f32>> = pairs
+            .map(|(i, (r, n))| match self.op.int_outputs().contains(&i) {
+                true => Out::Int(n),
+                false => Out::Real(r),
+            })
+            .collect();
+        self.op.cpu(&x, &mut y);
+        drop(y);
+        for (i, out) in self.outs.iter().enumerate() {
+            let got = match out.held() {
+                OnGpu::I32(_) => continue,
+                OnGpu::F32(b) => b.read().map_err(told)?,
+                OnGpu::Bf16(b) => b.read().map_err(told)?.into_iter().map(bf16::to_f32).collect(),
+            };
+            let scale = reals[i].iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            let near = NEAR[usize::from(half)] * scale;
+            let far = |(got, want): (&f32, &f32)| (got - want).abs() > near || got.is_nan();
+            if let Some(j) = got.iter().zip(&reals[i]).position(far) {
+                let (got, want) = (got[j], reals[i][j]);
+                return Err(format!("output {i}[{j}] is {got:e}, on the CPU {want:e}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Time of one run after the other, by the GPU's clock.
+    fn warm(&mut self) -> Outcome<Duration> {
+        let first = self.batch(3)?;
+        let runs = (WARM.as_secs_f64() / first.as_secs_f64().max(1e-7)).ceil() as usize;
+        let mut times = Vec::new();
+        for _ in 0..SAMPLES {
+            times.push(self.batch(runs.clamp(3, 10_000))?);
+        }
+        Ok(median(times))
+    }
+
+    /// Time of each of some runs in a row.
+    fn batch(&mut self, runs: usize) -> Outcome<Duration> {
+        let before = self.queue.event().map_err(told)?;
+        for _ in 0..runs {
+            self.launch()?;
+        }
+        let after = self.queue.event().map_err(told)?;
+        Ok(between(&before, &after)? / u32::try_from(runs).unwrap_or(1))
+    }
+
+    /// Time of a run whose inputs are in no cache.
+    fn cold(&mut self) -> Outcome<Duration> {
+        let mut flush = Buffer::<f32>::from_slice(self.queue, &vec![0.0; FLUSH]).map_err(told)?;
+        let small = Buffer::<f32>::from_slice(self.queue, &[0.0]).map_err(told)?;
+        let grid = Grid::line(1024, 256);
+        let mut times = Vec::new();
+        for _ in 0..SAMPLES {
+            let over = &mut flush.slice_mut();
+            reduce::broadcast_to_fwd(self.queue, grid, over, &small.slice(), 1, FLUSH, 1, 1, 1)
+                .map_err(told)?;
+            times.push(self.batch(1)?);
+        }
+        Ok(median(times))
+    }
+}
+
+fn between(before: &Event, after: &Event) -> Outcome<Duration> {
+    after.since(before).map_err(told)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// The rows as a table.
+pub fn table(rows: &[Value]) -> String {
+    let counted = rows.iter().any(|row| row.get("bytes").is_some());
+    let mut page = String::from(match counted {
+        true => {
+            "| op | case | type | variant | floor bytes | touched | asked | floor FLOP | counted | \
+             bank conflicts | predicted us (H100) |\n\
+             | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        }
+        false => {
+            "| op | case | type | variant | floor bytes | cold us | GB/s | warm us | GFLOP/s |\n\
+             | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        }
+    });
+    for row in rows {
+        let text = |key: &str| row[key].as_str().unwrap_or_default().to_string();
+        let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+        let start = ["op", "case", "precision", "variant"].map(text).join(" | ");
+        let bytes = number("floor_bytes");
+        let end = match counted {
+            true => format!(
+                "{bytes} | {} | {} | {} | {} | {} | {:.2}",
+                number("bytes"),
+                number("asked_bytes"),
+                number("floor_flops"),
+                number("flops"),
+                number("bank_conflicts"),
+                number("predicted_us")
+            ),
+            false => {
+                let (cold, warm) = (number("cold_us"), number("warm_us"));
+                let rate = number("floor_flops") / warm * 1e-3;
+                format!("{bytes} | {cold:.2} | {:.0} | {warm:.2} | {rate:.0}", bytes / cold * 1e-3)
+            }
+        };
+        writeln!(page, "| {start} | {end} |").unwrap();
+    }
+    page
+}
