@@ -4,15 +4,17 @@
 //! With s = scale q k^T, p = softmax(s) = e^(s - lse) and, per query, mean(a) = sum_j p_j a_j:
 //!   tangent    o' = (p (s' - <s'>)) v + p v'
 //!   gradients  gv = p^T go,  gs = scale p (c - mean(c)) with c = go v^T,  gq = gs k,  gk = gs^T q
-//! q is [B, n, H, D], k and v are [B, m, H, D], lse is [B, n, H]. The fast faces are in `cpu`.
+//! q is [B, n, H, D], k and v are [B, m, H, D], lse is [B, n, H]. The fast faces are in `cpu`, the
+//! kernels' launches in `cuda`.
 
 mod cpu;
+mod cuda;
 
 use std::ops::RangeInclusive;
 
 use super::{
-    Case, Cases, CpuFace, Diff, Draw, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves,
-    call, run,
+    Case, Cases, CpuFace, Diff, Draw, FIRST_ORDER, Grads, In, Input, Kernels, Op, Out, Real, Saved,
+    Saves, call, run,
 };
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
@@ -46,7 +48,8 @@ pub struct AttentionJvp {
     pub given: [bool; 3],
 }
 
-/// Gradients (gq, gk, gv) of [`Attention`], from (q, k, v, lse, go).
+/// Gradients (gq, gk, gv) of [`Attention`], from (q, k, v, lse, o, go). The result o tells mean(c),
+/// for sum_j p_j (go . v_j) = go . o.
 #[derive(Clone, Debug)]
 pub struct AttentionVjp {
     /// The op.
@@ -208,8 +211,10 @@ const TIMED: &[Sizes] = &[
 impl Op for Attention {
     const NAME: &'static str = "attention";
     const INPUTS: RangeInclusive<usize> = 3..=3;
-    const SAVES: Saves = Saves::inputs(&[0, 1, 2]).and_extras();
+    const SAVES: Saves = Saves::inputs(&[0, 1, 2]).and_output().and_extras();
     const CPU: Option<CpuFace<Self>> = Some(cpu::forward);
+    const CUDA: Kernels<Self> = cuda::FORWARD;
+    const F32_OUTPUTS: &'static [usize] = &[1];
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let (_, lse) = self.check(Self::NAME, x)?;
@@ -241,7 +246,7 @@ impl Op for Attention {
         call(&AttentionJvp { of: self.clone(), given }, &x).map(Some)
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
-        let x = [at.x(0)?, at.x(1)?, at.x(2)?, at.extra(0)?, gy];
+        let x = [at.x(0)?, at.x(1)?, at.x(2)?, at.extra(0)?, at.y()?, gy];
         let grads = run(&AttentionVjp { of: self.clone() }, &x)?;
         Ok(grads.into_iter().zip(want).map(|(g, &want)| want.then_some(g)).collect())
     }
@@ -274,6 +279,8 @@ impl Op for AttentionJvp {
     const INPUTS: RangeInclusive<usize> = 4..=7;
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(cpu::tangent);
+    const CUDA: Kernels<Self> = cuda::TANGENT;
+    const F32_INPUTS: &'static [usize] = &[3];
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let (_, lse) = self.of.check(Self::NAME, x)?;
@@ -339,21 +346,23 @@ impl Op for AttentionJvp {
 
 impl Op for AttentionVjp {
     const NAME: &'static str = "attention_vjp";
-    const INPUTS: RangeInclusive<usize> = 5..=5;
+    const INPUTS: RangeInclusive<usize> = 6..=6;
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(cpu::gradients);
+    const CUDA: Kernels<Self> = cuda::GRADIENTS;
+    const F32_INPUTS: &'static [usize] = &[3];
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let (_, lse) = self.of.check(Self::NAME, x)?;
-        match x.len() == 5 && *x[3] == lse && x[4] == x[0] {
+        match *x[3] == lse && x[4] == x[0] && x[5] == x[0] {
             true => Ok(vec![x[0].clone(), x[1].clone(), x[2].clone()]),
-            false => Err(Error::shape(Self::NAME, "lse or the gradient has the wrong shape")),
+            false => Err(Error::shape(Self::NAME, "lse, o or the gradient has the wrong shape")),
         }
     }
     fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
         let d = Dims::of(x[0].shape, x[1].shape);
         let seen = self.of.seen(d);
-        let [q, k, v, go] = [x[0].r(), x[1].r(), x[2].r(), x[4].r()];
+        let [q, k, v, o, go] = [x[0].r(), x[1].r(), x[2].r(), x[4].r(), x[5].r()];
         // Sums over queries are collected term by term: `Real::sum` bounds any order of them.
         let mut gk: Vec<Vec<R>> = vec![Vec::new(); k.len()];
         let mut gv: Vec<Vec<R>> = vec![Vec::new(); v.len()];
@@ -363,7 +372,7 @@ impl Op for AttentionVjp {
             let key = |j| d.at(d.keys, b, j, h);
             let dot = |j| R::sum((0..d.width).map(|c| go[query + c] * v[key(j) + c]));
             let gp: Vec<R> = (0..n).map(dot).collect();
-            let mean = R::sum(p.iter().zip(&gp).map(|(&p, &g)| p * g));
+            let mean = R::sum((0..d.width).map(|c| go[query + c] * o[query + c]));
             let gs = |j: usize| R::of(self.of.scale) * p[j] * (gp[j] - mean);
             for c in 0..d.width {
                 y[0].r()[query + c] = R::sum((0..n).map(|j| gs(j) * k[key(j) + c]));
@@ -381,13 +390,15 @@ impl Op for AttentionVjp {
     }
     fn cases() -> Cases {
         let make = |name: &str, (of, q, k): (Attention, [usize; 4], [usize; 4])| {
-            Case::new(name, AttentionVjp { of }, derived(q, k, &[Input::normal(q)]))
+            let more = [Input::normal(q), Input::normal(q)];
+            Case::new(name, AttentionVjp { of }, derived(q, k, &more))
         };
         Cases {
             named: SIZES.iter().map(|s| make(s.0, sized(s))).collect(),
             draw: |d| {
                 let (of, q, k) = drawn(d);
-                Case::new("drawn", AttentionVjp { of }, derived(q, k, &[Input::normal(q)]))
+                let more = [Input::normal(q), Input::normal(q)];
+                Case::new("drawn", AttentionVjp { of }, derived(q, k, &more))
             },
             bench: TIMED.iter().map(|s| make(s.0, sized(s))).collect(),
         }

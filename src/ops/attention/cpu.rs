@@ -49,6 +49,21 @@ impl Head {
         let at = self.d.at(total, self.b, first, self.h).min(x.len());
         Mat::new(&x[at..], end - first, self.d.width, self.d.heads * self.d.width)
     }
+    /// Products of the queries' rows of two inputs.
+    fn dots(&self, x: &[f32], y: &[f32], first: usize, end: usize) -> Vec<f32> {
+        let mut dots = vec![0.0; end - first];
+        simd(
+            #[inline(always)]
+            || {
+                for (dot, row) in dots.iter_mut().zip(first..end) {
+                    let at = self.d.at(self.d.queries, self.b, row, self.h);
+                    let at = at..at + self.d.width;
+                    *dot = lanes::sum2(&x[at.clone()], &y[at], |x, y| x * y);
+                }
+            },
+        );
+        dots
+    }
     /// The log-sum-exp of a query.
     fn lse(&self, lse: &[f32], query: usize) -> f32 {
         lse[(self.b * self.d.queries + query) * self.d.heads + self.h]
@@ -152,14 +167,30 @@ fn weigh_rows(p: &mut [f32], keys: usize, scale: f32, head: &Head, lse: &[f32], 
     );
 }
 
-/// s := scale p (s - mean(s)), row by row: the softmax's Jacobian times s.
-fn centre_rows(s: &mut [f32], p: &[f32], keys: usize, scale: f32) {
+/// The means of s under p, row by row.
+fn means(s: &[f32], p: &[f32], keys: usize) -> Vec<f32> {
+    let keys = keys.max(1);
+    let mut means = vec![0.0; s.len() / keys];
+    simd(
+        #[inline(always)]
+        || {
+            let rows = s.chunks_exact(keys).zip(p.chunks_exact(keys));
+            for (mean, (s, p)) in means.iter_mut().zip(rows) {
+                *mean = lanes::sum2(s, p, |s, p| s * p);
+            }
+        },
+    );
+    means
+}
+
+/// s := scale p (s - mean), row by row: the softmax's Jacobian times s.
+fn centre_rows(s: &mut [f32], p: &[f32], means: &[f32], keys: usize, scale: f32) {
     simd(
         #[inline(always)]
         || {
             let keys = keys.max(1);
-            for (s, p) in s.chunks_exact_mut(keys).zip(p.chunks_exact(keys)) {
-                let mean = lanes::sum2(s, p, |s, p| s * p);
+            let rows = s.chunks_exact_mut(keys).zip(p.chunks_exact(keys));
+            for ((s, p), &mean) in rows.zip(means) {
                 for (s, &p) in s.iter_mut().zip(p) {
                     *s = scale * p * (*s - mean);
                 }
@@ -201,7 +232,8 @@ fn tangent_head(
         }
         let scores_move = dq.is_some() || dk.is_some();
         if scores_move {
-            centre_rows(ds, p, keys, scale);
+            let means = means(ds, p, keys);
+            centre_rows(ds, p, &means, keys, scale);
             gemm(out, width, Mat::new(ds, n, keys, keys), head.keys(v, keys), false);
         }
         if let Some(dv) = dv {
@@ -229,7 +261,8 @@ fn gradients_head(
     tiles: &[(usize, usize, usize)],
     head: &Head,
 ) -> [Vec<f32>; 3] {
-    let (q, k, v, lse, go) = (x[0].r(), x[1].r(), x[2].r(), x[3].r(), x[4].r());
+    let (q, k, v, lse) = (x[0].r(), x[1].r(), x[2].r(), x[3].r());
+    let (o, go) = (x[4].r(), x[5].r());
     let (width, scale) = (head.d.width, op.scale as f32);
     let mut gq = vec![0.0; head.d.queries * width];
     let (mut gk, mut gv) = (vec![0.0; head.d.keys * width], vec![0.0; head.d.keys * width]);
@@ -237,12 +270,13 @@ fn gradients_head(
     for &(first, end, keys) in tiles {
         let n = end - first;
         let (p, gs) = (&mut p[..n * keys], &mut gs[..n * keys]);
+        let means = head.dots(o, go, first, end);
         let (q, go) = (head.queries(q, first, end), head.queries(go, first, end));
         gemm(p, keys, q, head.keys(k, keys).t(), false);
         weigh_rows(p, keys, scale, head, lse, first);
         gemm(&mut gv, width, Mat::new(p, n, keys, keys).t(), go, true);
         gemm(gs, keys, go, head.keys(v, keys).t(), false);
-        centre_rows(gs, p, keys, scale);
+        centre_rows(gs, p, &means, keys, scale);
         let gq = &mut gq[first * width..end * width];
         gemm(gq, width, Mat::new(gs, n, keys, keys), head.keys(k, keys), false);
         gemm(&mut gk, width, Mat::new(gs, n, keys, keys).t(), q, true);

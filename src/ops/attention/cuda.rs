@@ -1,0 +1,280 @@
+//! The kernels of attention: tiles of queries or keys that never cross a scale.
+
+use super::{Attention, AttentionJvp, AttentionVjp, Dims, Mask};
+use crate::device::Held;
+use crate::device::cuda::{Buffer, Queue};
+use crate::device::kernel::{Bf16, Grid};
+use crate::device::launch::attention as launch;
+use crate::error::{Error, Result};
+use crate::ops::cuda::{CudaFace, Kernels, Variant, block_per_job, warp_per_row};
+use crate::ops::{CudaIn, CudaOut};
+use crate::tensor::Shape;
+
+/// The widest head.
+const WIDEST: usize = 128;
+/// Scales that a launch can tell the kernel of.
+const SCALES: usize = 16;
+
+/// What every launch is given of extents and mask.
+struct Job {
+    d: Dims,
+    scale: f32,
+    /// Ends of the scales among the queries, four to a word.
+    ends: [u64; 4],
+    spans: Vec<(usize, usize, usize)>,
+}
+
+impl Job {
+    fn new(op: &Attention, x: &[CudaIn<'_>]) -> Result<Self> {
+        let d = Dims::of(x[0].shape, x[1].shape);
+        let mut spans = op.mask.spans(d.queries, d.keys);
+        if spans.is_empty() {
+            // Without queries no scale is left, but the keys' gradients are still to be written.
+            spans.push((0, 0, d.keys));
+        }
+        let mut ends = [0; 4];
+        if matches!(op.mask, Mask::Blocks(_)) {
+            for (i, &(_, end, _)) in spans.iter().enumerate() {
+                let too = || format!("kernels take {SCALES} scales and 65535 queries with scales");
+                let end = u16::try_from(end).map_err(|_| Error::shape("attention", too()))?;
+                let word = ends.get_mut(i / 4).ok_or_else(|| Error::shape("attention", too()))?;
+                *word |= u64::from(end) << (16 * (i % 4));
+            }
+        }
+        Ok(Self { d, scale: op.scale as f32, ends, spans })
+    }
+
+    /// Tiles of `rows` queries, and steps over tiles of `cols` keys that they take in all.
+    fn by_queries(&self, rows: usize, cols: usize) -> (usize, usize) {
+        let of = |&(first, end, keys): &(usize, usize, usize)| {
+            let tiles = (end - first).div_ceil(rows);
+            (tiles, tiles * keys.div_ceil(cols))
+        };
+        self.spans.iter().map(of).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+    }
+
+    /// Tiles of `rows` keys, and steps over tiles of `cols` queries that they take in all.
+    fn by_keys(&self, rows: usize, cols: usize) -> (usize, usize) {
+        let mut before = 0;
+        let of = |&(first, _, keys): &(usize, usize, usize)| {
+            let tiles = (keys - before).div_ceil(rows);
+            before = keys;
+            (tiles, tiles * (self.d.queries - first).div_ceil(cols))
+        };
+        self.spans.iter().map(of).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+    }
+
+    fn grid(&self, q: &Queue, tiles: usize) -> Grid {
+        let mut grid = block_per_job(q, self.d.batch * self.d.heads * tiles);
+        // Tiles differ in work; a block each lets the device level it out.
+        grid.blocks[0] = u32::try_from(self.d.batch * self.d.heads * tiles).unwrap_or(u32::MAX);
+        grid.blocks[0] = grid.blocks[0].clamp(1, i32::MAX as u32);
+        grid
+    }
+}
+
+/// Rows of a tile where two operands of both sides are held.
+fn rows(width: i32) -> usize {
+    if width <= 64 { 32 } else { 16 }
+}
+
+fn narrow(_: &Shape, x: &Shape) -> bool {
+    x.last() <= WIDEST
+}
+
+/// Calls `$face::<T, D>` with the least D that holds the width.
+macro_rules! by_width {
+    ($face:ident, $op:expr, $q:expr, $x:expr, $y:expr) => {
+        match $x[0].shape.last() {
+            0..=32 => $face::<T, 32>($op, $q, $x, $y),
+            33..=64 => $face::<T, 64>($op, $q, $x, $y),
+            _ => $face::<T, 128>($op, $q, $x, $y),
+        }
+    };
+}
+
+macro_rules! face {
+    ($name:ident, $op:ty, $of:ident: $($entry:ident),+) => {
+        fn $name<T>(op: &$op, q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOut]) -> Result<()>
+        where
+            T: Held $(+ launch::$entry::Instance<32> + launch::$entry::Instance<64>
+                + launch::$entry::Instance<128>)+ + launch::attention_means_vjp::Instance,
+        {
+            by_width!($of, op, q, x, y)
+        }
+    };
+}
+face!(forward, Attention, forward_of: attention_fwd);
+face!(tangent, AttentionJvp, tangent_of: attention_jvp);
+face!(gradients, AttentionVjp, gradients_of: attention_queries_vjp, attention_keys_vjp);
+
+const fn tiled<O>(f32: CudaFace<O>, bf16: CudaFace<O>) -> Variant<O> {
+    Variant { name: "tiles", f32: Some(f32), bf16: Some(bf16), takes: |_, x| narrow(x[0], x[0]) }
+}
+
+pub(super) const FORWARD: Kernels<Attention> =
+    Kernels { variants: &[tiled(forward::<f32>, forward::<Bf16>)], fastest: |_, _, _| 0 };
+pub(super) const TANGENT: Kernels<AttentionJvp> =
+    Kernels { variants: &[tiled(tangent::<f32>, tangent::<Bf16>)], fastest: |_, _, _| 0 };
+pub(super) const GRADIENTS: Kernels<AttentionVjp> =
+    Kernels { variants: &[tiled(gradients::<f32>, gradients::<Bf16>)], fastest: |_, _, _| 0 };
+
+fn outputs() -> Error {
+    Error::Internal("attention was given another number of outputs".into())
+}
+
+fn forward_of<T: Held + launch::attention_fwd::Instance<D>, const D: i32>(
+    op: &Attention,
+    queue: &Queue,
+    x: &[CudaIn<'_>],
+    out: &mut [CudaOut],
+) -> Result<()> {
+    let job = Job::new(op, x)?;
+    let [y, lse] = out else { return Err(outputs()) };
+    let (mut y, mut lse) = (y.get::<T>()?, lse.get::<f32>()?);
+    let (q, k, v) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?);
+    let (d, [e0, e1, e2, e3]) = (job.d, job.ends);
+    let (tiles, work) = job.by_queries(32, if D <= 64 { 64 } else { 32 });
+    launch::attention_fwd::<T, D>(
+        queue,
+        job.grid(queue, tiles),
+        &mut y,
+        &mut lse,
+        &q,
+        &k,
+        &v,
+        d.batch,
+        d.queries,
+        d.keys,
+        d.heads,
+        d.width,
+        work,
+        tiles,
+        job.scale,
+        e0,
+        e1,
+        e2,
+        e3,
+    )
+}
+
+fn tangent_of<T: Held + launch::attention_jvp::Instance<D>, const D: i32>(
+    op: &AttentionJvp,
+    queue: &Queue,
+    x: &[CudaIn<'_>],
+    out: &mut [CudaOut],
+) -> Result<()> {
+    let job = Job::new(&op.of, x)?;
+    let [dy] = out else { return Err(outputs()) };
+    let mut dy = dy.get::<T>()?;
+    let (q, k, v) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?);
+    let lse = x[3].get::<f32>()?;
+    // What is not given is not read; its place is taken by the input of the same shape.
+    let [dq, dk, dv] = op.tangents(x);
+    let [dqs, dks, dvs] = op.given.map(usize::from);
+    let dq = dq.map_or(Ok(q), CudaIn::get::<T>)?;
+    let dk = dk.map_or(Ok(k), CudaIn::get::<T>)?;
+    let dv = dv.map_or(Ok(v), CudaIn::get::<T>)?;
+    let (d, [e0, e1, e2, e3]) = (job.d, job.ends);
+    let (tiles, work) = job.by_queries(rows(D), rows(D));
+    launch::attention_jvp::<T, D>(
+        queue,
+        job.grid(queue, tiles),
+        &mut dy,
+        &q,
+        &k,
+        &v,
+        &lse,
+        &dq,
+        &dk,
+        &dv,
+        d.batch,
+        d.queries,
+        d.keys,
+        d.heads,
+        d.width,
+        work,
+        tiles,
+        job.scale,
+        dqs,
+        dks,
+        dvs,
+        e0,
+        e1,
+        e2,
+        e3,
+    )
+}
+
+fn gradients_of<T, const D: i32>(
+    op: &AttentionVjp,
+    queue: &Queue,
+    x: &[CudaIn<'_>],
+    out: &mut [CudaOut],
+) -> Result<()>
+where
+    T: Held
+        + launch::attention_means_vjp::Instance
+        + launch::attention_queries_vjp::Instance<D>
+        + launch::attention_keys_vjp::Instance<D>,
+{
+    let job = Job::new(&op.of, x)?;
+    let [gq, gk, gv] = out else { return Err(outputs()) };
+    let (mut gq, mut gk, mut gv) = (gq.get::<T>()?, gk.get::<T>()?, gv.get::<T>()?);
+    let (q, k, v) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?);
+    let (lse, y, gy) = (x[3].get::<f32>()?, x[4].get::<T>()?, x[5].get::<T>()?);
+    let (d, [e0, e1, e2, e3]) = (job.d, job.ends);
+    let stats = d.batch * d.queries * d.heads;
+    let mut means = Buffer::<f32>::new(queue, stats)?;
+    let grid = warp_per_row(queue, stats);
+    launch::attention_means_vjp(queue, grid, &mut means.slice_mut(), &gy, &y, stats, d.width)?;
+    let (tiles, work) = job.by_queries(rows(D), rows(D));
+    launch::attention_queries_vjp::<T, D>(
+        queue,
+        job.grid(queue, tiles),
+        &mut gq,
+        &q,
+        &k,
+        &v,
+        &lse,
+        &means.slice(),
+        &gy,
+        d.batch,
+        d.queries,
+        d.keys,
+        d.heads,
+        d.width,
+        work,
+        tiles,
+        job.scale,
+        e0,
+        e1,
+        e2,
+        e3,
+    )?;
+    let (tiles, work) = job.by_keys(rows(D), rows(D));
+    launch::attention_keys_vjp::<T, D>(
+        queue,
+        job.grid(queue, tiles),
+        &mut gk,
+        &mut gv,
+        &q,
+        &k,
+        &v,
+        &lse,
+        &means.slice(),
+        &gy,
+        d.batch,
+        d.queries,
+        d.keys,
+        d.heads,
+        d.width,
+        work,
+        tiles,
+        job.scale,
+        e0,
+        e1,
+        e2,
+        e3,
+    )
+}
