@@ -1,8 +1,9 @@
-// Sums over broadcast axes, and their transpose.
+// Sums over broadcast axes and their transpose, and moments of columns.
 //
 // Large operands are [k0, r0, k1, r1, k2], small ones [k0, k1, k2] (lib/broadcast.cuh).
 #include "lib/broadcast.cuh"
 #include "lib/reduce.cuh"
+#include "lib/strip.cuh"
 
 // broadcast_to_fwd: y repeats x along r0 and r1.
 //   for    T: f32, bf16
@@ -86,4 +87,41 @@ __global__ void __launch_bounds__(256) sum_rows_fwd(
         sum = warp_sum(sum);
         if (lane == 0) y[job] = from_float<T>(sum);
     }
+}
+
+// column_moments_fwd: for each chunk of `step` rows of an image, the sum of each column and its sum
+// of squared deviations from the chunk's mean.
+//   for    T: f32, bf16
+//   floor  bytes = images*rows*cols*s + 8*images*ceil(rows, step)*cols;
+//          flops = 4*images*rows*cols + 15*images*ceil(rows, step)*cols
+//   plan   strips of 32 columns and `step` rows, a block each; at most 128 rows are read once
+//   slack  2.2 for step <= rows and cols >= 32 (trees, or read twice); 90 beyond (threads left over
+//          by few rows or columns sum nothing)
+//   bits   fixed trees, no atomics: repeatable
+template <class T>
+__global__ void __launch_bounds__(256) column_moments_fwd(
+    float*   __restrict__ sums,      // [images, ceil(rows, step), cols]
+    float*   __restrict__ squares,   // [images, ceil(rows, step), cols]
+    const T* __restrict__ x,         // [images, rows, cols]
+    int images, int rows, int cols, int step) {
+    __shared__ Meeting<1> first, second;
+    const bool packets = cols % width<T> == 0 && aligned(x);
+    const Cut all = cut(images, rows, cols, step);
+    each_strip<T>({x}, all, packets, [&](const auto& strip, const Chunk& at) {
+        const float inverse = 1.0f / at.rows;
+        column_sums(first, strip, [](auto& v, int i, float (&term)[1]) { term[0] = v[0].at[i]; },
+                    [&](int, int c, float sum) {
+                        if (at.column(c) < at.cols) sums[at.number * at.cols + at.column(c)] = sum;
+                        return sum * inverse;
+                    });
+        const auto m = own_columns(strip, first.total[0]);
+        const auto square = [&](auto& v, int i, float (&term)[1]) {
+            const float d = v[0].at[i] - m.at[i];
+            term[0] = d * d;
+        };
+        column_sums(second, strip, square, [&](int, int c, float sum) {
+            if (at.column(c) < at.cols) squares[at.number * at.cols + at.column(c)] = sum;
+            return sum;
+        });
+    });
 }

@@ -4,6 +4,10 @@
 // instructions, so it has the same bits on every device. Operations are counted as cards count.
 #pragma once
 
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+
+__device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
+
 // e^x to 2 units in the last place; infinity above 89, subnormals and zero below -87; NaN stays.
 // 21 operations.
 __device__ __forceinline__ float exp_of(float x) {

@@ -76,6 +76,17 @@ __device__ __forceinline__ void store(bf16* p, const Floats<N>& x) {
     }
 }
 
+// Copies N elements as they are, NaN and all.
+template <int N, class T>
+__device__ __forceinline__ void move(T* to, const T* from) {
+    static_assert(N == 1 || N == width<T>, "one element or 16 bytes");
+    if constexpr (N == 1) {
+        *to = *from;
+    } else {
+        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+    }
+}
+
 // Calls f(i, Width<N>) so that 0..n is covered: packets as far as they go where `packets`, single
 // elements for the rest. The whole grid takes part, whatever its size.
 template <class T, class F>

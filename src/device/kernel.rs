@@ -125,6 +125,10 @@ impl<T: Element> SliceMut<'_, T> {
         let (element, size) = (T::NAME, size_of::<T>());
         Self { span: Span { address, len, element, size, queue }, owner: PhantomData }
     }
+    /// The same elements, for a later kernel to read.
+    pub fn written(&self) -> Slice<'_, T> {
+        Slice { span: self.span, owner: PhantomData }
+    }
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.span.len

@@ -6,8 +6,11 @@
 //! P is symmetric, so the tangent reuses the gradient's kernel; evaluation mode is an affine map
 //! and lives in the layer.
 
+mod cuda;
+
 use std::ops::RangeInclusive;
 
+use super::cuda::Kernels;
 use super::elementwise::ADD;
 use super::{
     Case, Cases, CpuFace, Diff, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
@@ -151,9 +154,16 @@ fn inputs(b: usize, c: usize, vjp: bool) -> Vec<Input> {
 }
 
 fn named<O: Op>(op: fn() -> O, vjp: bool) -> Vec<Case> {
-    [("two", 2, 5), ("odd", 7, 19), ("past_a_piece", 9, 300), ("past_a_chunk", 70, 257)]
-        .map(|(name, b, c)| Case::new(name, op(), inputs(b, c, vjp)))
-        .into()
+    let shapes = [
+        ("two", 2, 5),
+        ("odd", 7, 19),
+        ("past_a_piece", 9, 300),
+        ("past_a_chunk", 70, 257),
+        // More rows than a block holds.
+        ("tall", 200, 8),
+        ("tall_odd", 190, 3),
+    ];
+    shapes.map(|(name, b, c)| Case::new(name, op(), inputs(b, c, vjp))).into()
 }
 
 impl Op for BatchNormTrain {
@@ -161,6 +171,8 @@ impl Op for BatchNormTrain {
     const INPUTS: RangeInclusive<usize> = 3..=3;
     const SAVES: Saves = Saves::inputs(&[0, 1]).and_extras();
     const CPU: Option<CpuFace<Self>> = Some(train_cpu);
+    const CUDA: Kernels<Self> = cuda::FORWARD;
+    const F32_OUTPUTS: &'static [usize] = &[1, 2];
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let (x, c) = check(Self::NAME, x[0], &x[1..])?;
@@ -220,6 +232,8 @@ impl Op for BatchNormTrainVjp {
     const INPUTS: RangeInclusive<usize> = 5..=5;
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(vjp_cpu);
+    const CUDA: Kernels<Self> = cuda::BACKWARD;
+    const F32_INPUTS: &'static [usize] = &[2, 3];
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let (full, c) = check(Self::NAME, x[0], &x[1..4])?;

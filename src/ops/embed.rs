@@ -6,12 +6,16 @@
 
 use std::ops::RangeInclusive;
 
+use super::cuda::{Kernels, THREADS, block_per_job, kernels, over_elements};
 use super::elementwise::Mul;
 use super::reduce::SumTo;
 use super::{
     Case, Cases, CpuFace, Diff, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
 };
 use crate::device::cpu;
+use crate::device::cuda::Buffer;
+use crate::device::kernel::Grid;
+use crate::device::launch::embed as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -76,6 +80,12 @@ impl Op for GatherRows {
                 }
             }
         });
+    });
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |_, q, x, y| {
+        let ((rows, cols), count) = (x[0].shape.matrix(), x[1].shape.len());
+        let (table, idx) = (x[0].get::<T>()?, x[1].get::<i32>()?);
+        let (y, grid) = (&mut y[0].get::<T>()?, over_elements(q, count * cols));
+        launch::gather_rows_fwd(q, grid, y, &table, &idx, rows, cols, count)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -143,6 +153,25 @@ impl Op for ScatterRows {
                 }
             }
         });
+    });
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
+        let (rows, cols, count) = (op.rows, x[0].shape.last(), x[1].shape.len());
+        let (g, idx) = (x[0].get::<T>()?, x[1].get::<i32>()?);
+        let chunks = count.div_ceil(THREADS as usize);
+        let mut counts = Buffer::<i32>::new(q, chunks * rows)?;
+        let mut places = Buffer::<i32>::new(q, chunks * rows)?;
+        let [mut ranks, mut order] = [Buffer::<i32>::new(q, count)?, Buffer::<i32>::new(q, count)?];
+        let mut begins = Buffer::<i32>::new(q, rows + 1)?;
+        let (c, r) = (&mut counts.slice_mut(), &mut ranks.slice_mut());
+        let a_chunk = block_per_job(q, chunks);
+        launch::scatter_rows_rank_fwd(q, a_chunk, c, r, &idx, rows, count)?;
+        let (p, b) = (&mut places.slice_mut(), &mut begins.slice_mut());
+        launch::scatter_rows_begin_fwd(q, Grid::line(1, 1024), p, b, &c.written(), rows, count)?;
+        let (o, p, b) = (&mut order.slice_mut(), p.written(), b.written());
+        launch::scatter_rows_order_fwd(q, a_chunk, o, &p, &b, &r.written(), &idx, rows, count)?;
+        let strips = (cols * size_of::<T>()).div_ceil(512);
+        let (y, grid) = (&mut y[0].get::<T>()?, block_per_job(q, rows * strips));
+        launch::scatter_rows_sum_fwd(q, grid, y, &g, &o.written(), &b, rows, cols, count)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -227,6 +256,11 @@ impl TimeEmbed {
         }
     }
 
+    /// f_i = e^(-fall i).
+    fn fall(&self) -> f64 {
+        self.max_period.ln() / (self.dim / 2) as f64
+    }
+
     /// The slope at the saved times.
     fn slope(&self, at: &Saved) -> Result<Tensor> {
         call(&TimeEmbedSlope(self.clone()), &[at.x(0)?])
@@ -250,6 +284,11 @@ impl Op for TimeEmbed {
     const NAME: &'static str = "time_embed";
     const INPUTS: RangeInclusive<usize> = 1..=1;
     const SAVES: Saves = Saves::inputs(&[0]);
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, t, y| {
+        let (n, half) = (t[0].shape.len(), op.dim / 2);
+        let (t, y, fall) = (t[0].get::<T>()?, &mut y[0].get::<T>()?, op.fall());
+        launch::time_embed_fwd(q, block_per_job(q, (n * half).div_ceil(128)), y, &t, n, half, fall)
+    });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         self.check(Self::NAME, x)
@@ -284,6 +323,19 @@ impl Op for TimeEmbedSlope {
     const NAME: &'static str = "time_embed_slope";
     const INPUTS: RangeInclusive<usize> = 1..=1;
     const DIFF: Diff = FIRST_ORDER;
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, t, y| {
+        let (n, half) = (t[0].shape.len(), op.0.dim / 2);
+        let (t, y, fall) = (t[0].get::<T>()?, &mut y[0].get::<T>()?, op.0.fall());
+        launch::time_embed_slope_fwd(
+            q,
+            block_per_job(q, (n * half).div_ceil(128)),
+            y,
+            &t,
+            n,
+            half,
+            fall,
+        )
+    });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         self.0.check(Self::NAME, x)

@@ -5,9 +5,11 @@
 //!   dy = a(u) (w S(dx) + h dw + db),  gx = S(w a(u) gy),  gw = sum a(u) gy h,  gb = sum a(u) gy.
 
 mod cpu;
+mod cuda;
 
 use std::ops::RangeInclusive;
 
+use super::cuda::Kernels;
 use super::{
     Case, Cases, CpuFace, Diff, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
     run,
@@ -113,6 +115,8 @@ impl Op for GroupNorm {
     const INPUTS: RangeInclusive<usize> = 3..=3;
     const SAVES: Saves = Saves::inputs(&[0, 1, 2]).and_extras();
     const CPU: Option<CpuFace<Self>> = Some(cpu::forward);
+    const CUDA: Kernels<Self> = cuda::FORWARD;
+    const F32_OUTPUTS: &'static [usize] = &[1];
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let [image, w, b] = x else { return Err(Error::shape(Self::NAME, "wants x, w, b")) };
@@ -176,6 +180,8 @@ impl Op for GroupNormJvp {
         true => cpu::jvp::<true>(&op.0, x, y[0].r()),
         false => cpu::jvp::<false>(&op.0, x, y[0].r()),
     });
+    const CUDA: Kernels<Self> = cuda::TANGENT;
+    const F32_INPUTS: &'static [usize] = &[1];
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let [image, stats, w, b, dx, dw, db] = x else {
@@ -229,6 +235,8 @@ impl Op for GroupNormVjp {
         true => cpu::vjp::<true>(&op.0, x, y),
         false => cpu::vjp::<false>(&op.0, x, y),
     });
+    const CUDA: Kernels<Self> = cuda::BACKWARD;
+    const F32_INPUTS: &'static [usize] = &[1];
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let [image, stats, w, b, gy] = x else {

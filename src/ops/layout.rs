@@ -6,8 +6,10 @@
 
 use std::ops::RangeInclusive;
 
+use super::cuda::{Kernels, kernels, over_elements};
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;
+use crate::device::launch::layout as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -102,6 +104,13 @@ impl Op for Narrow {
             y.copy_from_slice(&x[at..at + y.len()]);
         });
     });
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
+        let (outer, extent, inner) = split(x[0].shape, op.axis);
+        let (run, from, take) = (op.len * inner, extent * inner, op.start * inner);
+        let (x, mut y) = (x[0].get::<T>()?, y[0].get::<T>()?);
+        let grid = over_elements(q, outer * run);
+        launch::copy_runs_fwd(q, grid, &mut y, &x, outer, run, run, 0, from, take)
+    });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         check_axis(Self::NAME, x[0], self.axis)?;
@@ -159,6 +168,13 @@ impl Op for Place {
             y[before..before + run].copy_from_slice(&x[o * run..(o + 1) * run]);
             y[before + run..].fill(0.0);
         });
+    });
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
+        let (outer, len, inner) = split(x[0].shape, op.axis);
+        let (run, to, put) = (len * inner, op.extent * inner, op.start * inner);
+        let (x, mut y) = (x[0].get::<T>()?, y[0].get::<T>()?);
+        let grid = over_elements(q, outer * to);
+        launch::place_fwd(q, grid, &mut y, &x, outer, run, to, put)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -236,6 +252,17 @@ impl Op for Concat {
             }
         });
     });
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
+        let (starts, total) = op.starts(x.iter().map(|x| x.shape));
+        let mut y = y[0].get::<T>()?;
+        for (x, start) in x.iter().zip(starts) {
+            let (outer, len, inner) = split(x.shape, op.axis);
+            let (run, to, put) = (len * inner, total * inner, start * inner);
+            let grid = over_elements(q, outer * run);
+            launch::copy_runs_fwd(q, grid, &mut y, &x.get::<T>()?, outer, run, to, put, run, 0)?;
+        }
+        Ok(())
+    });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let Some(first) = x.first() else {
@@ -311,6 +338,11 @@ impl Op for Reshape {
     const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {
         let x = x[0].r();
         cpu::par_rows(y[0].r(), 1, |at, y| y.copy_from_slice(&x[at..at + y.len()]));
+    });
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |_, q, x, y| {
+        let (n, x, mut y) = (x[0].shape.len(), x[0].get::<T>()?, y[0].get::<T>()?);
+        let grid = over_elements(q, n);
+        launch::copy_runs_fwd(q, grid, &mut y, &x, 1, n, n, 0, n, 0)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

@@ -6,6 +6,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::cuda::{Kernels, kernels, variant, warp_per_row};
 use super::elementwise::Mul;
 use super::reduce::SumTo;
 use super::{
@@ -13,6 +14,7 @@ use super::{
     fast, lanes,
 };
 use crate::device::cpu;
+use crate::device::launch::loss as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -51,6 +53,31 @@ impl CrossEntropy {
         }
     }
 }
+
+/// Whole rows, 1 - s and s / V, as the kernels take them.
+fn constants(op: &CrossEntropy, x: &Shape) -> ((usize, usize), f32, f32) {
+    let (rows, n) = x.matrix();
+    ((rows, n), (1.0 - op.smoothing) as f32, (op.smoothing / n as f64) as f32)
+}
+
+/// A variant of [`CrossEntropy`]; both launchers take the same.
+macro_rules! forward {
+    ($name:literal, $launch:ident) => {
+        variant!($name, [f32, bf16], |op, q, x, y| {
+            let [loss, lse] = y else {
+                return Err(Error::Internal("cross_entropy writes two outputs".into()));
+            };
+            let (loss, lse) = (&mut loss.get()?, &mut lse.get()?);
+            let ((rows, n), peak, even) = constants(op, x[0].shape);
+            let (smooth, grid) = (op.smoothing != 0.0, warp_per_row(q, rows));
+            let (x, t) = (x[0].get::<T>()?, x[1].get::<i32>()?);
+            launch::$launch(q, grid, loss, lse, &x, &t, rows, n, peak, even, smooth)
+        })
+    };
+}
+
+/// The longest row that a warp holds, so that a second pass costs no second reading.
+const HELD: usize = 1024;
 
 /// The target's logit, or NaN.
 fn pick<R: Real>(x: &[R], target: i32) -> R {
@@ -94,6 +121,14 @@ impl Op for CrossEntropy {
     const INT_INPUTS: &'static [usize] = &[1];
     const SAVES: Saves = Saves::inputs(&[0, 1]).and_extras();
     const CPU: Option<CpuFace<Self>> = Some(forward_cpu);
+    const CUDA: Kernels<Self> = Kernels {
+        variants: &[
+            forward!("two_pass", cross_entropy_two_pass_fwd),
+            forward!("online", cross_entropy_fwd),
+        ],
+        fastest: |_, _, x| usize::from(x[0].last() > HELD),
+    };
+    const F32_OUTPUTS: &'static [usize] = &[0, 1];
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let rows = self.check(Self::NAME, x)?;
@@ -134,6 +169,7 @@ impl Op for CrossEntropy {
                 case("smoothed", &[7], 20, 0.1),
                 case("no_rows", &[0], 5, 0.0),
                 case("past_a_piece", &[70], 300, 0.0),
+                case("past_a_warp", &[3], 1400, 0.1),
             ],
             draw: |d| {
                 let (rows, n) = (d.size(1, 9), d.size(2, 70));
@@ -150,6 +186,14 @@ impl Op for CrossEntropyVjp {
     const INPUTS: RangeInclusive<usize> = 4..=4;
     const INT_INPUTS: &'static [usize] = &[1];
     const DIFF: Diff = FIRST_ORDER;
+    const F32_INPUTS: &'static [usize] = &[2, 3];
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, gx| {
+        let ((rows, n), peak, even) = constants(&op.0, x[0].shape);
+        let (v, t) = (x[0].get::<T>()?, x[1].get::<i32>()?);
+        let (lse, g) = (x[2].get::<f32>()?, x[3].get::<f32>()?);
+        let (gx, grid) = (&mut gx[0].get::<T>()?, warp_per_row(q, rows));
+        launch::cross_entropy_vjp(q, grid, gx, &v, &t, &lse, &g, rows, n, peak, even)
+    });
     const CPU: Option<CpuFace<Self>> = Some(|op, x, gx| {
         let (n, targets) = (x[0].shape.last(), x[1].i());
         let (x, lse, g) = (x[0].r(), x[2].r(), x[3].r());

@@ -24,6 +24,7 @@ pub mod norm;
 pub mod op;
 pub mod optim;
 pub mod quantize;
+pub mod random;
 pub mod real;
 pub mod reduce;
 pub mod resample;
@@ -70,7 +71,7 @@ table! {
     reduce: SumTo, BroadcastTo;
     gemm: MatMul, Linear;
     layout: Narrow, Place, Concat, Reshape;
-    norm: LayerNorm, LayerNormVjp, L2Normalize, L2NormalizeVjp;
+    norm: LayerNorm, LayerNormVjp, RmsNorm, RmsNormVjp, L2Normalize, L2NormalizeVjp;
     batch_norm: BatchNormTrain, BatchNormTrainVjp;
     attention: Attention, AttentionJvp, AttentionVjp;
     depthwise: DepthwiseConv;
@@ -78,6 +79,7 @@ table! {
     embed: GatherRows, ScatterRows, TimeEmbed, TimeEmbedSlope;
     loss: CrossEntropy, CrossEntropyVjp;
     sample: SampleToken;
+    random: RandomUniform, RandomNormal, DropoutMask;
     optim: AdamW, GlobalNorm;
     group_norm: GroupNorm, GroupNormJvp, GroupNormVjp;
     resample: Resample;

@@ -1,8 +1,12 @@
-//! Norms over the last axis: layer norm and L2 normalisation, both without an affine part.
+//! Norms over the last axis, all without an affine part: layer norm, RMS norm, L2 normalisation.
 //!
 //! Their Jacobians are symmetric, so one kernel serves both modes. With h the normalised row and r
-//! its factor: layer norm   r (g - mean(g) - h mean(h g)) L2           r (g - h sum(h g)),  or r g
-//! where the length was clamped
+//! its factor:
+//!   layer norm   r (g - mean(g) - h mean(h g))
+//!   RMS norm     r (g - h mean(h g))
+//!   L2           r (g - h sum(h g)), or r g where the length was clamped
+
+mod rms;
 
 use std::ops::RangeInclusive;
 
@@ -15,6 +19,8 @@ use crate::device::cpu;
 use crate::device::launch::norm as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
+
+pub use rms::{RmsNorm, RmsNormVjp};
 
 /// y = (x - mean) rstd over the last axis, with rstd = 1 / sqrt(variance + eps). Second output:
 /// rstd [.., 1].

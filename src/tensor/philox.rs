@@ -82,6 +82,12 @@ impl Stream {
         }
     }
 
+    /// The words that name it, as kernels/lib/philox.cuh takes them: a key and the tail of the
+    /// counter.
+    pub fn name(&self) -> ([u32; 2], [u32; 3]) {
+        (self.key, self.tail)
+    }
+
     #[inline]
     fn block(&self, i: u32) -> [u32; 4] {
         philox4x32([i, self.tail[0], self.tail[1], self.tail[2]], self.key)

@@ -134,7 +134,11 @@ fn resized(d: &Data, from: usize, to: usize) -> Data {
 
 /// Numbers of inputs outside the declared range are refused; none panics.
 fn numbers(op: &dyn DynOp, data: &[Data]) -> Verdict {
-    let x: Vec<Tensor> = data.iter().map(Data::tensor).collect();
+    let mut x: Vec<Tensor> = data.iter().map(Data::tensor).collect();
+    if x.is_empty() {
+        // Something to give an op that takes nothing.
+        x.push(Tensor::zeros(DType::F32, Shape::from([1])));
+    }
     for n in 0..=data.len() + 2 {
         let some: Vec<&Tensor> = x.iter().cycle().take(n).collect();
         let taken = calmly("run", || run(op, &some)).map_err(|e| format!("{n} inputs: {e}"))?;

@@ -213,9 +213,10 @@ fn formulas(w: &mut Writer, kernel: &Kernel) {
     w.line("/// The least that must move and be computed; `s` is the size of an element in bytes.");
     w.line(format!("pub fn floor({list}) -> rt::Floor {{"));
     widen(w);
-    w.line("let count = |n: i128| u64::try_from(n.max(0)).unwrap_or(u64::MAX);");
-    w.line(format!("let bytes = count({});", kernel.card.bytes.rust(&[])));
-    w.line(format!("rt::Floor {{ bytes, flops: count({}) }}", kernel.card.flops.rust(&[])));
+    // A size may be called anything but a name with this beginning.
+    w.line("let _u64 = |n: i128| u64::try_from(n.max(0)).unwrap_or(u64::MAX);");
+    let (bytes, flops) = (kernel.card.bytes.rust(&[]), kernel.card.flops.rust(&[]));
+    w.line(format!("rt::Floor {{ bytes: _u64({bytes}), flops: _u64({flops}) }}"));
     w.line("}");
     w.line("");
     w.line("/// By what factor a count may exceed the floor.");

@@ -1,0 +1,52 @@
+// Layout: runs of elements moved from one place to another; nothing is computed.
+//
+// An axis splits a shape into (outer, extent, inner), so that an op moves for each of `outer` rows
+// one run of extent * inner elements (src/ops/layout.rs).
+#include "lib/packet.cuh"
+
+// copy_runs_fwd: y[o, put + i] = x[o, take + i] for i in 0..run; the rest of y is left alone.
+//   for    T: f32, bf16
+//   floor  bytes = 2*rows*run*s;  flops = 0
+//   plan   in runs: the grid strides over 16-byte packets; single elements where a run begins or
+//          ends in one
+//   slack  1.3 for run >= 256; 3 for run >= 16; 17 beyond (a sector for each run)
+//   bits   copies
+template <class T>
+__global__ void __launch_bounds__(256) copy_runs_fwd(
+    T*       __restrict__ y,   // [rows, max(to, put + run)]
+    const T* __restrict__ x,   // [rows, max(from, take + run)]
+    int rows, int run, int to, int put, int from, int take) {
+    constexpr int N = width<T>;
+    const bool fits = (run | to | put | from | take) % N == 0;
+    const unsigned length = run;
+    each<T>(static_cast<unsigned>(rows) * length, fits && aligned(y, x), [&](unsigned i, auto w) {
+        const unsigned o = i / length, c = i % length;
+        move<decltype(w)::value>(y + o * to + put + c, x + o * from + take + c);
+    });
+}
+
+// place_fwd: y[o, put + i] = x[o, i] for i in 0..run, zero in the rest of a row.
+//   for    T: f32, bf16
+//   floor  bytes = rows*(run + to)*s;  flops = 0
+//   plan   as copy_runs_fwd
+//   bits   copies
+template <class T>
+__global__ void __launch_bounds__(256) place_fwd(
+    T*       __restrict__ y,   // [rows, max(to, put + run)]
+    const T* __restrict__ x,   // [rows, run]
+    int rows, int run, int to, int put) {
+    constexpr int N = width<T>;
+    const bool fits = (run | to | put) % N == 0;
+    const unsigned length = to, own = run;
+    each<T>(static_cast<unsigned>(rows) * length, fits && aligned(y, x), [&](unsigned i, auto w) {
+        constexpr int M = decltype(w)::value;
+        const unsigned o = i / length;
+        // Wraps round before the run, which makes it too large as well.
+        const unsigned c = i % length - put;
+        if (c < own) {
+            move<M>(y + i, x + o * own + c);
+        } else {
+            store(y + i, Floats<M>{});
+        }
+    });
+}

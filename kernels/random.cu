@@ -1,0 +1,75 @@
+// Random numbers of a named stream, bit-equal to src/tensor/philox.rs, whatever the launch.
+//
+// A stream is two words of key and three of tail (src/ops/random.rs). A block of Philox gives four
+// numbers; a thread makes a packet.
+#include "lib/packet.cuh"
+#include "lib/philox.cuh"
+
+// Writes numbers 0..n of the stream, four at a time from f(words of their block).
+template <class T, class F>
+__device__ __forceinline__ void fill(T* y, unsigned n, const Stream& s, F f) {
+    constexpr int N = width<T>;
+    const bool packets = aligned(y);
+    const unsigned step = gridDim.x * blockDim.x;
+    for (unsigned p = blockIdx.x * blockDim.x + threadIdx.x; p < (n + N - 1) / N; p += step) {
+        Floats<N> out;
+#pragma unroll
+        for (int k = 0; k < N / 4; ++k) {
+            const Normals four = f(words(s, p * (N / 4) + k));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) out.at[4 * k + i] = four.at[i];
+        }
+        if (packets && p < n / N) {
+            store(y + p * N, out);
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                if (p * N + i < n) y[p * N + i] = from_float<T>(out.at[i]);
+            }
+        }
+    }
+}
+
+// random_uniform_fwd: uniforms in [0, 1), multiples of 2^-24.
+//   for    T: f32, bf16
+//   floor  bytes = n*s;  flops = n
+//   plan   the grid strides over 16-byte packets
+//   bits   a function of stream and place
+template <class T>
+__global__ void __launch_bounds__(256) random_uniform_fwd(
+    T* __restrict__ y,   // [n]
+    int n, unsigned key0, unsigned key1, unsigned tail0, unsigned tail1, unsigned tail2) {
+    fill(y, n, {{key0, key1}, {tail0, tail1, tail2}}, [](const Words& w) {
+        return Normals{{unit(w.at[0]), unit(w.at[1]), unit(w.at[2]), unit(w.at[3])}};
+    });
+}
+
+// random_normal_fwd: standard normals.
+//   for    T: f32, bf16
+//   floor  bytes = n*s;  flops = 22*n
+//   plan   as random_uniform_fwd
+//   bits   a function of stream and place
+template <class T>
+__global__ void __launch_bounds__(256) random_normal_fwd(
+    T* __restrict__ y,   // [n]
+    int n, unsigned key0, unsigned key1, unsigned tail0, unsigned tail1, unsigned tail2) {
+    fill(y, n, {{key0, key1}, {tail0, tail1, tail2}}, [](const Words& w) { return normals(w); });
+}
+
+// dropout_mask_fwd: 0 where the stream's uniform is below `rate`, else `kept`.
+//   for    T: f32, bf16
+//   floor  bytes = n*s;  flops = n
+//   plan   as random_uniform_fwd
+//   bits   a function of stream and place
+template <class T>
+__global__ void __launch_bounds__(256) dropout_mask_fwd(
+    T* __restrict__ y,   // [n]
+    int n, unsigned key0, unsigned key1, unsigned tail0, unsigned tail1, unsigned tail2,
+    float rate, float kept) {
+    fill(y, n, {{key0, key1}, {tail0, tail1, tail2}}, [=](const Words& w) {
+        Normals four;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) four.at[i] = unit(w.at[i]) < rate ? 0.0f : kept;
+        return four;
+    });
+}

@@ -1,0 +1,206 @@
+//! Random numbers as ops: a stream's uniforms and normals, and dropout masks.
+//!
+//! They have no inputs: a tensor of them is a function of the stream's name and its shape, the same
+//! bits on every device. In f64 they are the f32 numbers, widened, so that a model in f64 draws
+//! what its f32 twin draws.
+
+use std::ops::RangeInclusive;
+
+use super::cuda::{Kernels, kernels, over_elements};
+use super::{Case, Cases, CpuFace, Diff, In, Op, Out, Real};
+use crate::device::launch::random as launch;
+use crate::error::{Error, Result};
+use crate::tensor::{Purpose, Shape, Stream};
+
+/// Uniforms 0.. of a stream, in [0, 1).
+#[derive(Clone, Debug)]
+pub struct RandomUniform {
+    /// Where they come from.
+    pub stream: Stream,
+    /// The result's shape.
+    pub shape: Shape,
+}
+
+/// Standard normals 0.. of a stream.
+#[derive(Clone, Debug)]
+pub struct RandomNormal {
+    /// Where they come from.
+    pub stream: Stream,
+    /// The result's shape.
+    pub shape: Shape,
+}
+
+/// What inputs are multiplied by under dropout: 0 where the stream's uniform is below the rate,
+/// else 1 / (1 - rate).
+#[derive(Clone, Debug)]
+pub struct DropoutMask {
+    /// Where the uniforms come from.
+    pub stream: Stream,
+    /// The result's shape.
+    pub shape: Shape,
+    /// The probability of 0, at least 0 and below 1.
+    pub rate: f64,
+}
+
+/// Why nothing here has derivative rules.
+const DRAWN: Diff = Diff::No("random numbers depend on no input");
+
+/// The shape of an op without inputs.
+fn alone(op: &'static str, x: &[&Shape], shape: &Shape) -> Result<Vec<Shape>> {
+    match x.is_empty() {
+        true => Ok(vec![shape.clone()]),
+        false => Err(Error::shape(op, "takes no inputs")),
+    }
+}
+
+/// The same numbers at any scalar.
+fn widen<R: Real>(y: &mut [Out<'_, R>], numbers: Vec<f32>) {
+    for (y, v) in y[0].r().iter_mut().zip(numbers) {
+        *y = R::of(f64::from(v));
+    }
+}
+
+/// Extents round a block of Philox and the CPU's pieces, for a test's stream.
+fn cases_of<O: Op>(make: fn(Stream, Shape) -> O, draw: fn(&mut super::Draw<'_>) -> Case) -> Cases {
+    let case = |(name, shape): (&str, &[usize])| {
+        let stream = Stream::new(0x0123_4567_89ab_cdef, 1 << 40 | 5, 3, Purpose::Test);
+        Case::new(name, make(stream, shape.into()), Vec::new())
+    };
+    let shapes: [(&str, &[usize]); 6] = [
+        ("none", &[0]),
+        ("one", &[1]),
+        ("odd", &[3, 5, 7]),
+        ("blocks", &[8, 16]),
+        ("past_a_packet", &[133]),
+        ("past_a_chunk", &[4099]),
+    ];
+    Cases { named: shapes.map(case).into(), draw, bench: vec![case(("tokens", &[16, 130, 256]))] }
+}
+
+fn drawn(d: &mut super::Draw<'_>) -> (Stream, Shape) {
+    let stream = Stream::new(d.size(0, 9999) as u64, d.size(0, 99) as u64, 1, Purpose::Test);
+    (stream, Shape::from([d.size(1, 9), d.size(1, 40)]))
+}
+
+impl Op for RandomUniform {
+    const NAME: &'static str = "random_uniform";
+    const INPUTS: RangeInclusive<usize> = 0..=0;
+    const DIFF: Diff = DRAWN;
+    const CPU: Option<CpuFace<Self>> =
+        Some(|op, _, y| y[0].r().copy_from_slice(&op.stream.uniforms(op.shape.len())));
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, _, y| {
+        let (n, ([k0, k1], [t0, t1, t2])) = (op.shape.len(), op.stream.name());
+        let y = &mut y[0].get::<T>()?;
+        launch::random_uniform_fwd(q, over_elements(q, n), y, n, k0, k1, t0, t1, t2)
+    });
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        alone(Self::NAME, x, &self.shape)
+    }
+    fn reference<R: Real>(&self, _: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        widen(y, (0..self.shape.len()).map(|i| self.stream.uniform(i)).collect());
+    }
+    fn cases() -> Cases {
+        cases_of(
+            |stream, shape| Self { stream, shape },
+            |d| {
+                let (stream, shape) = drawn(d);
+                Case::new("drawn", Self { stream, shape }, Vec::new())
+            },
+        )
+    }
+}
+
+impl Op for RandomNormal {
+    const NAME: &'static str = "random_normal";
+    const INPUTS: RangeInclusive<usize> = 0..=0;
+    const DIFF: Diff = DRAWN;
+    const CPU: Option<CpuFace<Self>> =
+        Some(|op, _, y| y[0].r().copy_from_slice(&op.stream.normals(op.shape.len())));
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, _, y| {
+        let (n, ([k0, k1], [t0, t1, t2])) = (op.shape.len(), op.stream.name());
+        let y = &mut y[0].get::<T>()?;
+        launch::random_normal_fwd(q, over_elements(q, n), y, n, k0, k1, t0, t1, t2)
+    });
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        alone(Self::NAME, x, &self.shape)
+    }
+    fn reference<R: Real>(&self, _: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        widen(y, (0..self.shape.len()).map(|i| self.stream.normal(i)).collect());
+    }
+    fn cases() -> Cases {
+        cases_of(
+            |stream, shape| Self { stream, shape },
+            |d| {
+                let (stream, shape) = drawn(d);
+                Case::new("drawn", Self { stream, shape }, Vec::new())
+            },
+        )
+    }
+}
+
+impl DropoutMask {
+    /// The mask, with 1 / (1 - rate) as the scalar gives it.
+    fn fill<R: Real>(&self, y: &mut [R], uniforms: impl Iterator<Item = f32>) {
+        let (rate, kept) = (self.rate as f32, R::of(1.0 / (1.0 - self.rate)));
+        for (y, u) in y.iter_mut().zip(uniforms) {
+            *y = if u < rate { R::of(0.0) } else { kept };
+        }
+    }
+}
+
+impl Op for DropoutMask {
+    const NAME: &'static str = "dropout_mask";
+    const INPUTS: RangeInclusive<usize> = 0..=0;
+    const DIFF: Diff = DRAWN;
+    const CPU: Option<CpuFace<Self>> = Some(|op, _, y| {
+        op.fill(y[0].r(), op.stream.uniforms(op.shape.len()).into_iter());
+    });
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, _, y| {
+        let (n, ([k0, k1], [t0, t1, t2])) = (op.shape.len(), op.stream.name());
+        let (y, grid) = (&mut y[0].get::<T>()?, over_elements(q, n));
+        let (rate, kept) = (op.rate as f32, (1.0 / (1.0 - op.rate)) as f32);
+        launch::dropout_mask_fwd(q, grid, y, n, k0, k1, t0, t1, t2, rate, kept)
+    });
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        if !(0.0..1.0).contains(&self.rate) {
+            let what = format!("a rate of {} is not at least 0 and below 1", self.rate);
+            return Err(Error::shape(Self::NAME, what));
+        }
+        alone(Self::NAME, x, &self.shape)
+    }
+    fn reference<R: Real>(&self, _: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        self.fill(y[0].r(), (0..self.shape.len()).map(|i| self.stream.uniform(i)));
+    }
+    fn cases() -> Cases {
+        cases_of(
+            |stream, shape| Self { stream, shape, rate: 0.3 },
+            |d| {
+                let (stream, shape) = drawn(d);
+                let rate = d.pick(&[0.0, 0.1, 0.5, 0.9]);
+                Case::new("drawn", Self { stream, shape, rate }, Vec::new())
+            },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::call;
+    use super::*;
+    use crate::tensor::DType;
+
+    #[test]
+    fn a_mask_keeps_the_mean_and_bad_rates_are_refused() {
+        let stream = Stream::new(3, 1, 0, Purpose::Test);
+        let mask = |rate| DropoutMask { stream, shape: [40_000].into(), rate };
+        let y = call(&mask(0.25), &[]).unwrap();
+        let mean = (0..y.len()).map(|i| y.at(i)).sum::<f64>() / y.len() as f64;
+        assert!((mean - 1.0).abs() < 0.02 && y.dtype() == DType::F32, "{mean}");
+        for rate in [-0.1, 1.0, f64::NAN] {
+            assert!(call(&mask(rate), &[]).is_err(), "{rate}");
+        }
+    }
+}
