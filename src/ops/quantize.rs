@@ -6,9 +6,11 @@
 
 use std::ops::RangeInclusive;
 
+use super::cuda::{Kernels, block_per_job, kernels};
 use super::real::U;
 use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real};
 use crate::device::cpu::{par_map, simd};
+use crate::device::launch::quantize as launch;
 use crate::device::window::{Panels, Windows, product};
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
@@ -71,6 +73,13 @@ impl Op for NearestCode {
         };
         let found = par_map(y.len().div_ceil(rows), block);
         y.copy_from_slice(&found.concat());
+    });
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
+        let ((rows, width), codes) = (x[0].shape.matrix(), x[1].shape.dims()[0]);
+        let (x, book) = (x[0].get::<T>()?, x[1].get::<T>()?);
+        // Rows of a block, as kernels/quantize.cu has them.
+        let (y, grid) = (&mut y[0].get::<i32>()?, block_per_job(q, rows.div_ceil(32)));
+        launch::nearest_code_fwd(q, grid, y, &x, &book, rows, codes, width, op.cosine)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

@@ -4,8 +4,10 @@
 
 use std::ops::RangeInclusive;
 
+use super::cuda::{Kernels, block_per_job, kernels};
 use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real, Running};
 use crate::device::cpu;
+use crate::device::launch::sample as launch;
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
 
@@ -147,6 +149,13 @@ impl Op for SampleToken {
         for (y, token) in y[0].i().iter_mut().zip(pieces.into_iter().flatten()) {
             *y = token;
         }
+    });
+    const CUDA: Kernels<Self> = kernels!([f32], |op, q, x, y| {
+        let (rows, n) = x[0].shape.matrix();
+        let (x, u) = (x[0].get::<T>()?, x[1].get::<T>()?);
+        let (y, grid) = (&mut y[0].get::<i32>()?, block_per_job(q, rows));
+        let keep = if op.top_k == 0 { n } else { op.top_k.min(n) };
+        launch::sample_token_fwd(q, grid, y, &x, &u, rows, n, keep, (1.0 - op.top_p) as f32)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
