@@ -7,8 +7,10 @@
 
 use std::ops::RangeInclusive;
 
+use super::cuda::{Kernels, kernels, over_elements};
 use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real};
 use crate::device::cpu::{par_rows, simd};
+use crate::device::launch::depthwise as launch;
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
 
@@ -45,6 +47,12 @@ impl DepthwiseConv {
     #[inline(always)]
     fn source(&self, i: usize, p: usize, n: usize) -> Option<usize> {
         (i * self.stride + p).checked_sub(self.before).filter(|&at| at < n)
+    }
+
+    /// Pairs of window and tap that lie inside an axis of length `n`.
+    fn pairs(&self, windows: usize, taps: usize, n: usize) -> usize {
+        let inside = |i: usize| (0..taps).filter(|&p| self.source(i, p, n).is_some()).count();
+        (0..windows).map(inside).sum()
     }
 
     /// All channels of one output pixel, tap after tap; `x` is one image, its filter and bias.
@@ -88,6 +96,18 @@ impl Op for DepthwiseConv {
                 },
             );
         });
+    });
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
+        let Extents { h, w, c, k, out_h, out_w } = op.extents(x[0].shape, x[1].shape);
+        let b = x[0].shape.dims()[0];
+        let grid = over_elements(q, b * out_h * out_w * c);
+        let (rows, cols) = (op.pairs(out_h, k, h), op.pairs(out_w, k, w));
+        let (x, f, bias) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?);
+        let whole = |n: usize| u32::try_from(n).map_err(|_| Error::shape(Self::NAME, "too large"));
+        let (step, before, y) = (whole(op.stride)?, whole(op.before)?, &mut y[0].get::<T>()?);
+        launch::depthwise_conv_fwd(
+            q, grid, y, &x, &f, &bias, b, h, w, c, k, out_h, out_w, step, before, rows, cols,
+        )
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

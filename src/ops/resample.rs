@@ -5,8 +5,12 @@
 
 use std::ops::RangeInclusive;
 
+use super::cuda::{Kernels, kernels, over_elements};
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;
+use crate::device::cuda::{Buffer, Queue};
+use crate::device::kernel::{Slice, SliceMut};
+use crate::device::launch::resample as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -239,6 +243,29 @@ fn sum_of(x: &[f32], weights: &[f32], step: usize, y: &mut [f32]) {
     }
 }
 
+/// Applies a banded matrix to the middle axis of x [outer, from, inner] on a GPU. The bands are
+/// copied there, so this cannot be recorded into a graph.
+fn on_axis(
+    q: &Queue,
+    bands: &[Band],
+    y: &mut SliceMut<'_, f32>,
+    x: &Slice<'_, f32>,
+    [outer, from, inner]: [usize; 3],
+) -> Result<()> {
+    let whole = |n: usize| i32::try_from(n).map_err(|_| Error::shape("resample", "too large"));
+    let starts = bands.iter().map(|b| whole(b.start)).collect::<Result<Vec<_>>>()?;
+    let weights: Vec<f32> = bands.iter().flat_map(|b| &b.weights).map(|&w| w as f32).collect();
+    let mut begins = vec![0];
+    for band in bands {
+        begins.push(begins[begins.len() - 1] + whole(band.weights.len())?);
+    }
+    let (to, taps, grid) = (bands.len(), weights.len(), over_elements(q, y.len()));
+    let starts = Buffer::from_slice(q, &starts)?;
+    let (begins, weights) = (Buffer::from_slice(q, &begins)?, Buffer::from_slice(q, &weights)?);
+    let (s, b, w) = (starts.slice(), begins.slice(), weights.slice());
+    launch::resample_axis_fwd(q, grid, y, x, &s, &b, &w, outer, from, to, inner, taps)
+}
+
 impl Op for Resample {
     const NAME: &'static str = "resample";
     const INPUTS: RangeInclusive<usize> = 1..=1;
@@ -271,6 +298,15 @@ impl Op for Resample {
                 },
             );
         });
+    });
+    const CUDA: Kernels<Self> = kernels!([f32], |op, q, x, y| {
+        let (Some(rows), Some(cols)) = (op.bands(0), op.bands(1)) else { return Ok(()) };
+        let [b, h, w, c] = *x[0].shape.dims() else { return Ok(()) };
+        let (x, mut y) = (x[0].get::<T>()?, y[0].get::<T>()?);
+        let mut wide = Buffer::new(q, b * h * cols.len() * c)?;
+        let wide = &mut wide.slice_mut();
+        on_axis(q, &cols, wide, &x, [b * h, w, c])?;
+        on_axis(q, &rows, &mut y, &wide.written(), [b, h, cols.len() * c])
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
