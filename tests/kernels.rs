@@ -7,8 +7,8 @@
 mod gpu;
 
 use genevar::device::cuda::{Buffer, Queue};
-use genevar::device::kernel::{Bf16, Grid};
-use genevar::device::launch::{self, activation, elementwise, norm};
+use genevar::device::kernel::{Bf16, Element, Grid, Slice, SliceMut};
+use genevar::device::launch::{self, activation, elementwise, gemm, norm};
 use genevar::tensor::{Purpose, Stream};
 
 /// A queue, or nothing to test: the build found no NVRTC.
@@ -250,6 +250,76 @@ fn bf16_kernels_round_once() {
         rows!(layer_norm_fwd);
         rows!(l2_normalize_fwd);
     }
+}
+
+/// Extents of a product a w^T.
+const SIZES: [usize; 3] = [5, 72, 40];
+
+/// Small whole numbers: sums of their products are exact in bf16, in any order.
+fn whole(n: usize, seed: u64) -> Vec<f32> {
+    noise(n, seed).iter().map(|x| x.clamp(-1.0, 1.0).round()).collect()
+}
+
+/// A launch of a product, on buffers that begin one to three elements into theirs.
+fn begins_anywhere<T: Element>(
+    q: &Queue,
+    what: &str,
+    (narrow, wide): (fn(&f32) -> T, fn(&T) -> f32),
+    launch: impl Fn(&mut SliceMut<'_, T>, &Slice<'_, T>, &Slice<'_, T>) -> genevar::Result<()>,
+) {
+    let [m, n, k] = SIZES;
+    let (a, w) = (whole(m * k, 5), whole(n * k, 6));
+    let dot = |i: usize, j: usize| (0..k).map(|l| a[i * k + l] * w[j * k + l]).sum::<f32>();
+    let want: Vec<f32> = (0..m * n).map(|at| dot(at / n, at % n)).collect();
+    for by in 1..=3 {
+        let shifted = |x: &[f32]| -> Vec<T> { x[..by].iter().chain(x).map(narrow).collect() };
+        let a = Buffer::from_slice(q, &shifted(&a)).unwrap();
+        let w = Buffer::from_slice(q, &shifted(&w)).unwrap();
+        let mut y = Buffer::from_slice(q, &vec![narrow(&7.0); by + m * n]).unwrap();
+        let (a, w) = (a.slice(), w.slice());
+        let (a, w) = (a.part(by..a.len()).unwrap(), w.part(by..w.len()).unwrap());
+        launch(&mut y.slice_mut().part(by..by + m * n).unwrap(), &a, &w).unwrap();
+        let got: Vec<f32> = y.read().unwrap().iter().map(wide).collect();
+        assert_eq!(got[by..], want, "{what}, {by}");
+        assert_eq!(got[..by], [7.0; 3][..by], "{what}, {by}");
+    }
+}
+
+#[test]
+fn products_begin_at_any_address() {
+    let Some(q) = queue() else { return };
+    let [m, n, k] = SIZES;
+    type Narrow = (fn(&f32) -> Bf16, fn(&Bf16) -> f32);
+    let narrow: Narrow = (|x| Bf16::from_f32(*x), |x| x.to_f32());
+    macro_rules! tiles {
+        ($entry:ident, $t:ty, $side:literal, $threads:literal, $types:expr) => {
+            begins_anywhere::<$t>(&q, stringify!($entry $side), $types, |y, a, w| {
+                let (grid, no) = (Grid::line(2, $threads), Slice::none(&q));
+                let (mut kept, mut part) = (SliceMut::none(&q), SliceMut::none(&q));
+                gemm::$entry::<$t, $side, false, true>(
+                    &q, grid, y, &mut kept, &mut part, a, w, &no, &no, &no, 1, m, n, k, 1, 0, 0,
+                    0, 0, 0,
+                )
+            });
+        };
+    }
+    tiles!(matmul_fma_fwd, f32, 64, 256, (|x| *x, |x| *x));
+    tiles!(matmul_fma_fwd, f32, 128, 256, (|x| *x, |x| *x));
+    tiles!(matmul_mma_fwd, Bf16, 64, 128, narrow);
+    tiles!(matmul_mma_fwd, Bf16, 128, 128, narrow);
+    macro_rules! few {
+        ($entry:ident, $t:ty, $types:expr) => {
+            begins_anywhere::<$t>(&q, stringify!($entry), $types, |y, a, w| {
+                let (grid, no) = (Grid::line(2, 256), Slice::none(&q));
+                let mut kept = SliceMut::none(&q);
+                gemm::$entry::<$t, 8>(
+                    &q, grid, y, &mut kept, a, w, &no, &no, &no, 1, m, n, k, 2, 0, 0, 0, 0, 0, 0,
+                )
+            });
+        };
+    }
+    few!(matmul_dot_fwd, f32, (|x| *x, |x| *x));
+    few!(matmul_dot_mma_fwd, Bf16, narrow);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 // Packets: N neighbouring elements moved by one 16-byte access, worked on as floats.
 //
-// N is width<T> where the address is a multiple of 16 bytes, and 1 anywhere.
+// N is width<T> where the address is a multiple of 16 bytes, and 1 anywhere; 4 of bf16 are half a
+// packet, at multiples of 8 bytes.
 #pragma once
 
 #include "lib/bf16.cuh"
@@ -38,9 +39,13 @@ __device__ __forceinline__ Floats<N> load(const float* p) {
 
 template <int N>
 __device__ __forceinline__ Floats<N> load(const bf16* p) {
-    static_assert(N == 1 || N == 8, "1 or 8 bf16");
+    static_assert(N == 1 || N == 4 || N == 8, "1, 4 or 8 bf16");
     if constexpr (N == 1) {
         return {{to_float(*p)}};
+    } else if constexpr (N == 4) {
+        const uint2 v = *reinterpret_cast<const uint2*>(p);
+        return {{__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u),
+                 __uint_as_float(v.y << 16), __uint_as_float(v.y & 0xffff0000u)}};
     } else {
         const uint4 v = *reinterpret_cast<const uint4*>(p);
         const unsigned words[4] = {v.x, v.y, v.z, v.w};
@@ -66,9 +71,12 @@ __device__ __forceinline__ void store(float* p, const Floats<N>& x) {
 
 template <int N>
 __device__ __forceinline__ void store(bf16* p, const Floats<N>& x) {
-    static_assert(N == 1 || N == 8, "1 or 8 bf16");
+    static_assert(N == 1 || N == 4 || N == 8, "1, 4 or 8 bf16");
     if constexpr (N == 1) {
         *p = to_bf16(x.at[0]);
+    } else if constexpr (N == 4) {
+        *reinterpret_cast<uint2*>(p) =
+            make_uint2(to_bf16x2(x.at[0], x.at[1]), to_bf16x2(x.at[2], x.at[3]));
     } else {
         *reinterpret_cast<uint4*>(p) = make_uint4(
             to_bf16x2(x.at[0], x.at[1]), to_bf16x2(x.at[2], x.at[3]),

@@ -11,6 +11,27 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
+// Sums of V values over a warp by V - 1 shuffles and a few more: lane l gets the sum of value
+// l / (32 / V). V is a power of two, at most 32. Only the first HALF * 2 values count any more.
+template <int STEP = WARP / 2, int V, int HALF = V / 2>
+__device__ __forceinline__ float scatter_sum(float (&x)[V]) {
+    if constexpr (STEP == 0) {
+        return x[0];
+    } else if constexpr (HALF == 0) {
+        x[0] += __shfl_xor_sync(ALL_LANES, x[0], STEP);
+        return scatter_sum<STEP / 2, V, 0>(x);
+    } else {
+        // Half of the lanes go on with the upper values and give away the lower ones.
+        const bool upper = threadIdx.x & STEP;
+#pragma unroll
+        for (int i = 0; i < HALF; ++i) {
+            const float given = upper ? x[i] : x[i + HALF];
+            x[i] = (upper ? x[i + HALF] : x[i]) + __shfl_xor_sync(ALL_LANES, given, STEP);
+        }
+        return scatter_sum<STEP / 2, V, HALF / 2>(x);
+    }
+}
+
 // NaN is passed over; the sums that follow meet it.
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll

@@ -102,6 +102,10 @@ impl<T: Element> Slice<'_, T> {
         let (element, size) = (T::NAME, size_of::<T>());
         Self { span: Span { address, len, element, size, queue }, owner: PhantomData }
     }
+    /// No elements: for a kernel that can do without this buffer.
+    pub fn none(queue: &Queue) -> Self {
+        Self::new(0, 0, queue.id())
+    }
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.span.len
@@ -128,6 +132,10 @@ impl<T: Element> SliceMut<'_, T> {
     /// The same elements, for a later kernel to read.
     pub fn written(&self) -> Slice<'_, T> {
         Slice { span: self.span, owner: PhantomData }
+    }
+    /// No elements: for a kernel that can do without this buffer.
+    pub fn none(queue: &Queue) -> Self {
+        Self::new(0, 0, queue.id())
     }
     /// Number of elements.
     pub fn len(&self) -> usize {

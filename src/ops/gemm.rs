@@ -1,36 +1,101 @@
-//! Matrix products: the plain one and the linear layer.
+//! Matrix products: the plain one, the linear layer, and the layer with what follows it.
+
+mod cuda;
+mod fused;
+mod linear;
 
 use std::ops::RangeInclusive;
 
+use self::cuda::{Elements, Finish, Multiply, Product, Size};
+use super::cuda::{CudaIn, CudaOut, Kernels};
 use super::elementwise::ADD;
-use super::reduce::SumTo;
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
-use crate::device::cpu::{Mat, gemm, par_rows, simd};
+use crate::device::cpu::{Mat, gemm, par_chunks};
+use crate::device::cuda::Queue;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
-/// c = op(a) op(b) with op(x) = x or its transpose; leading axes of a and b count as rows.
+pub use fused::{Act, FusedLinear};
+pub use linear::Linear;
+
+/// c = op(a) op(b) with op(x) = x or its transpose. Leading axes count as rows, unless the product
+/// is batched: then [B, .., ..] times [B, .., ..] are B products.
 #[derive(Clone, Debug)]
 pub struct MatMul {
     /// Whether a is used transposed.
     pub ta: bool,
     /// Whether b is used transposed.
     pub tb: bool,
+    /// Whether the first axis of both counts products.
+    pub batched: bool,
 }
 
-/// y = x w^T + b over the last axis: x [.., I], w [O, I], b `[O]` (optional) to [.., O].
-#[derive(Clone, Debug)]
-pub struct Linear;
+impl MatMul {
+    /// One product.
+    pub const fn of(ta: bool, tb: bool) -> Self {
+        Self { ta, tb, batched: false }
+    }
 
-/// (rows, cols, stride of a row, stride of a column) of a possibly transposed matrix.
-fn strides(s: &Shape, t: bool) -> (usize, usize, usize, usize) {
-    let (r, c) = s.matrix();
-    if t { (c, r, 1, c) } else { (r, c, c, 1) }
+    /// A product for each index of the first axis.
+    pub const fn batched(ta: bool, tb: bool) -> Self {
+        Self { ta, tb, batched: true }
+    }
+
+    /// Rows and columns of each matrix of an operand, and how many there are; `None` where a batch
+    /// has not three axes.
+    fn matrices(&self, s: &Shape) -> Option<(usize, usize, usize)> {
+        match (self.batched, s.dims()) {
+            (true, &[batch, rows, cols]) => Some((batch, rows, cols)),
+            (true, _) => None,
+            (false, _) => {
+                let (rows, cols) = s.matrix();
+                Some((1, rows, cols))
+            }
+        }
+    }
+
+    fn sized(&self, a: &Shape, b: &Shape) -> Option<Size> {
+        let (batch, rows, cols) = self.matrices(a)?;
+        let (m, k) = if self.ta { (cols, rows) } else { (rows, cols) };
+        let (others, rows, cols) = self.matrices(b)?;
+        let (l, n) = if self.tb { (cols, rows) } else { (rows, cols) };
+        (batch == others && k == l).then_some(Size { batch, m, n, k })
+    }
 }
 
-fn view<'a>(x: &In<'a, f32>, t: bool) -> Mat<'a> {
-    let (r, c) = x.shape.matrix();
-    let m = Mat::new(x.r(), r, c, c);
+impl Multiply for MatMul {
+    fn size(&self, x: &[&Shape]) -> Size {
+        self.sized(x[0], x[1]).unwrap_or_default()
+    }
+    fn turned(&self) -> (bool, bool) {
+        (self.ta, self.tb)
+    }
+    fn product<'a, T: Elements>(
+        &self,
+        q: &Queue,
+        x: &[CudaIn<'a>],
+        y: &'a mut [CudaOut],
+    ) -> Result<Product<'a, T>> {
+        Ok(Product {
+            size: self.size(&[x[0].shape, x[1].shape]),
+            ta: self.ta,
+            tb: self.tb,
+            y: y[0].get()?,
+            a: x[0].get()?,
+            b: x[1].get()?,
+            finish: Finish::bias(q, None),
+        })
+    }
+}
+
+/// The extents that a matrix of m x n is stored with.
+fn turned(m: usize, n: usize, t: bool) -> (usize, usize) {
+    if t { (n, m) } else { (m, n) }
+}
+
+/// The matrix [rows, cols] at the begin of `x`, or its transpose.
+fn view(x: &[f32], rows: usize, cols: usize, t: bool) -> Mat<'_> {
+    let m = Mat::new(x, rows, cols, cols);
     if t { m.t() } else { m }
 }
 
@@ -39,27 +104,39 @@ impl Op for MatMul {
     const INPUTS: RangeInclusive<usize> = 2..=2;
     const SAVES: Saves = Saves::inputs(&[0, 1]);
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
-        let (a, b) = (view(&x[0], op.ta), view(&x[1], op.tb));
-        let n = strides(x[1].shape, op.tb).1;
-        gemm(y[0].r(), n, a, b, false);
+        let Size { m, n, k, .. } = op.size(&[x[0].shape, x[1].shape]);
+        let (a, b) = (x[0].r(), x[1].r());
+        let ((ar, ac), (br, bc)) = (turned(m, k, op.ta), turned(k, n, op.tb));
+        par_chunks(y[0].r(), m * n, |first, y| {
+            let i = first / (m * n);
+            let (a, b) = (&a[i * m * k..], &b[i * k * n..]);
+            gemm(y, n, view(a, ar, ac, op.ta), view(b, br, bc, op.tb), false);
+        });
     });
+    const CUDA: Kernels<Self> = Self::KERNELS;
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
-        let (m, k, ..) = strides(x[0], self.ta);
-        let (l, n, ..) = strides(x[1], self.tb);
-        if k != l {
-            let what = format!("inner extents {k} and {l} differ (a is {}, b is {})", x[0], x[1]);
-            return Err(Error::shape(Self::NAME, what));
+        let refused =
+            |what: &str| Error::shape(Self::NAME, format!("{what} (a is {}, b is {})", x[0], x[1]));
+        if self.batched && (x[0].rank() != 3 || x[1].rank() != 3) {
+            return Err(refused("a batch wants [B, .., ..] twice"));
         }
-        Ok(vec![Shape::from([m, n])])
+        let Some(Size { batch, m, n, .. }) = self.sized(x[0], x[1]) else {
+            return Err(refused("inner extents or numbers of products differ"));
+        };
+        Ok(vec![if self.batched { Shape::from([batch, m, n]) } else { Shape::from([m, n]) }])
     }
     fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
-        let (m, k, ar, ac) = strides(x[0].shape, self.ta);
-        let (_, n, br, bc) = strides(x[1].shape, self.tb);
-        let (a, b, y) = (x[0].r(), x[1].r(), y[0].r());
-        for i in 0..m {
-            for j in 0..n {
-                y[i * n + j] = R::sum((0..k).map(|l| a[i * ar + l * ac] * b[l * br + j * bc]));
+        let Size { m, n, k, .. } = self.size(&[x[0].shape, x[1].shape]);
+        let (ai, al) = if self.ta { (1, m) } else { (k, 1) };
+        let (bl, bj) = if self.tb { (1, k) } else { (n, 1) };
+        for (p, y) in y[0].r().chunks_mut((m * n).max(1)).enumerate() {
+            let (a, b) = (&x[0].r()[p * m * k..], &x[1].r()[p * k * n..]);
+            for i in 0..m {
+                for j in 0..n {
+                    let products = (0..k).map(|l| a[i * ai + l * al] * b[l * bl + j * bj]);
+                    y[i * n + j] = R::sum(products);
+                }
             }
         }
     }
@@ -72,7 +149,7 @@ impl Op for MatMul {
         })
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
-        let mm = |ta, tb, a: &Tensor, b: &Tensor| call(&MatMul { ta, tb }, &[a, b]);
+        let mm = |ta, tb, a: &Tensor, b: &Tensor| call(&MatMul { ta, tb, ..*self }, &[a, b]);
         let (ta, tb) = (self.ta, self.tb);
         let ga = || {
             let b = at.x(1)?;
@@ -88,7 +165,10 @@ impl Op for MatMul {
     }
     fn cases() -> Cases {
         let case = |name: &str, ta, tb, a: [usize; 2], b: [usize; 2]| {
-            Case::new(name, MatMul { ta, tb }, vec![Input::normal(a), Input::normal(b)])
+            Case::new(name, MatMul::of(ta, tb), vec![Input::normal(a), Input::normal(b)])
+        };
+        let batch = |name: &str, ta, tb, a: [usize; 3], b: [usize; 3]| {
+            Case::new(name, MatMul::batched(ta, tb), vec![Input::normal(a), Input::normal(b)])
         };
         Cases {
             named: vec![
@@ -101,121 +181,27 @@ impl Op for MatMul {
                 case("no_rows", false, false, [0, 5], [5, 2]),
                 case("no_inner", false, false, [3, 0], [0, 2]),
                 case("blocked", false, true, [70, 130], [66, 130]),
+                case("packets", true, false, [72, 136], [72, 72]),
+                batch("batch_nn", false, false, [3, 5, 7], [3, 7, 4]),
+                batch("batch_nt", false, true, [2, 66, 24], [2, 8, 24]),
+                batch("batch_tn", true, false, [2, 9, 5], [2, 9, 3]),
+                batch("batch_tt", true, true, [5, 8, 1], [5, 6, 8]),
             ],
             draw: |d| {
                 let (m, n, k) = (d.size(1, 40), d.size(1, 40), d.size(1, 70));
-                let (ta, tb) = (d.coin(), d.coin());
+                let (ta, tb, batched) = (d.coin(), d.coin(), d.coin());
                 let a = if ta { [k, m] } else { [m, k] };
                 let b = if tb { [n, k] } else { [k, n] };
-                Case::new("drawn", MatMul { ta, tb }, vec![Input::normal(a), Input::normal(b)])
-            },
-            bench: vec![case("square", false, false, [1024, 1024], [1024, 1024])],
-        }
-    }
-}
-
-impl Op for Linear {
-    const NAME: &'static str = "linear";
-    const INPUTS: RangeInclusive<usize> = 2..=3;
-    const SAVES: Saves = Saves::inputs(&[0, 1]);
-    const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {
-        let cols = x[1].shape.dims()[0];
-        let y = y[0].r();
-        match x.get(2) {
-            Some(b) => {
-                let b = b.r();
-                par_rows(y, cols, |_, part| {
-                    simd(
-                        #[inline(always)]
-                        || {
-                            part.chunks_exact_mut(cols.max(1))
-                                .for_each(|row| row.copy_from_slice(b))
-                        },
-                    );
-                });
-                gemm(y, cols, view(&x[0], false), view(&x[1], true), true);
-            }
-            None => gemm(y, cols, view(&x[0], false), view(&x[1], true), false),
-        }
-    });
-
-    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
-        let fits = x[1].rank() == 2
-            && x[0].rank() >= 1
-            && x[1].last() == x[0].last()
-            && x.get(2).is_none_or(|b| b.dims() == [x[1].dims()[0]]);
-        if !fits {
-            let found: Vec<String> = x.iter().map(ToString::to_string).collect();
-            let what = format!("wants x [.., I], w [O, I], b [O]; found {}", found.join(", "));
-            return Err(Error::shape(Self::NAME, what));
-        }
-        Ok(vec![x[0].with_last(x[1].dims()[0])])
-    }
-    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
-        let (rows, k) = x[0].shape.matrix();
-        let n = x[1].shape.dims()[0];
-        let (a, w, y) = (x[0].r(), x[1].r(), y[0].r());
-        for i in 0..rows {
-            for j in 0..n {
-                let products = (0..k).map(|l| a[i * k + l] * w[j * k + l]);
-                y[i * n + j] = match x.get(2) {
-                    Some(b) => R::sum(products.chain([b.r()[j]])),
-                    None => R::sum(products),
-                };
-            }
-        }
-    }
-    fn jvp(&self, at: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
-        let bias = dx.get(2).copied().flatten();
-        let mut total = match (dx[0], bias) {
-            (Some(d), Some(b)) => Some(call(self, &[d, at.x(1)?, b])?),
-            (Some(d), None) => Some(call(self, &[d, at.x(1)?])?),
-            (None, Some(b)) => Some(super::reduce::broadcast_into(b, at.y_shape())?),
-            (None, None) => None,
-        };
-        if let Some(dw) = dx[1] {
-            let d = call(self, &[at.x(0)?, dw])?;
-            total = Some(match total {
-                Some(t) => call(&ADD, &[&t, &d])?,
-                None => d,
-            });
-        }
-        Ok(total)
-    }
-    fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
-        let gx = || call(&MatMul { ta: false, tb: false }, &[gy, at.x(1)?])?.reshape(at.shape(0));
-        let gw = || call(&MatMul { ta: true, tb: false }, &[gy, at.x(0)?]);
-        let mut grads = vec![want[0].then(gx).transpose()?, want[1].then(gw).transpose()?];
-        if at.arity() == 3 {
-            let gb = || call(&SumTo { to: at.shape(2).clone() }, &[gy]);
-            grads.push(want[2].then(gb).transpose()?);
-        }
-        Ok(grads)
-    }
-    fn cases() -> Cases {
-        let case = |name: &str, x: &[usize], o: usize, bias: bool| {
-            let i = x[x.len() - 1];
-            let mut inputs = vec![Input::normal(x), Input::normal([o, i])];
-            if bias {
-                inputs.push(Input::normal([o]));
-            }
-            Case::new(name, Linear, inputs)
-        };
-        Cases {
-            named: vec![
-                case("bias", &[3, 5, 20], 7, true),
-                case("plain", &[33, 18], 65, false),
-                case("one_row", &[1, 64], 130, true),
-                case("no_rows", &[0, 4], 3, true),
-            ],
-            draw: |d| {
-                let (n, i, o) = (d.size(1, 40), d.size(1, 70), d.size(1, 40));
-                let inputs = vec![Input::normal([n, i]), Input::normal([o, i]), Input::normal([o])];
-                Case::new("drawn", Linear, inputs)
+                let batch: &[usize] = if batched { &[2] } else { &[] };
+                let inputs = [a, b].map(|s| Input::normal([batch, &s].concat()));
+                Case::new("drawn", MatMul { ta, tb, batched }, inputs.to_vec())
             },
             bench: vec![
-                case("demo_ffn", &[16, 130, 256], 1024, true),
-                case("d16_qkv_last_scale", &[512, 1024], 3072, false),
+                case("square", false, false, [1024, 1024], [1024, 1024]),
+                case("d16_qkv_gx", false, false, [512, 3072], [3072, 1024]),
+                case("d16_qkv_gw", true, false, [512, 3072], [512, 1024]),
+                case("beta_vae_gw", true, false, [256, 6000], [256, 17_655]),
+                batch("heads", false, true, [32, 256, 64], [32, 256, 64]),
             ],
         }
     }

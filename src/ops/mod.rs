@@ -69,7 +69,7 @@ table! {
     activation: Gelu, GeluVjp, Silu, SiluVjp, LeakyRelu, LeakyReluVjp, Tanh, TanhVjp, Exp, ExpVjp,
         Softplus, SoftplusVjp, Square, SquareVjp, Abs, AbsVjp, Clamp, ClampVjp, Power, PowerVjp;
     reduce: SumTo, BroadcastTo;
-    gemm: MatMul, Linear;
+    gemm: MatMul, Linear, FusedLinear;
     layout: Narrow, Place, Concat, Reshape;
     norm: LayerNorm, LayerNormVjp, RmsNorm, RmsNormVjp, L2Normalize, L2NormalizeVjp;
     batch_norm: BatchNormTrain, BatchNormTrainVjp;

@@ -183,7 +183,7 @@ impl Queue {
         &self.0.staging
     }
 
-    pub(super) fn id(&self) -> u64 {
+    pub(in crate::device) fn id(&self) -> u64 {
         self.0.id
     }
 

@@ -1,0 +1,424 @@
+// Matrix products, plain and with a linear layer's bias, activation, gate and residual.
+//
+// y[m, n] = op(a) op(b) for each of `batch` pairs: a is [m, k], or [k, m] turned over (TA); b is
+// [k, n], or [n, k] turned over (TB), as a layer's weights are. Tiles go through shared memory; few
+// rows stream the other operand past them. src/ops/gemm says which shape takes which way.
+#include "lib/block.cuh"
+#include "lib/finish.cuh"
+
+// The parts of a launch's epilogue that are there.
+template <class T>
+__device__ __forceinline__ Finish<T> finish_of(
+    T* y, T* kept, const T* bias, const T* residual, const T* gate, int rows, int cols, int keep,
+    int biased, int added, int gates, int act) {
+    return {y,
+            keep ? kept : nullptr,
+            biased ? bias : nullptr,
+            added ? residual : nullptr,
+            gates ? gate : nullptr,
+            gates ? static_cast<unsigned>(rows) / gates : 1,
+            static_cast<unsigned>(cols),
+            act,
+            0};
+}
+
+// A launch's sizes.
+struct Sizes {
+    unsigned batch, m, n, k, splits;
+
+    __device__ __forceinline__ Sizes(int batch, int m, int n, int k, int splits)
+        : batch(batch), m(m), n(n), k(k), splits(splits) {}
+};
+
+// Where the sums over a part of k go: as they are to lines of `cols`.
+struct Parts {
+    float* line;
+    unsigned cols;
+
+    template <int N>
+    struct Beside {};
+
+    __device__ __forceinline__ bool fours() const { return cols % 4 == 0 && aligned(line); }
+
+    template <int N>
+    __device__ __forceinline__ Beside<N> read(unsigned, unsigned) const {
+        return {};
+    }
+
+    template <int N>
+    __device__ __forceinline__ void write(unsigned row, unsigned col, const Floats<N>& v,
+                                          Beside<N>) const {
+        store(line + row * cols + col, v);
+    }
+};
+
+// All tiles of a launch, a block one at a time.
+template <class Block, class T>
+__device__ __forceinline__ void tiles(void* shared, const T* a, const T* b, float* part,
+                                      const Finish<T>& finish, const Sizes& s) {
+    Matrix<T> left = matrix(a, Block::TURNED_A ? s.k : s.m, Block::TURNED_A ? s.m : s.k);
+    Matrix<T> right = matrix(b, Block::TURNED_B ? s.n : s.k, Block::TURNED_B ? s.k : s.n);
+    const unsigned steps = over(s.k, Block::DEPTH), share = over(steps, s.splits);
+    const unsigned jobs = over(s.m, Block::SIDE) * over(s.n, Block::SIDE) * s.splits * s.batch;
+    for (unsigned at = blockIdx.x; at < jobs; at += gridDim.x) {
+        const Job job = job_at<Block::SIDE>(at, s.m, s.n, s.splits);
+        const unsigned first = min(job.split * share, steps);
+        left.at = a + job.batch * s.m * s.k;
+        right.at = b + job.batch * s.k * s.n;
+        Block block;
+        block.add(static_cast<T*>(shared), left, right, job, first * Block::DEPTH,
+                  min(share, steps - first));
+        for (int row = 0; row < Block::SIDE; row += Block::Out::ROWS) {
+            block.put(static_cast<float*>(shared), row);
+            __syncthreads();
+            const float* slab = static_cast<const float*>(shared);
+            const uint2 at = make_uint2(job.row + row, job.col), size = make_uint2(s.m, s.n);
+            if (s.splits > 1) {
+                const Parts parts = {part + (job.split * s.batch + job.batch) * s.m * s.n, s.n};
+                Block::Out::template pour<Block::THREADS>(slab, at, size, parts);
+            } else {
+                Block::Out::template pour<Block::THREADS>(slab, at, size,
+                                                          finish.from_row(job.batch * s.m));
+            }
+            __syncthreads();
+        }
+    }
+}
+
+// matmul_mma_fwd: y = residual + gate * act(op(a) op(b) + bias), kept = the argument of act; with
+// splits > 1 sums over a part of k each go to `part`, for matmul_join_fwd.
+//   for    T: bf16; S: 64, 128; TA: false, true; TB: false, true
+//   floor  bytes = batch*(m*k + k*n)*s + (biased + gates)*n*max(2 - splits, 0)*s
+//            + max(2 - splits, 0)*batch*m*n*(1 + keep + added)*s
+//            + min(splits - 1, 1)*splits*batch*m*n*4;
+//          flops = 2*batch*ceil(m, S)*S*ceil(n, S)*S*ceil(k, 4096/S)*4096/S
+//            + max(2 - splits, 0)*batch*m*n*(biased + min(gates, 1) + added
+//            + 34*min(act, 1) - 10*max(act - 1, 0))
+//   plan   blocks of 4 warps, a tile of S x S sums each, a quarter a warp by mma.sync m16n8k16. k
+//          goes by in steps of 32 (S = 128) or 64 through three stages of cp.async; packets are
+//          permuted: no bank conflicts. Lines that do not begin at multiples of 16 bytes come as
+//          single elements.
+//   slack  2.1 for max(m, n) <= S (lines may begin inside sectors); 4.2 for max(m, n) <= 2*S;
+//          300 beyond (an operand is read for every tile across it)
+//   bits   fixed order of k, no atomics: repeatable
+template <class T, int S, bool TA, bool TB>
+__global__ void __launch_bounds__(128, 2) matmul_mma_fwd(
+    T*       __restrict__ y,          // [batch*m*n]
+    T*       __restrict__ kept,       // [keep*batch*m*n]
+    float*   __restrict__ part,       // [min(splits - 1, 1)*splits*batch*m*n]
+    const T* __restrict__ a,          // [batch*m*k]
+    const T* __restrict__ b,          // [batch*k*n]
+    const T* __restrict__ bias,       // [biased*n]
+    const T* __restrict__ residual,   // [added*batch*m*n]
+    const T* __restrict__ gate,       // [gates*n]
+    int batch, int m, int n, int k, int splits, int keep, int biased, int added, int gates,
+    int act) {
+    using Block = MmaBlock<S, TA, TB>;
+    __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
+    const Finish<T> finish = finish_of(y, kept, bias, residual, gate, batch * m, n, keep, biased,
+                                       added, gates, act);
+    tiles<Block, T>(shared, a, b, part, finish, {batch, m, n, k, splits});
+}
+
+// matmul_fma_fwd: matmul_mma_fwd in float.
+//   for    T: f32; S: 64, 128; TA: false, true; TB: false, true
+//   floor  bytes = batch*(m*k + k*n)*s + (biased + gates)*n*max(2 - splits, 0)*s
+//            + max(2 - splits, 0)*batch*m*n*(1 + keep + added)*s
+//            + min(splits - 1, 1)*splits*batch*m*n*4;
+//          flops = 2*batch*ceil(m, S)*S*ceil(n, S)*S*ceil(k, 16)*16
+//            + max(2 - splits, 0)*batch*m*n*(biased + min(gates, 1) + added
+//            + 34*min(act, 1) - 10*max(act - 1, 0))
+//   plan   blocks of 8 warps, a tile of S x S sums each, a thread's 8 x 8 (S = 128) or 4 x 4 in
+//          registers. k goes by in steps of 16 through two stages; the next one's loads wait in
+//          registers. Turned over or not, no bank conflicts.
+//   slack  2.1 for max(m, n) <= S (lines may begin inside sectors); 4.2 for max(m, n) <= 2*S;
+//          300 beyond (an operand is read for every tile across it)
+//   bits   fixed order of k, no atomics: repeatable
+template <class T, int S, bool TA, bool TB>
+__global__ void __launch_bounds__(256, 2) matmul_fma_fwd(
+    T*       __restrict__ y,          // [batch*m*n]
+    T*       __restrict__ kept,       // [keep*batch*m*n]
+    float*   __restrict__ part,       // [min(splits - 1, 1)*splits*batch*m*n]
+    const T* __restrict__ a,          // [batch*m*k]
+    const T* __restrict__ b,          // [batch*k*n]
+    const T* __restrict__ bias,       // [biased*n]
+    const T* __restrict__ residual,   // [added*batch*m*n]
+    const T* __restrict__ gate,       // [gates*n]
+    int batch, int m, int n, int k, int splits, int keep, int biased, int added, int gates,
+    int act) {
+    using Block = FmaBlock<S, TA, TB>;
+    __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
+    const Finish<T> finish = finish_of(y, kept, bias, residual, gate, batch * m, n, keep, biased,
+                                       added, gates, act);
+    tiles<Block, T>(shared, a, b, part, finish, {batch, m, n, k, splits});
+}
+
+// matmul_join_fwd: y = residual + gate * act(sum of parts + bias), kept = the argument of act.
+//   for    T: f32, bf16
+//   floor  bytes = splits*rows*cols*4 + rows*cols*(1 + keep + added)*s + (biased + gates)*cols*s;
+//          flops = rows*cols*(splits + biased + min(gates, 1) + added
+//            + 34*min(act, 1) - 10*max(act - 1, 0))
+//   plan   the grid strides over four neighbours at a time; single elements where rows or
+//          addresses are odd
+//   slack  3 (absent parts of the epilogue are computed too, bias and gate are read by every row)
+//   bits   parts are added in their order: repeatable
+template <class T>
+__global__ void __launch_bounds__(256) matmul_join_fwd(
+    T*           __restrict__ y,          // [rows*cols]
+    T*           __restrict__ kept,       // [keep*rows*cols]
+    const float* __restrict__ part,       // [splits, rows, cols]
+    const T*     __restrict__ bias,       // [biased*cols]
+    const T*     __restrict__ residual,   // [added*rows*cols]
+    const T*     __restrict__ gate,       // [gates*cols]
+    int rows, int cols, int splits, int keep, int biased, int added, int gates, int act) {
+    const Finish<T> finish = finish_of(y, kept, bias, residual, gate, rows, cols, keep, biased,
+                                       added, gates, act);
+    const unsigned size = static_cast<unsigned>(rows) * cols;
+    auto each = [&](auto w) {
+        constexpr int N = decltype(w)::value;
+        for (unsigned i = (blockIdx.x * blockDim.x + threadIdx.x) * N; i < size;
+             i += gridDim.x * blockDim.x * N) {
+            Floats<N> sum = {};
+            for (int s = 0; s < splits; ++s) {
+                const Floats<N> x = load<N>(part + s * size + i);
+#pragma unroll
+                for (int j = 0; j < N; ++j) sum.at[j] += x.at[j];
+            }
+            finish(i / cols, i % cols, sum);
+        }
+    };
+    if (finish.fours() && aligned(part)) {
+        each(Width<4>());
+    } else {
+        each(Width<1>());
+    }
+}
+// A product whose one side has few rows: row i of `few` and column j of `many`, both along k. The
+// result is [cols, rows] where swapped.
+template <class T>
+struct Thin {
+    const T *few, *many;
+    unsigned rows, cols, k;
+    bool swapped;
+
+    __device__ __forceinline__ Thin(const T* few, const T* many, int rows, int cols, int k,
+                                    bool swapped)
+        : few(few), many(many), rows(rows), cols(cols), k(k), swapped(swapped) {}
+
+    // The same of pair b of a batch.
+    __device__ __forceinline__ Thin pair(unsigned b) const {
+        Thin other = *this;
+        other.few += b * rows * k;
+        other.many += b * cols * k;
+        return other;
+    }
+
+    // Whether every line begins at a multiple of 16 bytes.
+    __device__ __forceinline__ bool packets() const {
+        return k % width<T> == 0 && aligned(few, many);
+    }
+
+    // Stores sum (i, j) of pair b, if there is one.
+    __device__ __forceinline__ void put(const Finish<T>& finish, unsigned b, unsigned i, unsigned j,
+                                        float sum) const {
+        if (i >= rows || j >= cols) return;
+        if (swapped) {
+            finish(b * cols + j, i, Floats<1>{{sum}});
+        } else {
+            finish(b * rows + i, j, Floats<1>{{sum}});
+        }
+    }
+};
+
+constexpr unsigned WARPS = 8;
+
+// Adds what the slices of a sum hold in `hold`, slice by slice; STEP floats lie between them.
+__device__ __forceinline__ float in_order(const float* hold, unsigned slices, unsigned step) {
+    float sum = hold[0];
+    for (unsigned s = 1; s < slices; ++s) sum += hold[s * step];
+    return sum;
+}
+
+// Adds to sums[r * C + c] a lane's part of row r by column col + c: packets `first`, `first + step`
+// and so on of N neighbours along k.
+template <int N, int R, int C, class T>
+__device__ __forceinline__ void add_dots(float (&sums)[R * C], const Thin<T>& thin, unsigned col,
+                                         unsigned first, unsigned step) {
+    if (col >= thin.cols) return;
+    constexpr int AHEAD = R > 8 ? 1 : 2;
+#pragma unroll AHEAD
+    for (unsigned l = first * N; l < thin.k; l += step * N) {
+        Floats<N> w[C];
+#pragma unroll
+        for (int c = 0; c < C; ++c) {
+            // Beyond the last column its sum is made again, and not stored.
+            w[c] = load<N>(thin.many + min(col + c, thin.cols - 1) * thin.k + l);
+        }
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+            Floats<N> x = {};
+            if (r < thin.rows) x = load<N>(thin.few + r * thin.k + l);
+#pragma unroll
+            for (int c = 0; c < C; ++c) {
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    sums[r * C + c] = fmaf(x.at[i], w[c].at[i], sums[r * C + c]);
+                }
+            }
+        }
+    }
+}
+
+// matmul_dot_fwd: few rows by columns that lie along k, as a layer's weights do.
+//   for    T: f32; R: 1, 4, 8, 16
+//   floor  bytes = batch*(rows + cols)*k*s + batch*rows*cols*(1 + keep + added)*s
+//            + (biased + gates)*(cols + swapped*(rows - cols))*s;
+//          flops = 2*batch*R*(4 - R/16*2)*ceil(cols, 4 - R/16*2)*k
+//            + 256*batch*ceil(cols, (4 - R/16*2)*8/slices)*(R*(4 - R/16*2) - 1 + 4/R - 1/R)
+//            + batch*rows*cols*(biased + min(gates, 1) + added
+//            + 34*min(act, 1) - 10*max(act - 1, 0))
+//   plan   a warp takes 4 columns (2 for 16 rows) and a slice of k, 16 bytes a lane at a time, for
+//          all rows at once: every weight is read once. Then a shuffle tree over the lanes and the
+//          slices of the block in their order.
+//   slack  2.1 for R <= 4; 3.1 for R <= 8; 9.1 beyond (few is read by every warp)
+//   bits   fixed shuffle tree, slices in order, no atomics: repeatable
+template <class T, int R>
+__global__ void __launch_bounds__(256, R < 8 ? 3 : 2) matmul_dot_fwd(
+    T*       __restrict__ y,          // [batch*rows*cols]
+    T*       __restrict__ kept,       // [keep*batch*rows*cols]
+    const T* __restrict__ few,        // [batch*rows*k]
+    const T* __restrict__ many,       // [batch*cols*k]
+    const T* __restrict__ bias,       // [biased*(cols + swapped*(rows - cols))]
+    const T* __restrict__ residual,   // [added*batch*rows*cols]
+    const T* __restrict__ gate,       // [gates*(cols + swapped*(rows - cols))]
+    int batch, int rows, int cols, int k, int slices, int swapped, int keep, int biased,
+    int added, int gates, int act) {
+    constexpr int C = R < 16 ? 4 : 2;
+    __shared__ float hold[WARPS][WARP];
+    const Thin<T> all(few, many, rows, cols, k, swapped);
+    const Finish<T> finish =
+        finish_of(y, kept, bias, residual, gate, batch * (swapped ? cols : rows),
+                  swapped ? rows : cols, keep, biased, added, gates, act);
+    const bool packets = all.packets();
+    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const unsigned slice = warp % slices, slots = WARPS / slices;
+    const unsigned across = over(cols, C * slots), jobs = across * batch;
+    for (unsigned job = blockIdx.x; job < jobs; job += gridDim.x) {
+        const Thin<T> thin = all.pair(job / across);
+        const unsigned col = (job % across * slots + warp / slices) * C;
+        float sums[R * C] = {};
+        if (packets) {
+            add_dots<width<T>, R, C>(sums, thin, col, slice * WARP + lane, slices * WARP);
+        } else {
+            add_dots<1, R, C>(sums, thin, col, slice * WARP + lane, slices * WARP);
+        }
+        hold[warp][lane] = scatter_sum(sums);
+        __syncthreads();
+        // Lanes in groups hold the same sum.
+        constexpr int GROUP = WARP / (R * C);
+        if (slice == 0 && lane % GROUP == 0) {
+            const float sum = in_order(&hold[warp][lane], slices, WARP);
+            const unsigned at = lane / GROUP;
+            thin.put(finish, job / across, at / C, col + at % C, sum);
+        }
+        __syncthreads();
+    }
+}
+
+// Eight neighbours along k of line i of `lines`, as four words; zeros beyond k and the last line.
+template <bool PACKETS>
+__device__ __forceinline__ uint4 line_part(const bf16* at, unsigned i, unsigned lines, unsigned l,
+                                           unsigned k) {
+    const bf16* line = at + i * k;
+    unsigned word[4] = {};
+    if (i >= lines) return {};
+    if constexpr (PACKETS) {
+        return l < k ? *reinterpret_cast<const uint4*>(line + l) : uint4{};
+    } else {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            if (l + j < k) word[j / 2] |= static_cast<unsigned>(line[l + j].bits) << 16 * (j % 2);
+        }
+        return {word[0], word[1], word[2], word[3]};
+    }
+}
+
+// Adds to the sums of R rows by 8 columns from `col` on: 32 of k every STEP from l to `end`.
+template <bool PACKETS, int R>
+__device__ __forceinline__ void add_dots_mma(float (&sums)[over(R, 16)][4], const Thin<bf16>& thin,
+                                             unsigned col, unsigned l, unsigned end,
+                                             unsigned step) {
+    const unsigned line = threadIdx.x % WARP / 4;
+    constexpr int AHEAD = PACKETS ? 2 : 1;
+#pragma unroll AHEAD
+    for (l += threadIdx.x % 4 * 8; l < end; l += step) {
+        const uint4 w = line_part<PACKETS>(thin.many, col + line, thin.cols, l, thin.k);
+        uint4 x[R / 8];
+#pragma unroll
+        for (int i = 0; i < R / 8; ++i) {
+            x[i] = line_part<PACKETS>(thin.few, 8 * i + line, thin.rows, l, thin.k);
+        }
+#pragma unroll
+        for (int i = 0; i < R / 8; i += 2) {
+            const uint4 up = x[i], down = R > 8 ? x[(i + 1) % (R / 8)] : uint4{};
+            mma(sums[i / 2], {up.x, down.x, up.y, down.y}, w.x, w.y);
+            mma(sums[i / 2], {up.z, down.z, up.w, down.w}, w.z, w.w);
+        }
+    }
+}
+
+// matmul_dot_mma_fwd: matmul_dot_fwd on the tensor cores.
+//   for    T: bf16; R: 8, 16, 32
+//   floor  bytes = batch*(rows + cols)*k*s + batch*rows*cols*(1 + keep + added)*s
+//            + (biased + gates)*(cols + swapped*(rows - cols))*s;
+//          flops = 2*batch*ceil(R, 16)*16*ceil(cols, 8)*8*ceil(k, 32)*32
+//            + 64*batch*ceil(cols, 64/slices)*R*(slices - 1)/slices
+//            + batch*rows*cols*(biased + min(gates, 1) + added
+//            + 34*min(act, 1) - 10*max(act - 1, 0))
+//   plan   a warp takes 8 columns and a slice of k. A lane's 16 bytes are fragments of two mma
+//          as they come, since the order of k is free: no shared memory, every weight read once.
+//          Then the slices of the block in their order.
+//   slack  2.1 for R <= 8; 3.1 for R <= 16; 5.1 beyond (few is read by every warp)
+//   bits   fixed order of k, slices in order, no atomics: repeatable
+template <class T, int R>
+__global__ void __launch_bounds__(256, R < 32 ? 3 : 2) matmul_dot_mma_fwd(
+    T*       __restrict__ y,          // [batch*rows*cols]
+    T*       __restrict__ kept,       // [keep*batch*rows*cols]
+    const T* __restrict__ few,        // [batch*rows*k]
+    const T* __restrict__ many,       // [batch*cols*k]
+    const T* __restrict__ bias,       // [biased*(cols + swapped*(rows - cols))]
+    const T* __restrict__ residual,   // [added*batch*rows*cols]
+    const T* __restrict__ gate,       // [gates*(cols + swapped*(rows - cols))]
+    int batch, int rows, int cols, int k, int slices, int swapped, int keep, int biased,
+    int added, int gates, int act) {
+    __shared__ float hold[WARPS][R / 4][WARP];
+    const Thin<T> all(few, many, rows, cols, k, swapped);
+    const Finish<T> finish =
+        finish_of(y, kept, bias, residual, gate, batch * (swapped ? cols : rows),
+                  swapped ? rows : cols, keep, biased, added, gates, act);
+    const bool packets = all.packets();
+    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const unsigned slice = warp % slices, slots = WARPS / slices;
+    const unsigned across = over(cols, 8 * slots), jobs = across * batch;
+    for (unsigned job = blockIdx.x; job < jobs; job += gridDim.x) {
+        const Thin<T> thin = all.pair(job / across);
+        const unsigned col = (job % across * slots + warp / slices) * 8;
+        // A warp goes on together, to the end of the last 32; one without columns not at all.
+        const unsigned end = col < cols ? over(k, 32) * 32 : 0;
+        float sums[over(R, 16)][4] = {};
+        if (packets) {
+            add_dots_mma<true, R>(sums, thin, col, slice * 32, end, slices * 32);
+        } else {
+            add_dots_mma<false, R>(sums, thin, col, slice * 32, end, slices * 32);
+        }
+#pragma unroll
+        for (int i = 0; i < R / 4; ++i) hold[warp][i][lane] = sums[i / 4][i % 4];
+        __syncthreads();
+        // Each warp of a slice joins a part of what the slices hold.
+        for (unsigned i = slice; i < R / 4; i += slices) {
+            const float sum = in_order(&hold[warp - slice][i][lane], slices, R / 4 * WARP);
+            thin.put(finish, job / across, i / 2 * 8 + lane / 4, col + lane % 4 * 2 + i % 2, sum);
+        }
+        __syncthreads();
+    }
+}

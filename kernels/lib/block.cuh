@@ -1,0 +1,245 @@
+// What a block does with a tile of S x S sums: it adds products of tiles of the operands
+// (lib/tile.cuh), on the tensor cores or in float, and lays the sums out for whole rows to be
+// stored.
+#pragma once
+
+#include "lib/mma.cuh"
+#include "lib/reduce.cuh"
+#include "lib/tile.cuh"
+
+__device__ __forceinline__ constexpr unsigned over(unsigned a, unsigned b) {
+    return (a + b - 1) / b;
+}
+
+// One tile of one product, or of a part of its k.
+struct Job {
+    unsigned batch, split, row, col;
+};
+
+// Tiles go down eight rows of tiles before they go on to the right, so that blocks that run
+// together share operands in the cache; then come the parts of k, then the batch.
+template <int SIDE>
+__device__ __forceinline__ Job job_at(unsigned at, unsigned m, unsigned n, unsigned splits) {
+    const unsigned down = over(m, SIDE), across = over(n, SIDE), tiles = down * across;
+    const unsigned tile = at % tiles, rest = at / tiles;
+    const unsigned strip = tile / (8 * across) * 8, height = min(down - strip, 8u);
+    const unsigned inside = tile % (8 * across);
+    return {rest / splits, rest % splits, (strip + inside % height) * SIDE,
+            inside / height * SIDE};
+}
+
+// A tile of sums goes to memory through shared memory, 64 rows at a time: whole rows are stored,
+// whatever the layout of the threads that made them. PAD keeps their writes in different banks.
+// With AHEAD > 1 what a sink reads for so many packets is under way before the first is written.
+template <int SIDE, int PAD, int AHEAD>
+struct Slab {
+    static constexpr int ROWS = 64, STRIDE = SIDE + PAD, SIZE = ROWS * STRIDE;
+
+    // Gives all of the slab, which begins at `first`, that lies inside `size` to a sink.
+    template <int N, int THREADS, class Sink>
+    static __device__ __forceinline__ void each(const float* slab, uint2 first, uint2 size,
+                                                const Sink& sink) {
+        static_assert(ROWS * SIDE % (N * THREADS * AHEAD) == 0, "whole passes");
+#pragma unroll 1
+        for (unsigned i = threadIdx.x; i < ROWS * SIDE / N; i += THREADS * AHEAD) {
+            Floats<N> v[AHEAD];
+            typename Sink::template Beside<N> beside[AHEAD];
+            unsigned row[AHEAD], col[AHEAD];
+#pragma unroll
+            for (int j = 0; j < AHEAD; ++j) {
+                const unsigned r = (i + j * THREADS) / (SIDE / N);
+                const unsigned c = (i + j * THREADS) % (SIDE / N) * N;
+                v[j] = load<N>(slab + r * STRIDE + c);
+                row[j] = first.x + r, col[j] = first.y + c;
+                const bool live = row[j] < size.x && col[j] < size.y;
+                if (AHEAD > 1 && live) beside[j] = sink.template read<N>(row[j], col[j]);
+            }
+            // Nothing above may sink below, where a part of the warp would read the slab.
+            asm volatile("" ::: "memory");
+#pragma unroll
+            for (int j = 0; j < AHEAD; ++j) {
+                if (row[j] >= size.x || col[j] >= size.y) continue;
+                if (AHEAD == 1) beside[j] = sink.template read<N>(row[j], col[j]);
+                sink.write(row[j], col[j], v[j], beside[j]);
+            }
+        }
+    }
+
+    template <int THREADS, class Sink>
+    static __device__ __forceinline__ void pour(const float* slab, uint2 first, uint2 size,
+                                                const Sink& sink) {
+        if (sink.fours()) {
+            each<4, THREADS>(slab, first, size, sink);
+        } else {
+            each<1, THREADS>(slab, first, size, sink);
+        }
+    }
+};
+
+// A block's tile of S x S sums by the tensor cores: four warps with a quarter each.
+template <int S, bool TA, bool TB>
+struct MmaBlock {
+    static constexpr int SIDE = S, THREADS = 128, DEPTH = S == 128 ? 32 : 64, STAGES = 3;
+    static constexpr int OWN = S / 2;
+    static constexpr bool TURNED_A = TA, TURNED_B = TB;
+    using A = MmaTile<!TA, S, DEPTH, THREADS>;
+    using B = MmaTile<TB, S, DEPTH, THREADS>;
+    using Out = Slab<S, 8, 4>;
+    static constexpr int STAGE = A::SIZE + B::SIZE;
+    static constexpr int SHARED = STAGES * STAGE * sizeof(bf16);
+    static_assert(SHARED >= Out::SIZE * sizeof(float), "the slab fits");
+
+    float sums[OWN / 16][OWN / 8][4];
+    unsigned row, col;
+
+    __device__ __forceinline__ MmaBlock() : sums(), row(), col() {
+        row = threadIdx.x / 64 * OWN;
+        col = threadIdx.x / 32 % 2 * OWN;
+    }
+
+    // Adds the products of k0 .. k0 + steps * DEPTH, with STAGES - 1 steps on their way.
+    __device__ __forceinline__ void add(bf16* tiles, const Matrix<bf16>& a, const Matrix<bf16>& b,
+                                        const Job& job, unsigned k0, unsigned steps) {
+        auto fetch = [&](unsigned step) {
+            if (step < steps) {
+                bf16* to = tiles + step % STAGES * STAGE;
+                A::fetch(to, a, job.row, k0 + step * DEPTH);
+                B::fetch(to + A::SIZE, b, job.col, k0 + step * DEPTH);
+            }
+            copy_commit();
+        };
+#pragma unroll
+        for (int step = 0; step < STAGES - 1; ++step) fetch(step);
+        for (unsigned step = 0; step < steps; ++step) {
+            copy_wait<STAGES - 2>();
+            __syncthreads();
+            fetch(step + STAGES - 1);
+            multiply(tiles + step % STAGES * STAGE);
+        }
+        copy_wait<0>();
+        __syncthreads();
+    }
+
+    __device__ __forceinline__ void multiply(const bf16* tile) {
+#pragma unroll
+        for (int k = 0; k < DEPTH; k += 16) {
+            unsigned a[OWN / 16][4], b[OWN / 16][4];
+#pragma unroll
+            for (int i = 0; i < OWN / 16; ++i) {
+                A::template fragment<true>(a[i], tile, row + 16 * i, k);
+                B::template fragment<false>(b[i], tile + A::SIZE, col + 16 * i, k);
+            }
+#pragma unroll
+            for (int i = 0; i < OWN / 16; ++i) {
+#pragma unroll
+                for (int j = 0; j < OWN / 8; ++j) {
+                    mma(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+                }
+            }
+        }
+    }
+
+    // Writes rows first .. first + 64 of the tile to the slab.
+    __device__ __forceinline__ void put(float* slab, unsigned first) const {
+        if (row < first || row >= first + Out::ROWS) return;
+        const unsigned lane = threadIdx.x % WARP;
+#pragma unroll
+        for (int i = 0; i < OWN / 16; ++i) {
+#pragma unroll
+            for (int j = 0; j < OWN / 8; ++j) {
+                const unsigned r = row - first + 16 * i + lane / 4, c = col + 8 * j + lane % 4 * 2;
+                const float(&d)[4] = sums[i][j];
+                *reinterpret_cast<float2*>(slab + r * Out::STRIDE + c) = make_float2(d[0], d[1]);
+                *reinterpret_cast<float2*>(slab + (r + 8) * Out::STRIDE + c) =
+                    make_float2(d[2], d[3]);
+            }
+        }
+    }
+};
+
+// A block's tile of S x S sums in float: eight warps in 4 x 2, a thread's sums in 4 x 4 of them.
+template <int S, bool TA, bool TB>
+struct FmaBlock {
+    static constexpr int SIDE = S, THREADS = 256, EACH = S / 16;
+    static constexpr bool TURNED_A = TA, TURNED_B = TB;
+    using A = FmaTile<!TA, S, THREADS>;
+    using B = FmaTile<TB, S, THREADS>;
+    // More warps than registers: no reading ahead.
+    using Out = Slab<S, 4, 1>;
+    static constexpr int DEPTH = A::DEPTH, STAGE = A::SIZE + B::SIZE;
+    static constexpr int SHARED = (2 * STAGE > Out::SIZE ? 2 * STAGE : Out::SIZE) * sizeof(float);
+
+    float sums[EACH][EACH];
+    unsigned row, col;
+
+    __device__ __forceinline__ FmaBlock() : sums(), row(), col() {
+        const unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+        row = warp / 2 * (S / 4) + lane / 8 * 4;
+        col = warp % 2 * (S / 2) + lane % 8 * 4;
+    }
+
+    // Adds the products of k0 .. k0 + steps * DEPTH; the next step's loads run beside the sums.
+    __device__ __forceinline__ void add(float* tiles, const Matrix<float>& a,
+                                        const Matrix<float>& b, const Job& job, unsigned k0,
+                                        unsigned steps) {
+        A left;
+        B right;
+        if (steps > 0) {
+            left.fetch(a, job.row, k0);
+            right.fetch(b, job.col, k0);
+        }
+        for (unsigned step = 0; step < steps; ++step) {
+            float* tile = tiles + step % 2 * STAGE;
+            left.put(tile, a.packets);
+            right.put(tile + A::SIZE, b.packets);
+            __syncthreads();
+            if (step + 1 < steps) {
+                left.fetch(a, job.row, k0 + (step + 1) * DEPTH);
+                right.fetch(b, job.col, k0 + (step + 1) * DEPTH);
+            }
+            multiply(tile);
+        }
+        __syncthreads();
+    }
+
+    // Places of EACH rows or columns, four neighbours every STEP.
+    template <int STEP, class Tile>
+    static __device__ __forceinline__ void gather(float (&to)[EACH], const float* tile,
+                                                  unsigned side, unsigned k) {
+#pragma unroll
+        for (int i = 0; i < EACH; i += 4) {
+            const Floats<4> x = load<4>(tile + Tile::place(side + i / 4 * STEP, k));
+#pragma unroll
+            for (int j = 0; j < 4; ++j) to[i + j] = x.at[j];
+        }
+    }
+
+    __device__ __forceinline__ void multiply(const float* tile) {
+#pragma unroll
+        for (int k = 0; k < DEPTH; ++k) {
+            float a[EACH], b[EACH];
+            gather<16, A>(a, tile, row, k);
+            gather<32, B>(b, tile + A::SIZE, col, k);
+#pragma unroll
+            for (int i = 0; i < EACH; ++i) {
+#pragma unroll
+                for (int j = 0; j < EACH; ++j) sums[i][j] = fmaf(a[i], b[j], sums[i][j]);
+            }
+        }
+    }
+
+    // Writes rows first .. first + 64 of the tile to the slab.
+    __device__ __forceinline__ void put(float* slab, unsigned first) const {
+        if (row < first || row >= first + Out::ROWS) return;
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) {
+            const unsigned r = row - first + i / 4 * 16 + i % 4;
+#pragma unroll
+            for (int j = 0; j < EACH; j += 4) {
+                const float* x = sums[i] + j;
+                store(slab + r * Out::STRIDE + col + j / 4 * 32,
+                      Floats<4>{{x[0], x[1], x[2], x[3]}});
+            }
+        }
+    }
+};

@@ -1,0 +1,81 @@
+// What becomes of a finished sum: y = residual + gate * act(sum + bias), any part absent.
+#pragma once
+
+#include "lib/math.cuh"
+#include "lib/packet.cuh"
+
+// Activations by number, as src/ops/gemm counts them.
+constexpr int ACT_NONE = 0, ACT_GELU = 1, ACT_SILU = 2;
+
+template <class T>
+struct Finish {
+    T* y;
+    // The argument of the activation, for the backward pass; null as the others where not wanted.
+    T* kept;
+    const T* bias;
+    const T* residual;
+    const T* gate;
+    // Rows that share a row of the gate, columns of y.
+    unsigned each, cols;
+    int act;
+    // What rows are counted from.
+    unsigned row0;
+
+    // Whether four neighbours can be moved at once.
+    __device__ __forceinline__ bool fours() const {
+        return cols % 4 == 0 && aligned(y, kept, bias, residual, gate);
+    }
+
+    // The same for rows counted from row `first`.
+    __device__ __forceinline__ Finish from_row(unsigned first) const {
+        Finish other = *this;
+        other.row0 = row0 + first;
+        return other;
+    }
+
+    // What the epilogue reads beside N neighbours of a row.
+    template <int N>
+    struct Beside {
+        Floats<N> bias, gate, residual;
+    };
+
+    template <int N>
+    __device__ __forceinline__ Beside<N> read(unsigned row, unsigned col) const {
+        Beside<N> b = {};
+        if (bias != nullptr) b.bias = load<N>(bias + col);
+        if (gate != nullptr) b.gate = load<N>(gate + (row0 + row) / each * cols + col);
+        if (residual != nullptr) b.residual = load<N>(residual + (row0 + row) * cols + col);
+        return b;
+    }
+
+    template <int N>
+    __device__ __forceinline__ void write(unsigned row, unsigned col, Floats<N> v,
+                                          const Beside<N>& b) const {
+        const unsigned at = (row0 + row) * cols + col;
+        if (bias != nullptr) {
+#pragma unroll
+            for (int i = 0; i < N; ++i) v.at[i] += b.bias.at[i];
+        }
+        if (kept != nullptr) store(kept + at, v);
+        if (act != ACT_NONE) {
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                v.at[i] = act == ACT_GELU ? gelu(v.at[i]) : silu(v.at[i]);
+            }
+        }
+        if (gate != nullptr) {
+#pragma unroll
+            for (int i = 0; i < N; ++i) v.at[i] *= b.gate.at[i];
+        }
+        if (residual != nullptr) {
+#pragma unroll
+            for (int i = 0; i < N; ++i) v.at[i] += b.residual.at[i];
+        }
+        store(y + at, v);
+    }
+
+    template <int N>
+    __device__ __forceinline__ void operator()(unsigned row, unsigned col, Floats<N> v) const {
+        write(row, col, v, read<N>(row, col));
+    }
+};

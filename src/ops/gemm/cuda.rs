@@ -1,0 +1,378 @@
+//! The launches of matrix products: operands and epilogue as kernels/gemm.cu takes them, and which
+//! shape takes which way.
+
+use crate::device::Held;
+use crate::device::cuda::{Buffer, Queue};
+use crate::device::kernel::{Bf16, Grid, Slice, SliceMut};
+use crate::device::launch::gemm as launch;
+use crate::error::{Error, Result};
+use crate::ops::cuda::{CudaIn, CudaOut, Kernels, Variant, over_elements, variant};
+use crate::ops::{Op, Precision};
+use crate::tensor::Shape;
+
+/// Multiprocessors that a launch should fill: those of an H100. A constant, so that the same shapes
+/// give the same bits on every card.
+const PROCESSORS: usize = 132;
+/// Blocks of tiles that a multiprocessor holds.
+const RESIDENT: usize = 2;
+/// The least of k that is worth a block of its own, and the most parts that are worth joining.
+const LEAST_PART: usize = 256;
+const MOST_PARTS: usize = 32;
+
+/// The most rows that are few, and what k must be a multiple of: in f32 and in bf16.
+const FEW: (usize, usize) = (16, 1);
+const FEW_MMA: (usize, usize) = (32, 8);
+/// Warps of a block that streams.
+const WARPS: usize = 8;
+
+/// Extents of a batch of products y [m, n] = a [m, k] b [k, n].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) batch: usize,
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+}
+
+impl Size {
+    /// Rows of the result, all pairs together.
+    fn rows(&self) -> usize {
+        self.batch * self.m
+    }
+
+    fn tiles(&self, side: usize) -> usize {
+        self.batch * self.m.div_ceil(side) * self.n.div_ceil(side)
+    }
+
+    /// How many parts of k fill the card with tiles of this side; 1 where tiles alone do.
+    fn parts(&self, side: usize) -> usize {
+        let wanted = PROCESSORS * RESIDENT / self.tiles(side).max(1);
+        wanted.min(self.k / LEAST_PART).clamp(1, MOST_PARTS)
+    }
+}
+
+/// A way to launch a product; the order is that of an op's variants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Tiles of 128 x 128.
+    Tiles128,
+    /// Tiles of 64 x 64: more blocks where there are few tiles.
+    Tiles64,
+    /// Tiles of 64 x 64, each by several blocks with a part of k, joined in order.
+    Parts,
+    /// Few rows, past which the other operand streams, in f32.
+    Few,
+    /// The same in bf16.
+    FewMma,
+}
+
+impl Way {
+    /// The fastest way, as predicted: not measured on a card yet.
+    pub(super) fn fastest(op: &impl Multiply, precision: Precision, x: &[&Shape]) -> Self {
+        let size = op.size(x);
+        if precision == Precision::F32 && op.has_few(x, FEW) {
+            Self::Few
+        } else if precision == Precision::Bf16 && op.has_few(x, FEW_MMA) {
+            Self::FewMma
+        } else if size.tiles(128) >= PROCESSORS {
+            Self::Tiles128
+        } else if size.parts(64) == 1 {
+            Self::Tiles64
+        } else {
+            Self::Parts
+        }
+    }
+}
+
+/// What becomes of a sum: y = residual + gate act(sum + bias). Absent parts have no elements.
+pub(super) struct Finish<'a, T> {
+    pub(super) kept: SliceMut<'a, T>,
+    pub(super) bias: Slice<'a, T>,
+    pub(super) residual: Slice<'a, T>,
+    pub(super) gate: Slice<'a, T>,
+    /// Rows of the gate; 0 without one.
+    pub(super) gates: usize,
+    /// As kernels/lib/finish.cuh counts activations.
+    pub(super) act: usize,
+}
+
+impl<'a, T: Held> Finish<'a, T> {
+    /// y = sum + bias.
+    pub(super) fn bias(q: &Queue, bias: Option<Slice<'a, T>>) -> Self {
+        let none = || Slice::none(q);
+        Self {
+            kept: SliceMut::none(q),
+            bias: bias.unwrap_or_else(none),
+            residual: none(),
+            gate: none(),
+            gates: 0,
+            act: 0,
+        }
+    }
+}
+
+impl<T: Held> Finish<'_, T> {
+    /// Whether the argument of the activation is kept, a bias is added, a residual is added.
+    fn flags(&self) -> [usize; 3] {
+        [self.kept.is_empty(), self.bias.is_empty(), self.residual.is_empty()]
+            .map(|absent| usize::from(!absent))
+    }
+}
+
+/// One launch.
+pub(super) struct Product<'a, T> {
+    pub(super) size: Size,
+    /// Whether a is [k, m].
+    pub(super) ta: bool,
+    /// Whether b is [n, k].
+    pub(super) tb: bool,
+    pub(super) y: SliceMut<'a, T>,
+    pub(super) a: Slice<'a, T>,
+    pub(super) b: Slice<'a, T>,
+    pub(super) finish: Finish<'a, T>,
+}
+
+impl<T: Elements> Product<'_, T> {
+    /// Launches it.
+    ///
+    /// # Errors
+    /// Those of the launch, and too little memory for the sums over parts.
+    pub(super) fn run(mut self, q: &Queue, way: Way) -> Result<()> {
+        match way {
+            Way::Tiles128 => T::tiles(&mut self, q, &mut SliceMut::none(q), (128, 1)),
+            Way::Tiles64 => T::tiles(&mut self, q, &mut SliceMut::none(q), (64, 1)),
+            Way::Parts => {
+                // Two at least, so that a test of this way runs it.
+                let parts = self.size.parts(64).max(2);
+                let mut sums = Buffer::new(q, parts * self.size.rows() * self.size.n)?;
+                T::tiles(&mut self, q, &mut sums.slice_mut(), (64, parts))?;
+                self.join(q, &sums.slice(), parts)
+            }
+            Way::Few | Way::FewMma => self.few(q),
+        }
+    }
+
+    /// Streams the operand with more rows past the other. Both must lie along k.
+    fn few(mut self, q: &Queue) -> Result<()> {
+        let Size { batch, m, n, k } = self.size;
+        let swapped = n < m;
+        let (rows, cols) = if swapped { (n, m) } else { (m, n) };
+        // Twice a warp's step at least, or its start would be most of its time.
+        let worth = |slices: &usize| k >= slices * T::STEP * 2;
+        let slices = [8, 4, 2].into_iter().find(worth).unwrap_or(1);
+        let per_block = T::columns(rows) * WARPS / slices;
+        let grid = Grid::line(batch * cols.div_ceil(per_block), 32 * WARPS as u32);
+        T::few(&mut self, q, grid, (swapped, slices))
+    }
+
+    fn join(self, q: &Queue, sums: &Slice<'_, f32>, parts: usize) -> Result<()> {
+        let Self { size, mut y, mut finish, .. } = self;
+        let (rows, cols) = (size.rows(), size.n);
+        let [keep, biased, added] = finish.flags();
+        launch::matmul_join_fwd(
+            q,
+            over_elements(q, rows * cols),
+            &mut y,
+            &mut finish.kept,
+            sums,
+            &finish.bias,
+            &finish.residual,
+            &finish.gate,
+            rows,
+            cols,
+            parts,
+            keep,
+            biased,
+            added,
+            finish.gates,
+            finish.act,
+        )
+    }
+}
+
+/// Types of elements and the kernels that take them.
+pub(super) trait Elements: Held + launch::matmul_join_fwd::Instance {
+    /// Launches tiles of a side, k in as many parts: more than one go to `sums`.
+    fn tiles(
+        p: &mut Product<'_, Self>,
+        q: &Queue,
+        sums: &mut SliceMut<'_, f32>,
+        side_and_parts: (usize, usize),
+    ) -> Result<()>;
+
+    /// How far a warp gets along k at once.
+    const STEP: usize;
+    /// Columns that a warp takes at once beside so many rows.
+    fn columns(rows: usize) -> usize;
+    /// Launches the stream, of b past a or swapped, with so many slices of k in a block.
+    fn few(
+        p: &mut Product<'_, Self>,
+        q: &Queue,
+        grid: Grid,
+        swapped_and_slices: (bool, usize),
+    ) -> Result<()>;
+}
+
+macro_rules! elements {
+    (
+        $t:ty, $tiles:ident, $threads:literal, $few:ident, $step:literal,
+        $columns:expr, [$($rows:literal),+]
+    ) => {
+        impl Elements for $t {
+            const STEP: usize = $step;
+
+            fn columns(rows: usize) -> usize {
+                $columns(rows)
+            }
+
+            fn few(
+                p: &mut Product<'_, Self>,
+                q: &Queue,
+                grid: Grid,
+                (swapped, slices): (bool, usize),
+            ) -> Result<()> {
+                let Size { batch, m, n, k } = p.size;
+                let (rows, cols, few, many) = match swapped {
+                    false => (m, n, &p.a, &p.b),
+                    true => (n, m, &p.b, &p.a),
+                };
+                let launch = match rows {
+                    $(..=$rows => launch::$few::<$t, $rows>,)+
+                    _ => return Err(Error::Internal(format!("{rows} rows are not few"))),
+                };
+                let f = &mut p.finish;
+                let [keep, biased, added] = f.flags();
+                launch(
+                    q,
+                    grid,
+                    &mut p.y,
+                    &mut f.kept,
+                    few,
+                    many,
+                    &f.bias,
+                    &f.residual,
+                    &f.gate,
+                    batch,
+                    rows,
+                    cols,
+                    k,
+                    slices,
+                    usize::from(swapped),
+                    keep,
+                    biased,
+                    added,
+                    f.gates,
+                    f.act,
+                )
+            }
+
+            fn tiles(
+                p: &mut Product<'_, Self>,
+                q: &Queue,
+                sums: &mut SliceMut<'_, f32>,
+                (side, parts): (usize, usize),
+            ) -> Result<()> {
+                let launch = match (side, p.ta, p.tb) {
+                    (64, false, false) => launch::$tiles::<$t, 64, false, false>,
+                    (64, false, true) => launch::$tiles::<$t, 64, false, true>,
+                    (64, true, false) => launch::$tiles::<$t, 64, true, false>,
+                    (64, true, true) => launch::$tiles::<$t, 64, true, true>,
+                    (_, false, false) => launch::$tiles::<$t, 128, false, false>,
+                    (_, false, true) => launch::$tiles::<$t, 128, false, true>,
+                    (_, true, false) => launch::$tiles::<$t, 128, true, false>,
+                    (_, true, true) => launch::$tiles::<$t, 128, true, true>,
+                };
+                let (Size { batch, m, n, k }, f) = (p.size, &mut p.finish);
+                let [keep, biased, added] = f.flags();
+                launch(
+                    q,
+                    Grid::line(p.size.tiles(side) * parts, $threads),
+                    &mut p.y,
+                    &mut f.kept,
+                    sums,
+                    &p.a,
+                    &p.b,
+                    &f.bias,
+                    &f.residual,
+                    &f.gate,
+                    batch,
+                    m,
+                    n,
+                    k,
+                    parts,
+                    keep,
+                    biased,
+                    added,
+                    f.gates,
+                    f.act,
+                )
+            }
+        }
+    };
+}
+elements!(
+    f32,
+    matmul_fma_fwd,
+    256,
+    matmul_dot_fwd,
+    128,
+    |rows| if rows > 8 { 2 } else { 4 },
+    [1, 4, 8, 16]
+);
+elements!(Bf16, matmul_mma_fwd, 128, matmul_dot_mma_fwd, 32, |_| 8, [8, 16, 32]);
+
+/// An op that is a product with an epilogue.
+pub(super) trait Multiply: Op {
+    /// Its extents.
+    fn size(&self, x: &[&Shape]) -> Size;
+
+    /// Whether a and b are used transposed; a layer's weights are.
+    fn turned(&self) -> (bool, bool) {
+        (false, true)
+    }
+
+    /// Whether an operand has at most so many rows, both lie along k, and that comes in packets.
+    fn has_few(&self, x: &[&Shape], (most, packet): (usize, usize)) -> bool {
+        let Size { m, n, k, .. } = self.size(x);
+        self.turned() == (false, true) && m.min(n) <= most && k % packet == 0
+    }
+
+    /// Its launch.
+    ///
+    /// # Errors
+    /// Inputs or outputs of other types.
+    fn product<'a, T: Elements>(
+        &self,
+        q: &Queue,
+        x: &[CudaIn<'a>],
+        y: &'a mut [CudaOut],
+    ) -> Result<Product<'a, T>>;
+
+    /// Every [`Way`], in its order.
+    const KERNELS: Kernels<Self> = Kernels {
+        variants: &[
+            variant!("tiles 128", [f32, bf16], |op, q, x, y| {
+                op.product::<T>(q, x, y)?.run(q, Way::Tiles128)
+            }),
+            variant!("tiles 64", [f32, bf16], |op, q, x, y| {
+                op.product::<T>(q, x, y)?.run(q, Way::Tiles64)
+            }),
+            variant!("parts of k", [f32, bf16], |op, q, x, y| {
+                op.product::<T>(q, x, y)?.run(q, Way::Parts)
+            }),
+            Variant {
+                name: "few rows",
+                f32: Some(|op, q, x, y| op.product::<f32>(q, x, y)?.run(q, Way::Few)),
+                bf16: None,
+                takes: |op, x| op.has_few(x, FEW),
+            },
+            Variant {
+                name: "few rows by mma",
+                f32: None,
+                bf16: Some(|op, q, x, y| op.product::<Bf16>(q, x, y)?.run(q, Way::FewMma)),
+                takes: |op, x| op.has_few(x, FEW_MMA),
+            },
+        ],
+        fastest: |op, precision, x| Way::fastest(op, precision, x) as usize,
+    };
+}
