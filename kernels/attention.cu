@@ -5,22 +5,9 @@
 // width], statistics [batch, queries, heads]. A tile of queries never crosses a scale, so what its
 // queries see is a prefix of the keys, and what they do not see is not loaded. D is the width
 // rounded up; `work` counts the steps of a head, a tile of its queries by a tile of its keys each.
-#include "lib/heads.cuh"
+#include "lib/heads_mma.cuh"
 #include "lib/math.cuh"
 #include "lib/reduce.cuh"
-
-__device__ __forceinline__ float infinite() { return __int_as_float(0x7f800000); }
-
-// Calls f(sample, head, tile) for all tiles of all heads.
-template <class F>
-__device__ __forceinline__ void each_tile(int batch, int heads, int tiles, F f) {
-    for (int job = blockIdx.x; job < batch * heads * tiles; job += gridDim.x) {
-        f(static_cast<unsigned>(job / tiles / heads), static_cast<unsigned>(job / tiles % heads),
-          job % tiles);
-        // The next tile overwrites what slower threads still read.
-        __syncthreads();
-    }
-}
 
 // Rows of a tile, and keys that it looks at in one go: what 48 KiB hold.
 template <int D>
@@ -105,9 +92,114 @@ __global__ void __launch_bounds__(256, 2) attention_fwd(
 #pragma unroll
         for (int r = 0; r < Scores::R; ++r) {
             if (threadIdx.x % SIDE == 0 && Scores::row(r) < rows) {
-                // 0 where all scores are -inf: then it is NaN, as the softmax is.
-                const float log = total[r] == 0.0f ? __int_as_float(0x7fc00000) : logf(total[r]);
-                lse[(sample * queries + of.first + Scores::row(r)) * heads + head] = top[r] + log;
+                lse[(sample * queries + of.first + Scores::row(r)) * heads + head] =
+                    log_sum(top[r], total[r]);
+            }
+        }
+    });
+}
+
+// attention_mma_fwd: attention_fwd on the tensor cores, in bf16.
+//   for    T: bf16; D: 32, 64, 128
+//   floor  bytes = 2*batch*(queries + keys)*heads*width*s + 4*batch*queries*heads;
+//          flops = batch*heads*work*64*(64 - D/128*32)*6*D
+//   plan   a block of 4 warps for 64 queries of a head, 16 a warp: 64 keys (32 for D = 128) at a
+//          time, the next ones on their way by cp.async, scores and sums in registers. Weights are
+//          multiplied as two bf16, 16 digits of them, so the sums are as good as float's;
+//          no bank conflicts
+//   slack  3 for tiles <= 1 and width/8*8 >= width; 30 beyond (every tile of queries reads its
+//          keys, odd widths come as single elements)
+//   bits   fixed order of keys and fixed trees: repeatable, and the same alone and in a batch
+//   tried  weights as one bf16: sums that cancel lose more than their own rounding
+template <class T, int D>
+__global__ void __launch_bounds__(128, 2) attention_mma_fwd(
+    T*       __restrict__ y,     // [batch, queries, heads, width]
+    float*   __restrict__ lse,   // [batch, queries, heads]
+    const T* __restrict__ q,     // [batch, queries, heads, width]
+    const T* __restrict__ k,     // [batch, keys, heads, width]
+    const T* __restrict__ v,     // [batch, keys, heads, width]
+    int batch, int queries, int keys, int heads, int width, int work, int tiles, float scale,
+    unsigned long long ends0, unsigned long long ends1, unsigned long long ends2,
+    unsigned long long ends3) {
+    constexpr int N = MMA_QUERIES, M = D <= 64 ? 64 : 32;
+    using Asked = HeadTile<N, D>;
+    __shared__ uint4 space[(sizeof(Asked) + 4 * sizeof(HeadTile<M, D>)) / sizeof(uint4)];
+    Asked& sq = *reinterpret_cast<Asked*>(space);
+    // Keys and values of this step, then those of the next.
+    HeadTile<M, D>* skv = reinterpret_cast<HeadTile<M, D>*>(&sq + 1);
+    const Ends ends{{ends0, ends1, ends2, ends3}};
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    each_tile(batch, heads, tiles, [&](unsigned sample, unsigned head, int tile) {
+        const Stretch of = query_tile(tile, N, queries, keys, ends);
+        const Head asks{unsigned(queries), unsigned(heads), unsigned(width), sample, head};
+        const Head told{unsigned(keys), unsigned(heads), unsigned(width), sample, head};
+        auto fetch = [&](int k0, int stage) {
+            if (k0 < of.seen) {
+                skv[2 * stage].fetch(k, told, k0, min(M, of.seen - k0));
+                skv[2 * stage + 1].fetch(v, told, k0, min(M, of.seen - k0));
+            }
+            copy_commit();
+        };
+        sq.fetch(q, asks, of.first, of.end - of.first);
+        fetch(0, 0);
+        copy_wait<0>();
+        __syncthreads();
+        unsigned own[D / 16][4];
+#pragma unroll
+        for (int d = 0; d < D; d += 16) {
+            Asked::Lines::template fragment<true>(own[d / 16], sq.at, warp * 16, d);
+        }
+        WarpRows<D> sum = {};
+        float top[2] = {-infinite(), -infinite()}, total[2] = {};
+        for (int k0 = 0, stage = 0; k0 < of.seen; k0 += M, stage ^= 1) {
+            copy_wait<0>();
+            __syncthreads();
+            fetch(k0 + M, stage ^ 1);
+            WarpScores<M> p;
+            p.template multiply<D>(own, skv[2 * stage]);
+#pragma unroll
+            for (int i = 0; i < 4; i += 2) {
+                const int r = i / 2;
+                float high = top[r];
+#pragma unroll
+                for (int n = 0; n < M / 8; ++n) {
+#pragma unroll
+                    for (int j = i; j < i + 2; ++j) {
+                        const bool seen = k0 + WarpScores<M>::col(n, j) < of.seen;
+                        p.at[n][j] = seen ? scale * p.at[n][j] : -infinite();
+                        high = fmaxf(high, p.at[n][j]);
+                    }
+                }
+                high = quad_max(high);
+                const float shift = high == -infinite() ? 0.0f : high;
+                const float old = exp_of(top[r] - shift);
+                float added = 0.0f;
+#pragma unroll
+                for (int n = 0; n < M / 8; ++n) {
+#pragma unroll
+                    for (int j = i; j < i + 2; ++j) {
+                        const bool seen = k0 + WarpScores<M>::col(n, j) < of.seen;
+                        p.at[n][j] = seen ? exp_of(p.at[n][j] - shift) : 0.0f;
+                        added += p.at[n][j];
+                    }
+                }
+                total[r] = fmaf(total[r], old, quad_sum(added));
+                top[r] = high;
+#pragma unroll
+                for (int n = 0; n < D / 8; ++n) {
+                    sum.at[n][i] *= old;
+                    sum.at[n][i + 1] *= old;
+                }
+            }
+            sum.add(p, skv[2 * stage + 1]);
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const int row = of.first + warp * 16 + lane / 4 + 8 * r;
+            if (row >= of.end) continue;
+            sum.put(y + asks.at(row), width, width % 2 == 0 && aligned(y), 2 * r, 1.0f / total[r]);
+            if (lane % 4 == 0) {
+                lse[(sample * queries + row) * heads + head] = log_sum(top[r], total[r]);
             }
         }
     });

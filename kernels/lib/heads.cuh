@@ -9,6 +9,25 @@
 
 constexpr int SIDE = 16;
 
+__device__ __forceinline__ float infinite() { return __int_as_float(0x7f800000); }
+
+// The logarithm of a sum of e^(s - top). The sum is 0 where all scores are -inf: then it is NaN, as
+// the softmax is.
+__device__ __forceinline__ float log_sum(float top, float total) {
+    return total == 0.0f ? __int_as_float(0x7fc00000) : top + logf(total);
+}
+
+// Calls f(sample, head, tile) for all tiles of all heads.
+template <class F>
+__device__ __forceinline__ void each_tile(int batch, int heads, int tiles, F f) {
+    for (int job = blockIdx.x; job < batch * heads * tiles; job += gridDim.x) {
+        f(static_cast<unsigned>(job / tiles / heads), static_cast<unsigned>(job / tiles % heads),
+          job % tiles);
+        // The next tile overwrites what slower threads still read.
+        __syncthreads();
+    }
+}
+
 // Ends of the scales among the queries, 16 bits each, ascending; the first 0 ends the list. An
 // empty list is one scale. A query sees all keys up to the end of its own scale.
 struct Ends {

@@ -7,7 +7,7 @@ use crate::device::kernel::{Bf16, Grid};
 use crate::device::launch::attention as launch;
 use crate::error::{Error, Result};
 use crate::ops::cuda::{CudaFace, Kernels, Variant, block_per_job, warp_per_row};
-use crate::ops::{CudaIn, CudaOut};
+use crate::ops::{CudaIn, CudaOut, Precision};
 use crate::tensor::Shape;
 
 /// The widest head.
@@ -112,12 +112,26 @@ const fn tiled<O>(f32: CudaFace<O>, bf16: CudaFace<O>) -> Variant<O> {
     Variant { name: "tiles", f32: Some(f32), bf16: Some(bf16), takes: |_, x| narrow(x[0], x[0]) }
 }
 
-pub(super) const FORWARD: Kernels<Attention> =
-    Kernels { variants: &[tiled(forward::<f32>, forward::<Bf16>)], fastest: |_, _, _| 0 };
+pub(super) const FORWARD: Kernels<Attention> = Kernels {
+    variants: &[
+        tiled(forward::<f32>, forward::<Bf16>),
+        Variant { name: "mma", f32: None, bf16: Some(by_mma), takes: |_, x| narrow(x[0], x[0]) },
+    ],
+    fastest: |_, precision, _| usize::from(precision == Precision::Bf16),
+};
 pub(super) const TANGENT: Kernels<AttentionJvp> =
     Kernels { variants: &[tiled(tangent::<f32>, tangent::<Bf16>)], fastest: |_, _, _| 0 };
 pub(super) const GRADIENTS: Kernels<AttentionVjp> =
     Kernels { variants: &[tiled(gradients::<f32>, gradients::<Bf16>)], fastest: |_, _, _| 0 };
+
+/// Forward on the tensor cores.
+fn by_mma(op: &Attention, q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOut]) -> Result<()> {
+    match x[0].shape.last() {
+        0..=32 => mma_of::<32>(op, q, x, y),
+        33..=64 => mma_of::<64>(op, q, x, y),
+        _ => mma_of::<128>(op, q, x, y),
+    }
+}
 
 fn outputs() -> Error {
     Error::Internal("attention was given another number of outputs".into())
@@ -155,6 +169,28 @@ fn forward_of<T: Held + launch::attention_fwd::Instance<D>, const D: i32>(
         e1,
         e2,
         e3,
+    )
+}
+
+fn mma_of<const D: i32>(
+    op: &Attention,
+    queue: &Queue,
+    x: &[CudaIn<'_>],
+    out: &mut [CudaOut],
+) -> Result<()>
+where
+    Bf16: launch::attention_mma_fwd::Instance<D>,
+{
+    let job = Job::new(op, x)?;
+    let [y, lse] = out else { return Err(outputs()) };
+    let (mut y, mut lse) = (y.get::<Bf16>()?, lse.get::<f32>()?);
+    let (q, k, v) = (x[0].get::<Bf16>()?, x[1].get::<Bf16>()?, x[2].get::<Bf16>()?);
+    let (d, [e0, e1, e2, e3]) = (job.d, job.ends);
+    let (tiles, work) = job.by_queries(64, if D <= 64 { 64 } else { 32 });
+    let grid = Grid { threads: [128, 1, 1], ..job.grid(queue, tiles) };
+    launch::attention_mma_fwd::<Bf16, D>(
+        queue, grid, &mut y, &mut lse, &q, &k, &v, d.batch, d.queries, d.keys, d.heads, d.width,
+        work, tiles, job.scale, e0, e1, e2, e3,
     )
 }
 
