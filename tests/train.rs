@@ -153,9 +153,9 @@ fn logged(run: &Path) -> u64 {
 }
 
 /// Starts the run and kills it as soon as its logs have grown by `bytes`. Whether it was killed.
-fn killed(dir: &Path, line: &str, run: &Path, bytes: u64) -> bool {
+fn killed(mut command: Command, run: &Path, bytes: u64) -> bool {
     let before = logged(run);
-    let mut child = command(dir, line).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
     loop {
         if let Some(status) = child.try_wait().unwrap() {
             assert!(status.success());
@@ -184,7 +184,8 @@ fn a_run_killed_many_times_ends_with_the_bits_of_one_that_was_not() {
     assert!(one_thread.env("RAYON_NUM_THREADS", "1").output().unwrap().status.success());
 
     let line = "train all --config c.toml --out broken --resume";
-    let kills = (0..40).take_while(|i| killed(dir.path(), line, &broken, 300 + 170 * (i % 5)));
+    let go = || command(dir.path(), line);
+    let kills = (0..40).take_while(|i| killed(go(), &broken, 300 + 170 * (i % 5)));
     let kills = kills.count();
     assert!(kills >= 5, "the run was over after {kills} kills");
     succeeds(dir.path(), line);
@@ -278,6 +279,51 @@ fn what_does_not_fit_is_refused(dir: &Path) {
     std::fs::write(&state, &bytes[..bytes.len() / 2]).unwrap();
     fails(dir, "sample --checkpoint whole --rna rna.tsv --out x", 2, &["truncated", "state"]);
     assert!(!dir.join("x").exists());
+}
+
+/// The program on softcuda, which stands in for the driver's library.
+fn on_softcuda(dir: &Path, line: &str) -> Command {
+    let library = std::env::current_exe().unwrap().with_file_name("libsoftcuda.so");
+    let mut command = command(dir, line);
+    command.env("LD_PRELOAD", library);
+    command
+}
+
+#[test]
+fn the_gene_prior_trains_on_a_gpu() {
+    let dir = prepared();
+    let dir = dir.path();
+    fails(dir, "train beta-vae --config c.toml --out x --device gpu", 2, &["cpu, cuda"]);
+    if genevar::device::launch::NVRTC.is_none() {
+        return;
+    }
+    let run = |line: &str, memory: &str| {
+        let output = on_softcuda(dir, line).env("SOFTCUDA_MEMORY", memory).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let line = "train beta-vae --config c.toml --device cuda --out";
+    let (code, told) = run(&format!("{line} x"), "4K");
+    assert!(code == Some(2) && told.contains("a step of beta_vae takes"), "{code:?}: {told}");
+    let (code, told) = run("train msvq --config c.toml --out x --device cuda", "1G");
+    assert!(code == Some(2) && told.contains("does not run on cuda:0"), "{code:?}: {told}");
+    let (code, told) = run(&format!("{line} whole"), "1G");
+    assert!(code == Some(0) && told.contains("are free"), "{code:?}: {told}");
+    let (go, parts) = (format!("{line} parts --resume"), dir.join("parts"));
+    let kills = (0..9).take_while(|_| killed(on_softcuda(dir, &go), &parts, 500)).count();
+    assert!(kills >= 1, "the run was over before it could be killed");
+    let (code, told) = run(&go, "1G");
+    assert_eq!(code, Some(0), "{told}");
+    let state = |run: &str| std::fs::read(last_state(&dir.join(run), "beta_vae")).unwrap();
+    assert!(state("whole") == state("parts"), "the resumed run has other weights");
+    // The CPU's first step starts from the same weights and sees the same batch.
+    succeeds(dir, "train beta-vae --config c.toml --out cpu");
+    let first = |run: &str| {
+        let log = std::fs::read_to_string(dir.join(run).join("beta_vae/log.jsonl")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+        line["loss"].as_f64().unwrap()
+    };
+    let (cpu, gpu) = (first("cpu"), first("whole"));
+    assert!((cpu - gpu).abs() < 1e-5 * cpu, "{cpu} and {gpu}");
 }
 
 #[test]

@@ -23,22 +23,34 @@ pub fn rehearse(stage: &mut dyn Stage) -> Result<u64> {
     step.map(|_| meter.peak())
 }
 
-/// Fails if a step would take more than is free on the GPU.
+/// Says what a step takes, and fails if that is more than is free on the GPU.
 pub(super) fn check(stage: &mut dyn Stage, queue: &Queue) -> Result<()> {
     let wanted = rehearse(stage)?;
     let (free, all) = queue.gpu().memory()?;
-    enough(stage.name(), wanted, (free as u64, all as u64))
+    let told = enough(stage.name(), wanted, (free as u64, all as u64))?;
+    eprintln!("{told}");
+    Ok(())
 }
 
-fn enough(stage: &str, wanted: u64, (free, all): (u64, u64)) -> Result<()> {
+fn enough(stage: &str, wanted: u64, (free, all): (u64, u64)) -> Result<String> {
+    let told = format!(
+        "a step of {stage} takes {}, {} of the GPU's {} are free",
+        amount(wanted),
+        amount(free),
+        amount(all)
+    );
     if wanted <= free {
-        return Ok(());
+        return Ok(told);
     }
-    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    let (wanted, free, all) = (mib(wanted), mib(free), mib(all));
-    let what = format!("a step of {stage} takes {wanted} MiB, {free} of {all} MiB are free");
     let fix = format!("lower train.{stage}.batch, or stop what else runs on the GPU");
-    Err(Error::data(what, fix))
+    Err(Error::data(told, fix))
+}
+
+fn amount(bytes: u64) -> String {
+    match bytes {
+        0..0xa0_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
+        _ => format!("{} MiB", bytes.div_ceil(1 << 20)),
+    }
 }
 
 #[cfg(test)]
@@ -47,9 +59,13 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_told_with_its_numbers() {
-        assert!(enough("beta_vae", 1 << 20, (1 << 20, 1 << 30)).is_ok());
-        let told = enough("beta_vae", (5 << 20) + 1, (3 << 20, 1 << 30)).unwrap_err().to_string();
-        for part in ["beta_vae takes 6 MiB", "3 of 1024 MiB", "train.beta_vae.batch"] {
+        let fits = enough("beta_vae", 1 << 20, (1 << 20, 1 << 30)).unwrap();
+        assert_eq!(
+            fits,
+            "a step of beta_vae takes 1024 KiB, 1024 KiB of the GPU's 1024 MiB are free"
+        );
+        let told = enough("beta_vae", (50 << 20) + 1, (3 << 20, 1 << 30)).unwrap_err().to_string();
+        for part in ["beta_vae takes 51 MiB", "3072 KiB of", "train.beta_vae.batch"] {
             assert!(told.contains(part), "{told}");
         }
     }
