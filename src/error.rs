@@ -42,6 +42,25 @@ pub enum Error {
         /// Index of the first offender.
         first: usize,
     },
+    /// A kernel's result is further from the exact one than rounding explains.
+    #[error(
+        "{op}: its kernels give {got:e} for element {at} of output {output}, exactly it is \
+         {exact:e}, and rounding explains {bound:e}"
+    )]
+    Rounding {
+        /// The op.
+        op: &'static str,
+        /// Which of its outputs.
+        output: usize,
+        /// Index of the first such element.
+        at: usize,
+        /// What came.
+        got: f64,
+        /// What the reference says in f64.
+        exact: f64,
+        /// How far an f32 evaluation may be from it.
+        bound: f64,
+    },
     /// A file that cannot be used as it is.
     #[error("{}: {what}; {fix}", path.display())]
     File {

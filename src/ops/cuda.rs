@@ -191,7 +191,12 @@ pub(super) fn run(
     if let Some(i) = outs.iter().position(|o| !o.written) {
         return Err(Error::Internal(format!("{}: its kernels leave output {i} out", op.name())));
     }
-    outs.into_iter().map(|o| Tensor::away(o.held, o.shape)).collect()
+    let outs = outs.into_iter().map(|o| Tensor::away(o.held, o.shape));
+    let outs = outs.collect::<Result<Vec<_>>>()?;
+    if queue.verifies() {
+        super::verify::outputs(op, x, &outs)?;
+    }
+    Ok(outs)
 }
 
 /// A grid that strides over `n` elements, four to a thread at a time.

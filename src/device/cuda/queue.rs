@@ -49,10 +49,13 @@ struct Inner {
     traced: Mutex<Option<Vec<Launch>>>,
     /// Whether every kernel's results are looked at before the next.
     checked: AtomicBool,
+    /// Whether every op's results are held against its reference.
+    verified: AtomicBool,
 }
 
 impl Gpu {
-    /// A new queue. With GENEVAR_CHECK_FINITE=1 in the environment it is [`Queue::checked`].
+    /// A new queue. With GENEVAR_CHECK_FINITE=1 in the environment it is [`Queue::checked`], with
+    /// GENEVAR_CHECK_ROUNDING=1 [`Queue::verified`].
     ///
     /// # Errors
     /// Those of the driver.
@@ -62,7 +65,7 @@ impl Gpu {
         let fix = "the GPU may have failed; look at `nvidia-smi`";
         let stream = self.0.context.new_stream();
         let stream = stream.map_err(|e| failed(e, "making a stream".into(), fix))?;
-        let checked = std::env::var("GENEVAR_CHECK_FINITE").is_ok_and(|v| v == "1");
+        let asked = |name| AtomicBool::new(std::env::var(name).is_ok_and(|v| v == "1"));
         Ok(Queue(Arc::new(Inner {
             staging: Mutex::default(),
             gpu: self.clone(),
@@ -71,7 +74,8 @@ impl Gpu {
             launches: AtomicUsize::new(0),
             recent: Mutex::default(),
             traced: Mutex::default(),
-            checked: AtomicBool::new(checked),
+            checked: asked("GENEVAR_CHECK_FINITE"),
+            verified: asked("GENEVAR_CHECK_ROUNDING"),
         })))
     }
 }
@@ -92,6 +96,18 @@ impl Queue {
     pub fn checked(self, on: bool) -> Self {
         self.0.checked.store(on, Ordering::Relaxed);
         self
+    }
+
+    /// Runs every op's reference beside its kernels, on the CPU, and fails, naming op and element,
+    /// at the first result that rounding does not explain. Slow: for finding a wrong kernel.
+    pub fn verified(self, on: bool) -> Self {
+        self.0.verified.store(on, Ordering::Relaxed);
+        self
+    }
+
+    /// Whether it is [`Queue::verified`].
+    pub fn verifies(&self) -> bool {
+        self.0.verified.load(Ordering::Relaxed)
     }
 
     /// Kernels launched so far.
