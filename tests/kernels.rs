@@ -260,11 +260,14 @@ fn whole(n: usize, seed: u64) -> Vec<f32> {
     noise(n, seed).iter().map(|x| x.clamp(-1.0, 1.0).round()).collect()
 }
 
+/// To a type of elements and back.
+type Types<T> = (fn(&f32) -> T, fn(&T) -> f32);
+
 /// A launch of a product, on buffers that begin one to three elements into theirs.
 fn begins_anywhere<T: Element>(
     q: &Queue,
     what: &str,
-    (narrow, wide): (fn(&f32) -> T, fn(&T) -> f32),
+    (narrow, wide): Types<T>,
     launch: impl Fn(&mut SliceMut<'_, T>, &Slice<'_, T>, &Slice<'_, T>) -> genevar::Result<()>,
 ) {
     let [m, n, k] = SIZES;
@@ -289,8 +292,7 @@ fn begins_anywhere<T: Element>(
 fn products_begin_at_any_address() {
     let Some(q) = queue() else { return };
     let [m, n, k] = SIZES;
-    type Narrow = (fn(&f32) -> Bf16, fn(&Bf16) -> f32);
-    let narrow: Narrow = (|x| Bf16::from_f32(*x), |x| x.to_f32());
+    let narrow: Types<Bf16> = (|x| Bf16::from_f32(*x), |x| x.to_f32());
     macro_rules! tiles {
         ($entry:ident, $t:ty, $side:literal, $threads:literal, $types:expr) => {
             begins_anywhere::<$t>(&q, stringify!($entry $side), $types, |y, a, w| {
