@@ -1,8 +1,8 @@
 //! Holding what kernels gave against what the mathematics says, while a program runs.
 //!
-//! On a queue that is [`Queue::verified`](crate::device::cuda::Queue::verified), each op's reference
-//! runs beside its kernels, on the same inputs, with the bound that rounding has ([`Running`]). The
-//! first element that leaves its bound ends the run, naming the op.
+//! On a queue that is [`Queue::verified`](crate::device::cuda::Queue::verified), each op's
+//! reference runs beside its kernels, on the same inputs, with the bound that rounding has
+//! ([`Running`]). The first element that leaves its bound ends the run, naming the op.
 
 use super::{DynOp, In, Out, Running};
 use crate::error::{Error, Result};

@@ -44,7 +44,7 @@ pub trait Stage {
         match device {
             Device::Cpu => Ok(()),
             _ => {
-                let what = format!("the stage {} does not run on {device} yet", self.name());
+                let what = format!("the stage {} trains on the CPU alone so far", self.name());
                 Err(Error::data(what, "leave out --device"))
             }
         }
