@@ -32,7 +32,7 @@ def hexes(values, ty):
     return " ".join(f"0x{v & ((1 << n) - 1):0{n // 4}x}" for v in values)
 
 
-def write(name, ins, outs, body, extra="", notes=(), before=""):
+def write(name, ins, outs, body, extra="", notes=(), before="", target="sm_80"):
     """A kernel that loads the inputs of its thread, runs `body` and stores the outputs.
 
     `ins` and `outs` are (register, type, values); values repeat over the lanes.
@@ -41,8 +41,8 @@ def write(name, ins, outs, body, extra="", notes=(), before=""):
     lines += [f"// in {r} {t} {hexes(v, t)}" for r, t, v in ins]
     lines += [f"// out {r} {t} {hexes(v, t)}" for r, t, v in outs]
     params = ", ".join(f".param .u64 p_{r}" for r, _, _ in ins + outs)
-    lines += [".version 9.0", ".target sm_80", ".address_size 64", before] if before else [
-        ".version 9.0", ".target sm_80", ".address_size 64"]
+    lines += [".version 9.0", f".target {target}", ".address_size 64"]
+    lines += [before] if before else []
     lines += [f".visible .entry test({params})", "{", "    .reg .b32 %t;",
               "    .reg .b64 %at, %to;"]
     lines += [f"    .reg .{register(t)[0]} %{r};" for r, t, _ in ins + outs]
@@ -531,6 +531,7 @@ def between_floats():
 
 
 if __name__ == "__main__":
+    import hopper
     import warp
 
     integer_arithmetic()
@@ -539,4 +540,5 @@ if __name__ == "__main__":
     comparisons()
     conversions()
     warp.files(write, ints, floats)
+    hopper.files(write, ints)
     print(f"{len(WRITTEN)} files")

@@ -97,8 +97,19 @@ fn launch(text: &str, all: &Fixture) -> Result<Vec<Vec<u8>>, String> {
     }
 }
 
+/// Whether the file is for a newer card than the one that the environment names.
+fn is_too_new(text: &str) -> Result<bool, String> {
+    let context = context().map_err(tell("the context"))?;
+    let (major, _) = context.compute_capability().map_err(tell("the capability"))?;
+    Ok(card().is_some() && major != 9 && text.contains(".target sm_90"))
+}
+
 fn check(text: &str) -> Result<(), Failed> {
     let all = Fixture::read(text);
+    if is_too_new(text)? {
+        println!("left out: the card is not of capability 9");
+        return Ok(());
+    }
     match (launch(text, &all), &all.fault) {
         // Which error it is depends on who looks.
         (Err(_), Some(_)) => Ok(()),

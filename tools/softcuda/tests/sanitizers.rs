@@ -241,3 +241,54 @@ fn a_module_with_an_unknown_instruction_is_refused_with_its_line() {
     let modifier = text.replace("frobnicate.u32 %r1, %r2", "add.weird.u32 %r1, %r2, %r2");
     assert!(Module::parse(&modifier).unwrap_err().what.contains(".weird"));
 }
+
+/// One thread copies `x` to the first half of `box`; the barrier stands at its middle.
+const COPIES: &str = "
+    mov.u32 %r6, box; add.u32 %r6, %r6, 128; mov.u32 %r1, %tid.y; or.b32 %r1, %r1, %t;
+    setp.ne.u32 %p1, %r1, 0; @%p1 bra READY;
+    mbarrier.init.shared::cta.b64 [%r6], 1;
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r6], 128;
+    cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r8], [%x], 128, [%r6];
+    READY: bar.sync 0;";
+
+const WAIT: &str = "
+    WAIT: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r6], 0; @!%p2 bra WAIT;";
+
+#[test]
+fn a_bulk_copy_that_nobody_waits_for() {
+    planted(
+        FaultKind::Uninitialised,
+        &format!("{COPIES} HERE ld.shared.u32 %r1, [%r7];"),
+        &format!("{COPIES} {WAIT} ld.shared.u32 %r1, [%r7];"),
+        &["shared memory", "nothing has written"],
+    );
+}
+
+#[test]
+fn a_bulk_copy_over_what_others_still_read() {
+    let reads = "st.shared.u32 [%r7], %t; bar.sync 0; ld.shared.u32 %r1, [%r7];";
+    planted(
+        FaultKind::Race,
+        &format!("{reads} {COPIES} HERE {WAIT}"),
+        &format!("{reads} bar.sync 0; {COPIES} {WAIT}"),
+        &["shared memory", "no barrier between"],
+    );
+}
+
+#[test]
+fn an_mbarrier_that_waits_for_more_threads_than_there_are() {
+    let gate = |count: u32| {
+        format!(
+            "mov.u32 %r1, %tid.y; or.b32 %r1, %r1, %t; setp.eq.u32 %p1, %r1, 0;
+             @%p1 mbarrier.init.shared::cta.b64 [box], {count}; bar.sync 0;
+             mbarrier.arrive.shared::cta.b64 _, [box];"
+        )
+    };
+    let wait = "WAIT: mbarrier.try_wait.parity.shared::cta.b64 %p2, [box], 0; @!%p2 bra WAIT;";
+    planted(
+        FaultKind::Deadlock,
+        &format!("{} HERE {wait}", gate(65)),
+        &format!("{} {wait}", gate(64)),
+        &["at an mbarrier"],
+    );
+}

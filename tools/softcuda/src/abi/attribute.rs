@@ -1,9 +1,10 @@
-//! The device's attributes: those of a compute-capability 8.0 card with 108 multiprocessors.
+//! The device's attributes: those of an A100, or of an H100 with `SOFTCUDA_MODEL=h100`.
 //!
 //! Programs choose grids and tiles by these numbers, so they are a real card's and do not depend on
 //! the host. What softcuda cannot do (textures, managed memory, sharing between processes) says 0.
 
 use super::code::{Code, Result};
+use std::sync::OnceLock;
 
 /// What the device calls itself.
 pub(super) const NAME: &str = "softcuda (PTX on the CPU)";
@@ -17,14 +18,8 @@ pub(super) const MAX_BLOCK: [u32; 3] = [1024, 1024, 64];
 pub(super) const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65535, 65535];
 /// Shared memory of a block in bytes without asking for more.
 pub(super) const SHARED: u32 = 48 << 10;
-/// Shared memory of a block in bytes after `cuFuncSetAttribute`.
-pub(super) const SHARED_OPT_IN: u32 = 163 << 10;
 /// Shared memory that the system takes for each block, in bytes.
 pub(super) const SHARED_RESERVED: u32 = 1 << 10;
-/// Shared memory of a multiprocessor in bytes.
-pub(super) const SHARED_SM: u32 = 164 << 10;
-/// Multiprocessors.
-pub(super) const MULTIPROCESSORS: u32 = 108;
 /// Threads of a multiprocessor, at most.
 pub(super) const THREADS_SM: u32 = 2048;
 /// Blocks of a multiprocessor, at most.
@@ -34,8 +29,48 @@ pub(super) const WARP: u32 = 32;
 /// One past the last attribute that drivers of this version know.
 const END: u32 = 148;
 
-// A block with the most shared memory fits a multiprocessor.
-const _: () = assert!(SHARED_OPT_IN + SHARED_RESERVED <= SHARED_SM);
+/// What sets one card apart from another.
+pub(super) struct Model {
+    /// Compute capability.
+    pub(super) capability: [u32; 2],
+    /// Multiprocessors.
+    pub(super) multiprocessors: u32,
+    /// Shared memory of a block in bytes after `cuFuncSetAttribute`.
+    pub(super) shared_opt_in: u32,
+    /// Shared memory of a multiprocessor in bytes.
+    pub(super) shared: u32,
+    /// kHz of the multiprocessors and of the memory.
+    clocks: [u32; 2],
+    /// Bytes of L2.
+    l2: u32,
+}
+
+const A100: Model = Model {
+    capability: [8, 0],
+    multiprocessors: 108,
+    shared_opt_in: 163 << 10,
+    shared: 164 << 10,
+    clocks: [1_410_000, 1_215_000],
+    l2: 40 << 20,
+};
+
+const H100: Model = Model {
+    capability: [9, 0],
+    multiprocessors: 132,
+    shared_opt_in: 227 << 10,
+    shared: 228 << 10,
+    clocks: [1_980_000, 2_619_000],
+    l2: 50 << 20,
+};
+
+/// The card that this process sees.
+pub(super) fn model() -> &'static Model {
+    static MODEL: OnceLock<Model> = OnceLock::new();
+    MODEL.get_or_init(|| match std::env::var("SOFTCUDA_MODEL").as_deref() {
+        Ok("h100") => H100,
+        _ => A100,
+    })
+}
 
 /// The value of attribute `CU_DEVICE_ATTRIBUTE_...` number `attribute`.
 pub(super) fn value(attribute: u32) -> Result<i32> {
@@ -55,25 +90,25 @@ pub(super) fn value(attribute: u32) -> Result<i32> {
         10 => WARP,
         11 => i32::MAX as u32, // pitch
         12 | 82 => 65536,      // registers of a block, of a multiprocessor
-        13 => 1_410_000,       // kHz
-        14 | 30 => 512,        // alignment of textures, surfaces
-        15 | 31 => 1,          // copies beside kernels, kernels beside kernels
-        16 => MULTIPROCESSORS,
-        36 => 1_215_000, // kHz of the memory
-        37 => 5120,      // bits of the memory bus
-        38 => 40 << 20,  // L2
+        13 => model().clocks[0],
+        14 | 30 => 512, // alignment of textures, surfaces
+        15 | 31 => 1,   // copies beside kernels, kernels beside kernels
+        16 => model().multiprocessors,
+        36 => model().clocks[1],
+        37 => 5120, // bits of the memory bus
+        38 => model().l2,
         39 => THREADS_SM,
         40 => 3,  // copy engines
         41 => 1,  // one address space
         51 => 32, // alignment of a texture's pitch
-        75 => 8,  // compute capability
-        76 => 0,
+        75 => model().capability[0],
+        76 => model().capability[1],
         78..=80 => 1, // stream priorities, L1 for globals and locals
-        81 => SHARED_SM,
+        81 => model().shared,
         87 => 2, // speed of f32 against f64
         90 => 1, // preemption
         95 => 1, // cooperative launch
-        97 => SHARED_OPT_IN,
+        97 => model().shared_opt_in,
         99 => 1, // registering host memory
         106 => BLOCKS_SM,
         111 => SHARED_RESERVED,
@@ -86,6 +121,13 @@ pub(super) fn value(attribute: u32) -> Result<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_with_the_most_shared_memory_fits_a_multiprocessor() {
+        for model in [A100, H100] {
+            assert!(model.shared_opt_in + SHARED_RESERVED <= model.shared);
+        }
+    }
 
     #[test]
     fn the_card_is_one_of_compute_capability_8_0() {

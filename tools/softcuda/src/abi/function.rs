@@ -1,6 +1,6 @@
 //! Kernels of a loaded module: their attributes, parameters and names.
 
-use super::attribute::{MAX_THREADS, SHARED, SHARED_OPT_IN};
+use super::attribute::{MAX_THREADS, SHARED, model};
 use super::call::{abi, current};
 use super::code::{Code, Result};
 use super::module::Loaded;
@@ -69,7 +69,7 @@ impl Function {
             8 => {
                 let dynamic = u32::try_from(value).map_err(|_| Code::INVALID_VALUE)?;
                 let all = dynamic.checked_add(self.entry.static_shared_bytes);
-                if all.is_none_or(|all| all > SHARED_OPT_IN) {
+                if all.is_none_or(|all| all > model().shared_opt_in) {
                     return Err(Code::INVALID_VALUE);
                 }
                 self.dynamic.store(dynamic, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! Launches: the checks a driver makes, the parameters a kernel gets, and what its faults become.
 
-use super::attribute::{MAX_BLOCK, MAX_GRID, MULTIPROCESSORS};
+use super::attribute::{MAX_BLOCK, MAX_GRID, model};
 use super::call::{abi, current};
 use super::code::{Code, Result};
 use super::driver::Driver;
@@ -119,7 +119,7 @@ fn refused(function: &Function, shape: &Shape) -> Option<(Code, String)> {
     if shape.cooperative {
         let blocks = grid.iter().map(|size| u64::from(*size)).product::<u64>();
         let each = resident_blocks(function, threads as u32, dynamic);
-        let most = u64::from(each) * u64::from(MULTIPROCESSORS);
+        let most = u64::from(each) * u64::from(model().multiprocessors);
         if blocks > most {
             let text = format!("{blocks} blocks in a cooperative launch, at most {most}");
             return Some((Code::COOPERATIVE_LAUNCH_TOO_LARGE, text));

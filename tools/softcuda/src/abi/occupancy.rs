@@ -3,7 +3,7 @@
 //! Threads, blocks and shared memory are counted. Registers are not, since nothing here allocates
 //! them: on a real card a kernel that needs many may hold fewer blocks than this says.
 
-use super::attribute::{BLOCKS_SM, MULTIPROCESSORS, SHARED_RESERVED, SHARED_SM, THREADS_SM, WARP};
+use super::attribute::{BLOCKS_SM, SHARED_RESERVED, THREADS_SM, WARP, model};
 use super::call::abi;
 use super::code::{Code, Result};
 use super::function::{Function, function};
@@ -18,7 +18,7 @@ pub(super) fn resident_blocks(function: &Function, threads: u32, dynamic: u32) -
         + u64::from(dynamic)
         + u64::from(SHARED_RESERVED);
     let by_threads = THREADS_SM / threads.next_multiple_of(WARP);
-    let by_shared = u64::from(SHARED_SM) / shared;
+    let by_shared = u64::from(model().shared) / shared;
     by_threads.min(BLOCKS_SM).min(by_shared as u32)
 }
 
@@ -51,7 +51,7 @@ fn best(
             .map_or(0, |dynamic| resident_blocks(&function, threads as u32, dynamic));
         if resident * threads as u32 > best {
             best = resident * threads as u32;
-            found = (resident * MULTIPROCESSORS, threads);
+            found = (resident * model().multiprocessors, threads);
         }
         threads = (threads - 1) / WARP as i32 * WARP as i32;
     }
@@ -124,8 +124,8 @@ abi! {
         if resident_blocks(&function, threads, 0) < count {
             return Err(Code::INVALID_VALUE);
         }
-        let share = SHARED_SM / count - SHARED_RESERVED;
+        let share = model().shared / count - SHARED_RESERVED;
         let left = share.saturating_sub(function.entry.static_shared_bytes);
-        out.set(left.min(super::attribute::SHARED_OPT_IN) as usize)
+        out.set(left.min(model().shared_opt_in) as usize)
     }
 }

@@ -5,17 +5,21 @@ use super::code::{Code, Init};
 use super::fault::Fault;
 use super::fault::FaultKind;
 use super::lanes::{LANES, Row};
+use super::phase;
 use super::step;
 use super::warp::{Env, Gate, Machine, State, Trouble, Warp, lanes_of};
 use crate::check::SharedShadow;
 use crate::count::Tally;
 use crate::ptx::ast::Special;
 use pulp::Simd;
+use std::collections::BTreeMap;
 
 /// Instructions of a turn when no seed asks for shorter ones.
 const LONG_TURN: u64 = 20_000;
 /// Longest turn of a seeded schedule.
 const SHORT_TURN: u64 = 200;
+/// Times that sleepers are woken although nothing has happened before that is a deadlock.
+pub(super) const MOST_IDLE: u32 = 1000;
 
 /// A small generator for schedules: a Weyl sequence with its bits mixed.
 #[derive(Debug, Clone, Copy)]
@@ -118,6 +122,10 @@ impl<'a> Block<'a> {
                 fenced: false,
                 acquired: false,
                 hot: 0,
+                phases: BTreeMap::new(),
+                loads: Vec::new(),
+                stirred: false,
+                idle: 0,
             },
         }
     }
@@ -130,6 +138,9 @@ impl<'a> Block<'a> {
         m.block = [number % x, number / x % y, number / (x * y)].map(|v| v as u32);
         m.block_number = number;
         (m.fenced, m.acquired) = (false, false);
+        m.phases.clear();
+        m.loads.clear();
+        (m.stirred, m.idle) = (false, 0);
         let bytes = (env.code.shared_bytes + env.launch.dynamic_shared) as usize;
         m.shared.clear();
         m.shared.resize(bytes, 0);
@@ -155,7 +166,7 @@ impl<'a> Block<'a> {
                 if self.warps.iter().all(|w| w.state == State::Done) {
                     return Ok(true);
                 }
-                if barrier::open(&mut self.machine, &mut self.warps) {
+                if barrier::open(&mut self.machine, &mut self.warps) || self.wake(true)? {
                     continue;
                 }
                 return Err(self.deadlock());
@@ -172,8 +183,17 @@ impl<'a> Block<'a> {
             if self.warps[index].state != State::Ready {
                 barrier::open(&mut self.machine, &mut self.warps);
             }
+            if self.machine.stirred {
+                self.wake(false)?;
+            }
         }
         Ok(false)
+    }
+
+    /// Wakes warps that sleep at barriers in shared memory.
+    fn wake(&mut self, stuck: bool) -> Result<bool, Fault> {
+        let woken = phase::wake(&mut self.machine, &mut self.warps, stuck);
+        woken.map_err(|trouble| self.fault(0, &trouble))
     }
 
     /// The warp whose turn it is: round robin, or by the dice.
@@ -194,11 +214,13 @@ impl<'a> Block<'a> {
             .iter()
             .filter_map(|w| match w.state {
                 State::Waits(id) => Some(format!("warp {} at barrier {id}", w.index)),
+                State::Sleeps => Some(format!("warp {} at an mbarrier", w.index)),
                 _ => None,
             })
             .collect();
         let text = format!("no warp can go on: {}", waits.join(", "));
-        let index = self.warps.iter().position(|w| matches!(w.state, State::Waits(_)));
+        let index =
+            self.warps.iter().position(|w| matches!(w.state, State::Waits(_) | State::Sleeps));
         let index = index.unwrap_or(0);
         let trouble = Trouble {
             kind: FaultKind::Deadlock,

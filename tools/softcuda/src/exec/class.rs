@@ -63,7 +63,9 @@ fn name(code: &Code, op: Op) -> &'static str {
         Op::CopyCommit | Op::CopyWait(_) => "sync",
         Op::LdMatrix(_) | Op::StMatrix(_) => "shared",
         Op::Atom(_) => "atomic",
-        Op::Mma(_) => "tensor",
+        Op::Mma(_) | Op::Wgmma(_) => "tensor",
+        Op::Phase(_) => "sync",
+        Op::Bulk(_) => "copy",
         Op::Shfl(..) | Op::Vote(_) | Op::Match { .. } | Op::Redux(_) => "shuffle",
         Op::ActiveMask | Op::Elect => "shuffle",
         Op::Bar(_) | Op::WarpBar | Op::Fence => "sync",
@@ -88,6 +90,8 @@ pub(crate) fn classes(code: &Code) -> Vec<Classified> {
             let [m, n, k] = [mma.m, mma.n, mma.k].map(u64::from);
             if whole { 0 } else { 2 * m * n * k }
         }
+        // Sixteen rows a warp; four registers hold eight columns of them.
+        Op::Wgmma(at) => 2 * 16 * 16 * 2 * code.wgmmas[at as usize].d.len() as u64,
         _ => 0,
     };
     code.insts

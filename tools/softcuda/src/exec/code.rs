@@ -65,6 +65,10 @@ pub(crate) enum Op {
     LdMatrix(u32),
     StMatrix(u32),
     Mma(u32),
+    Wgmma(u32),
+    /// An operation on a barrier in shared memory.
+    Phase(u32),
+    Bulk(u32),
     /// Predicate destination; the member mask is in the slot `e`, as it is for the next ones.
     Shfl(Shuffle, Slot),
     Vote(Vote),
@@ -188,6 +192,74 @@ pub(crate) struct Mma {
     pub(crate) c: Vec<Slot>,
 }
 
+/// Where an operand of `wgmma` is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Matrix {
+    Registers(Vec<Slot>),
+    /// In shared memory, where the descriptor in this 64-bit slot says.
+    Shared(Slot),
+}
+
+/// A matrix multiply-accumulate of four warps, 64 x n x 16, f32 sums.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wgmma {
+    pub(crate) ty: MmaType,
+    /// Sums and results.
+    pub(crate) d: Vec<Slot>,
+    pub(crate) a: Matrix,
+    /// Descriptor of B.
+    pub(crate) b: Slot,
+    /// Predicate slot times two plus negation, or [`ALWAYS`]: whether D is added to.
+    pub(crate) keeps: u32,
+    /// Whether the elements of A and B change sign.
+    pub(crate) negates: [bool; 2],
+    /// Whether the neighbours in A and B are not along k.
+    pub(crate) transposed: [bool; 2],
+}
+
+/// What is done to a barrier in shared memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PhaseKind {
+    Init,
+    Inval,
+    Arrive,
+    /// Arrives and says how many bytes will come.
+    ArriveExpect,
+    Expect,
+    Complete,
+    Wait,
+}
+
+/// An operation on a barrier in shared memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Phase {
+    pub(crate) kind: PhaseKind,
+    pub(crate) at: Access,
+    /// Slot of a count, of bytes or of a parity; [`ALWAYS`] where there is none.
+    pub(crate) value: Slot,
+    /// 64-bit slot of the state to wait for, where `value` is none.
+    pub(crate) state: Slot,
+}
+
+/// Which way a bulk copy goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BulkKind {
+    ToShared,
+    ToGlobal,
+}
+
+/// A bulk copy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Bulk {
+    pub(crate) kind: BulkKind,
+    pub(crate) to: Access,
+    pub(crate) from: Access,
+    /// Slot of the number of bytes.
+    pub(crate) size: Slot,
+    /// The barrier that counts the bytes of a copy to shared memory.
+    pub(crate) barrier: Access,
+}
+
 /// What a slot holds before the first instruction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Init {
@@ -208,6 +280,9 @@ pub(crate) struct Code {
     pub(crate) accesses: Vec<Access>,
     pub(crate) bars: Vec<Bar>,
     pub(crate) mmas: Vec<Mma>,
+    pub(crate) wgmmas: Vec<Wgmma>,
+    pub(crate) phases: Vec<Phase>,
+    pub(crate) bulks: Vec<Bulk>,
     pub(crate) tables: Vec<Vec<u32>>,
     pub(crate) init32: Vec<(Slot, Init)>,
     pub(crate) init64: Vec<(Slot, Init)>,

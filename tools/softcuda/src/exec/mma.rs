@@ -20,7 +20,7 @@ pub(super) struct Multiply<'a> {
 }
 
 /// Largest k of a supported shape.
-const K: usize = 32;
+pub(super) const K: usize = 32;
 
 /// Elements in one register.
 fn per_register(ty: MmaType) -> usize {
@@ -92,8 +92,8 @@ fn single(mma: &Mma) -> bool {
 
 /// C in f32, a register at a time.
 #[inline(always)]
-fn gather_single(w: &Warp, mma: &Mma, c: &mut [[f64; 8]; 16]) {
-    for (i, &slot) in mma.c.iter().enumerate().take(4) {
+pub(super) fn gather_single(w: &Warp, slots: &[u32], c: &mut [[f64; 8]; 16]) {
+    for (i, &slot) in slots.iter().enumerate().take(4) {
         let values = w.r[slot as usize].map(|x| f64::from(f32::from_bits(x)));
         for row in 0..8 {
             for q in 0..4 {
@@ -105,8 +105,8 @@ fn gather_single(w: &Warp, mma: &Mma, c: &mut [[f64; 8]; 16]) {
 
 /// D in f32, a register at a time.
 #[inline(always)]
-fn scatter_single(w: &mut Warp, mma: &Mma, d: &[[f64; 8]; 16]) {
-    for (i, &slot) in mma.d.iter().enumerate().take(4) {
+pub(super) fn scatter_single(w: &mut Warp, slots: &[u32], d: &[[f64; 8]; 16]) {
+    for (i, &slot) in slots.iter().enumerate().take(4) {
         let mut values = [0.0; LANES];
         for row in 0..8 {
             for q in 0..4 {
@@ -163,11 +163,11 @@ fn scatter(w: &mut Warp, mma: &Mma, d: &[[f64; 8]; 16]) {
     }
 }
 
-type Matrices<'m> = (&'m [[f64; K]; 16], &'m [[f64; 8]; K], &'m mut [[f64; 8]; 16]);
+pub(super) type Matrices<'m> = (&'m [[f64; K]; 16], &'m [[f64; 8]; K], &'m mut [[f64; 8]; 16]);
 
 /// One vector's worth of columns, all rows at once: sixteen sums that do not wait for each other.
 #[inline(always)]
-fn multiply<S: Simd>(simd: S, (a, b, c): Matrices<'_>, k: usize, part: usize) {
+pub(super) fn multiply<S: Simd>(simd: S, (a, b, c): Matrices<'_>, k: usize, part: usize) {
     let mut sums = [simd.splat_f64s(0.0); 16];
     for (sum, row) in sums.iter_mut().zip(c.iter()) {
         *sum = S::as_simd_f64s(row).0[part];
@@ -206,7 +206,7 @@ impl WithSimd for Multiply<'_> {
         }
         let single = single(mma);
         if single {
-            gather_single(w, mma, &mut c);
+            gather_single(w, &mma.c, &mut c);
         } else {
             gather_c(w, mma, &mut c);
         }
@@ -214,7 +214,7 @@ impl WithSimd for Multiply<'_> {
             multiply(simd, (&a, &b, &mut c), mma.k as usize, part);
         }
         if single {
-            scatter_single(w, mma, &c);
+            scatter_single(w, &mma.d, &c);
         } else {
             scatter(w, mma, &c);
         }

@@ -9,7 +9,7 @@ use super::int::Integer;
 use super::lanes::{FULL, LANES, lanes, put, put_bits};
 use super::mma::Multiply;
 use super::warp::{Machine, State, Step, Waiting, Warp, trouble};
-use super::{barrier, copy, shuffle, space};
+use super::{barrier, bulk, copy, phase, shuffle, space, wgmma};
 use crate::ptx::ast::Special;
 use pulp::Simd;
 
@@ -84,6 +84,11 @@ fn one<S: Simd>(simd: S, m: &mut Machine<'_>, w: &mut Warp, inst: &Inst, mask: u
             whole(w, mask)?;
             simd.vectorize(Multiply { warp: w, mma: &m.env.code.mmas[at as usize] });
         }
+        Op::Wgmma(at) => {
+            whole(w, mask)?;
+            let op = &m.env.code.wgmmas[at as usize];
+            wgmma::run(simd, m, w, op)?;
+        }
         Op::Bra(to) => branch(w, inst, mask, to),
         Op::Pred(op) => predicate(w, inst, mask, op),
         Op::Load(at) => {
@@ -107,6 +112,8 @@ fn rare(m: &mut Machine<'_>, w: &mut Warp, inst: &Inst, mask: u32) -> Step {
     match inst.op {
         Op::Atom(at) => super::atomic::atomic(m, w, inst, access(at), mask),
         Op::CopyAsync(at) => copy::start(m, w, access(at), mask),
+        Op::Phase(at) => phase::run(m, w, inst, &code.phases[at as usize], mask),
+        Op::Bulk(at) => bulk::start(m, w, &code.bulks[at as usize], mask),
         Op::CopyCommit => {
             copy::commit(w, mask);
             Ok(())

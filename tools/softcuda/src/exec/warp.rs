@@ -1,12 +1,15 @@
 //! The state of a warp and of the block it runs in.
 
+use super::bulk::Load;
 use super::code::{Code, NEVER};
 use super::fault::FaultKind;
 use super::lanes::{FULL, Row};
+use super::phase::Clocks;
 use super::{Launch, Options};
 use crate::check::{SharedShadow, Stamp};
 use crate::count::{Footprint, Tally};
 use crate::mem::{Memory, Snapshot};
+use std::collections::BTreeMap;
 
 /// Lanes that wait for others at a reconvergence point.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +25,8 @@ pub(super) enum State {
     Ready,
     /// Waits at a barrier of that number.
     Waits(u32),
+    /// Until a barrier in shared memory passes.
+    Sleeps,
     Done,
 }
 
@@ -61,6 +66,8 @@ pub(super) struct Warp {
     pub(super) turn: u64,
     pub(super) flights: Vec<Flight>,
     pub(super) groups: [u32; 32],
+    /// Whether the next look at a barrier in shared memory must not put it to sleep.
+    pub(super) hurried: bool,
 }
 
 impl Warp {
@@ -85,6 +92,7 @@ impl Warp {
             turn: 0,
             flights: Vec::new(),
             groups: [0; 32],
+            hurried: false,
         }
     }
 
@@ -102,6 +110,7 @@ impl Warp {
         self.seen[self.index as usize & 31] = 1;
         self.flights.clear();
         self.groups = [0; 32];
+        self.hurried = false;
     }
 
     /// Goes on with the lanes that wait longest; says whether there are any.
@@ -163,6 +172,14 @@ pub(super) struct Machine<'a> {
     pub(super) acquired: bool,
     /// The allocation that the last access hit.
     pub(super) hot: usize,
+    /// Barriers in shared memory, by address.
+    pub(super) phases: BTreeMap<u64, Clocks>,
+    /// Bulk copies that have not landed.
+    pub(super) loads: Vec<Load>,
+    /// Whether a barrier in shared memory has passed since sleepers were woken.
+    pub(super) stirred: bool,
+    /// How often sleepers were woken for nothing.
+    pub(super) idle: u32,
 }
 
 impl Machine<'_> {

@@ -188,6 +188,7 @@ impl<'a> Builder<'a> {
         let done = self.moves(name, &mut mods, o)?
             || self.float(name, &mut mods, o)?
             || self.alu(name, &mut mods, o)?
+            || self.hopper(name, &mut mods, o)?
             || self.memory(name, &mut mods, o)?
             || self.convert(name, &mut mods, o)?
             || self.control(name, &mut mods, o)?

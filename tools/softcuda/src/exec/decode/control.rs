@@ -51,7 +51,21 @@ impl Builder<'_> {
                 mods.drop_all(|w| {
                     matches!(
                         w,
-                        "gl" | "cta" | "sys" | "gpu" | "sc" | "acq_rel" | "acquire" | "release"
+                        "gl" | "cta"
+                            | "sys"
+                            | "gpu"
+                            | "sc"
+                            | "acq_rel"
+                            | "acquire"
+                            | "release"
+                            | "cluster"
+                            | "proxy"
+                            | "async"
+                            | "async::generic"
+                            | "mbarrier_init"
+                            | "global"
+                            | "shared::cta"
+                            | "alias"
                     )
                 });
                 self.emit(Op::Fence, [0; 4]);

@@ -20,7 +20,7 @@ const SHAPES: [(&str, [u8; 3], u32); 9] = [
     ("m16n8k8", [16, 8, 8], 64),
 ];
 
-fn element(ty: Type) -> Refused<(MmaType, u32)> {
+pub(super) fn element(ty: Type) -> Refused<(MmaType, u32)> {
     Ok(match ty {
         Type::F16 => (MmaType::F16, 16),
         Type::Bf16 => (MmaType::Bf16, 16),
@@ -55,7 +55,13 @@ impl Builder<'_> {
     }
 
     /// Registers of a fragment; there must be `bits` of them over the 32 lanes.
-    fn fragment(&mut self, o: &Operand, ty: Type, bits: u32, to: bool) -> Refused<Vec<u32>> {
+    pub(super) fn fragment(
+        &mut self,
+        o: &Operand,
+        ty: Type,
+        bits: u32,
+        to: bool,
+    ) -> Refused<Vec<u32>> {
         let parts = match o {
             Operand::Vector(parts) => parts.as_slice(),
             one => std::slice::from_ref(one),

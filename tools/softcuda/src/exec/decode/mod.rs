@@ -6,6 +6,7 @@ mod cfg;
 mod control;
 mod convert;
 mod float;
+mod hopper;
 mod matrix;
 mod memory;
 mod mods;

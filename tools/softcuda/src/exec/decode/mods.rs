@@ -23,6 +23,11 @@ impl<'a> Mods<'a> {
         found.is_some()
     }
 
+    /// Whether a modifier is there.
+    pub(super) fn has(&self, word: &str) -> bool {
+        self.words.contains(&word)
+    }
+
     /// Takes the first of several modifiers that is there.
     pub(super) fn any(&mut self, words: &[&'static str]) -> Option<&'static str> {
         words.iter().copied().find(|w| self.takes(w))
