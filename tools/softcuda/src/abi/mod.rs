@@ -44,6 +44,7 @@ mod report;
 mod settings;
 mod stream;
 mod table;
+mod tensor;
 mod unsupported;
 mod watch;
 

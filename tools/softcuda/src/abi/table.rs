@@ -4,11 +4,11 @@ use super::call::Export;
 use super::{
     capture, capturing, code, context, copy, device, entry, event, fill, function, graph, host,
     launch, library, memory, module, nodes, occupancy, ordered, pointer, pool, primary, settings,
-    stream, unsupported,
+    stream, tensor, unsupported,
 };
 
 /// The parts of the table, file by file; the last holds what only answers NOT_SUPPORTED.
-const PARTS: [&[Export]; 25] = [
+const PARTS: [&[Export]; 26] = [
     code::EXPORTS,
     device::EXPORTS,
     primary::EXPORTS,
@@ -33,6 +33,7 @@ const PARTS: [&[Export]; 25] = [
     graph::EXPORTS,
     nodes::EXPORTS,
     entry::EXPORTS,
+    tensor::EXPORTS,
     unsupported::EXPORTS,
 ];
 

@@ -15,18 +15,21 @@ use crate::ptx::ast::Space;
 /// Bytes on their way to shared memory.
 #[derive(Debug, Clone)]
 pub(super) struct Load {
-    barrier: u64,
-    to: u64,
-    data: Vec<u8>,
-    lane: usize,
-    warp: u64,
-    turn: u64,
-    seen: [u32; 32],
-    acquired: bool,
+    pub(super) barrier: u64,
+    pub(super) to: u64,
+    pub(super) data: Vec<u8>,
+    pub(super) lane: usize,
+    pub(super) warp: u64,
+    pub(super) turn: u64,
+    pub(super) seen: [u32; 32],
+    pub(super) acquired: bool,
 }
 
 /// Starts a copy for each lane of `mask`.
 pub(super) fn start(m: &mut Machine<'_>, w: &mut Warp, bulk: &Bulk, mask: u32) -> Step {
+    if matches!(bulk.kind, BulkKind::TensorToShared | BulkKind::TensorToGlobal) {
+        return super::tensor::start(m, w, bulk, mask);
+    }
     let (to, from) = (addresses(w, &bulk.to), addresses(w, &bulk.from));
     let barrier = addresses(w, &bulk.barrier);
     for lane in lanes(mask) {
@@ -37,7 +40,7 @@ pub(super) fn start(m: &mut Machine<'_>, w: &mut Warp, bulk: &Bulk, mask: u32) -
         let run = (to[lane], from[lane], bytes);
         match bulk.kind {
             BulkKind::ToShared => load(m, w, lane, run, barrier[lane])?,
-            BulkKind::ToGlobal => store(m, w, lane, run)?,
+            _ => store(m, w, lane, run)?,
         }
     }
     Ok(())
@@ -79,13 +82,14 @@ fn store(
 }
 
 /// Counts a run of global bytes as a warp would move it, 16 bytes a lane.
-fn tally(m: &mut Machine<'_>, from: u64, bytes: u64, way: Way) {
-    if !m.env.options.count {
+pub(super) fn tally(m: &mut Machine<'_>, from: u64, bytes: u64, way: Way) {
+    if !m.env.options.count || bytes == 0 {
         return;
     }
-    let sixteens: Vec<u64> = (0..bytes / 16).map(|i| from + i * 16).collect();
-    for row in sixteens.chunks(32) {
-        super::tally::sectors(m, row, 16, way);
+    let width = bytes.min(16);
+    let pieces: Vec<u64> = (0..bytes / width).map(|i| from + i * width).collect();
+    for row in pieces.chunks(32) {
+        super::tally::sectors(m, row, width, way);
     }
 }
 

@@ -246,6 +246,9 @@ pub(crate) struct Phase {
 pub(crate) enum BulkKind {
     ToShared,
     ToGlobal,
+    /// A box of a tensor, whose map is at the other address.
+    TensorToShared,
+    TensorToGlobal,
 }
 
 /// A bulk copy.
@@ -258,6 +261,9 @@ pub(crate) struct Bulk {
     pub(crate) size: Slot,
     /// The barrier that counts the bytes of a copy to shared memory.
     pub(crate) barrier: Access,
+    /// Slots of the coordinates of a box, and how many there are.
+    pub(crate) coordinates: [Slot; 5],
+    pub(crate) axes: u8,
 }
 
 /// What a slot holds before the first instruction.

@@ -27,6 +27,7 @@ mod shuffle;
 mod space;
 mod step;
 mod tally;
+mod tensor;
 mod warp;
 mod wgmma;
 mod words;
@@ -37,6 +38,7 @@ pub(crate) use decode::decode_entry;
 pub use fault::{Fault, FaultKind, Report};
 pub use program::Program;
 pub use run::{MOST_SHARED, run};
+pub(crate) use tensor::{AXES, Map};
 
 /// Generic addresses from here on may lie in a window and not in global memory.
 pub(crate) const FIRST_WINDOW: u64 = 0x7fff_0000_0000;

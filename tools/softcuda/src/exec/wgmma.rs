@@ -10,6 +10,7 @@ use super::fault::FaultKind;
 use super::half::widen;
 use super::mma::{K, gather_single, multiply, scatter_single};
 use super::space::Way;
+use super::tensor::permuted;
 use super::warp::{Machine, Step, Warp, trouble_at};
 use pulp::{Simd, WithSimd};
 
@@ -50,8 +51,7 @@ impl Layout {
             (true, 16) => i / 8 * stride + k / 8 * lead + k % 8 * 16 + i % 8 * 2,
             (true, _) => i / elements * lead + i % elements * 2 + k / 8 * stride + k % 8 * row,
         };
-        let at = begin + plain;
-        at ^ ((at >> 7 & (row / 16 - 1)) << 4)
+        permuted(begin + plain, row)
     }
 }
 

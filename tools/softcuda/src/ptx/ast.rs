@@ -164,6 +164,8 @@ pub(crate) enum Operand {
     Name(String),
     /// `[base + bytes]`.
     Addr(Box<Operand>, i64),
+    /// `[base, {a, b}]`: a place in a tensor.
+    Tensor(Box<Operand>, Vec<Operand>),
     /// `{a, b}`.
     Vector(Vec<Operand>),
     /// `d|p`.

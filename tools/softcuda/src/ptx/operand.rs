@@ -63,8 +63,16 @@ impl Parser<'_> {
                     (other, add)
                 }
             };
+            let address = Operand::Addr(Box::new(base), offset);
+            if self.takes(b',') {
+                let Operand::Vector(at) = self.operand(depth + 1)? else {
+                    return self.fail("coordinates in braces expected");
+                };
+                self.expect(b']')?;
+                return Ok(Operand::Tensor(Box::new(address), at));
+            }
             self.expect(b']')?;
-            return Ok(Operand::Addr(Box::new(base), offset));
+            return Ok(address);
         }
         if self.takes(b'{') {
             return Ok(Operand::Vector(self.group(b'}', depth)?));

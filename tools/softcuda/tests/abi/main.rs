@@ -9,4 +9,5 @@ mod process;
 mod streams;
 mod support;
 mod table;
+mod tensor;
 mod watch;

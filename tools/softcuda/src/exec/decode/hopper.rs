@@ -104,6 +104,9 @@ impl Builder<'_> {
             self.emit(Op::Nop, [0; 4]);
             return Ok(());
         }
+        if mods.takes("tensor") {
+            return self.tensor(mods, o);
+        }
         let loads = mods.takes("mbarrier::complete_tx::bytes");
         let spaces = (mods.next().unwrap_or(""), mods.next().unwrap_or(""));
         let (kind, [to, from]) = match spaces {
@@ -129,7 +132,44 @@ impl Builder<'_> {
         };
         let size = self.src(size, Type::U32)?;
         let number = self.code.bulks.len() as u32;
-        self.code.bulks.push(Bulk { kind, to, from, size, barrier });
+        let (coordinates, axes) = ([0; 5], 0);
+        self.code.bulks.push(Bulk { kind, to, from, size, barrier, coordinates, axes });
+        self.emit(Op::Bulk(number), [0; 4]);
+        Ok(())
+    }
+
+    /// A box of a tensor; the number of axes is that of the coordinates.
+    fn tensor(&mut self, mods: &mut Mods<'_>, o: &[Operand]) -> Refused<()> {
+        let loads = mods.takes("mbarrier::complete_tx::bytes");
+        let axes = mods.any(&["1d", "2d", "3d", "4d", "5d"]).ok_or("the axes are missing")?;
+        mods.takes("tile");
+        let spaces = (mods.next().unwrap_or(""), mods.next().unwrap_or(""));
+        let (kind, map, at, shared, barrier) = match (spaces, o) {
+            (
+                ("shared::cluster" | "shared::cta", "global"),
+                [to, Operand::Tensor(map, at), barrier, ..],
+            ) if loads => (BulkKind::TensorToShared, map, at, to, barrier),
+            (("global", "shared::cta"), [Operand::Tensor(map, at), from, ..])
+                if mods.takes("bulk_group") =>
+            {
+                (BulkKind::TensorToGlobal, map, at, from, from)
+            }
+            _ => return Err("this form of cp.async.bulk.tensor is not supported".to_owned()),
+        };
+        if axes.as_bytes().first().map(|digit| usize::from(digit - b'0')) != Some(at.len()) {
+            return Err(format!("{} coordinates for {axes}", at.len()));
+        }
+        let mut coordinates = [0; 5];
+        for (slot, at) in coordinates.iter_mut().zip(at) {
+            *slot = self.src(at, Type::S32)?;
+        }
+        let map = self.access(map, Space::Generic, Type::B64)?;
+        let shared = self.run_at(shared, Space::Shared)?;
+        let barrier = self.access(barrier, Space::Shared, Type::B64)?;
+        let (to, from) = if loads { (shared, map) } else { (map, shared) };
+        let (size, axes) = (0, at.len() as u8);
+        let number = self.code.bulks.len() as u32;
+        self.code.bulks.push(Bulk { kind, to, from, size, barrier, coordinates, axes });
         self.emit(Op::Bulk(number), [0; 4]);
         Ok(())
     }
