@@ -69,7 +69,8 @@ def barriers(write, ints):
           ld.shared.u32 %d, [%x];""", notes=note, target="sm_90",
           extra=".reg .b32 %x, %y;\n.reg .b64 %c;\n.reg .pred %p;\n"
           ".shared .align 8 .b8 gate[8];\n.shared .align 16 .b8 box[256];")
-    write("cp.async.bulk.global", [("a", "u32", a)], [("d", "u32", [(x + 1) & 0xFFFFFFFF for x in a])],
+    more = [(x + 1) & 0xFFFFFFFF for x in a]
+    write("cp.async.bulk.global", [("a", "u32", a)], [("d", "u32", more)],
           """mov.u32 %x, box;
           mad.lo.u32 %y, %t, 4, %x;
           add.u32 %a, %a, 1;
@@ -144,7 +145,8 @@ def product(write, name, fmt, n, sides, keeps=True, sign=1, registers=False):
     flat = lambda rows: [pair(*two) for row in rows for two in zip(row[::2], row[1::2])]
     columns = [list(c) for c in zip(*B)]
     words = [flat(list(zip(*A)) if sides[0][1] else A), flat(B if sides[1][1] else columns)]
-    at = lambda M, t, r: M[t // 32 * 16 + t % 32 // 4 + r // 2 % 2 * 8][r // 4 * 8 + t % 4 * 2 + r % 2]
+    row = lambda t, r: t // 32 * 16 + t % 32 // 4 + r // 2 % 2 * 8
+    at = lambda M, t, r: M[row(t, r)][r // 4 * 8 + t % 4 * 2 + r % 2]
     ins, body = [], []
     if registers:
         cell = lambda t, r, e: A[t // 32 * 16 + t % 32 // 4 + 8 * (r % 2)][

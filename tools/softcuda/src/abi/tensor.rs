@@ -41,7 +41,7 @@ abi! {
         else {
             return Err(Code::INVALID_VALUE);
         };
-        if !(1..=AXES).contains(&axes) || address % 16 != 0 {
+        if !(1..=AXES).contains(&axes) || !address.is_multiple_of(16) {
             return Err(Code::INVALID_VALUE);
         }
         let (extents, part) = (values(extents, axes, 1)?, values(part, axes, 1)?);
@@ -51,8 +51,8 @@ abi! {
         strides[1..].copy_from_slice(&given[..AXES - 1]);
         let wrong = extents.iter().any(|e| !(1..=1 << 32).contains(e))
             || part.iter().any(|e| !(1..=256).contains(e))
-            || strides[1..axes].iter().any(|s| s % 16 != 0 || *s >= 1 << 40)
-            || part[0] * element % 16 != 0
+            || strides[1..axes].iter().any(|s| !s.is_multiple_of(16) || *s >= 1 << 40)
+            || !(part[0] * element).is_multiple_of(16)
             || (row > 16 && part[0] * element > row);
         if wrong {
             return Err(Code::INVALID_VALUE);

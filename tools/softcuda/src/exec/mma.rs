@@ -36,16 +36,26 @@ fn per_register(ty: MmaType) -> usize {
 fn elements(w: &Warp, slot: u32, ty: MmaType, e: usize) -> Row<f64> {
     let shift = e as u32 * (32 / per_register(ty) as u32);
     if ty == MmaType::F64 {
-        return w.w[slot as usize].map(f64::from_bits);
+        return each(&w.w[slot as usize], f64::from_bits);
     }
-    let row = w.r[slot as usize].map(|x| x >> (shift & 31));
+    let row = each(&w.r[slot as usize], |x| x >> (shift & 31));
     match ty {
-        MmaType::F16 => row.map(|x| f64::from(widen(x as u16))),
-        MmaType::Bf16 => row.map(|x| f64::from(f32::from_bits(x << 16))),
-        MmaType::Tf32 => row.map(|x| f64::from(f32::from_bits(x & 0xffff_e000))),
-        MmaType::S8 => row.map(|x| f64::from(x as i8)),
-        _ => row.map(|x| f64::from(x as u8)),
+        MmaType::F16 => each(&row, |x| f64::from(widen(x as u16))),
+        MmaType::Bf16 => each(&row, |x| f64::from(f32::from_bits(x << 16))),
+        MmaType::Tf32 => each(&row, |x| f64::from(f32::from_bits(x & 0xffff_e000))),
+        MmaType::S8 => each(&row, |x| f64::from(x as i8)),
+        _ => each(&row, |x| f64::from(x as u8)),
     }
+}
+
+/// f of every lane. A loop, since `map` of an array may stay a call, which is not vector code.
+#[inline(always)]
+fn each<T: Copy, U: Copy + Default>(row: &Row<T>, f: impl Fn(T) -> U) -> Row<U> {
+    let mut out = [U::default(); LANES];
+    for l in 0..LANES {
+        out[l] = f(row[l]);
+    }
+    out
 }
 
 /// A as rows: the register decides between the upper and lower eight rows and the part of k.
@@ -94,7 +104,7 @@ fn single(mma: &Mma) -> bool {
 #[inline(always)]
 pub(super) fn gather_single(w: &Warp, slots: &[u32], c: &mut [[f64; 8]; 16]) {
     for (i, &slot) in slots.iter().enumerate().take(4) {
-        let values = w.r[slot as usize].map(|x| f64::from(f32::from_bits(x)));
+        let values = each(&w.r[slot as usize], |x| f64::from(f32::from_bits(x)));
         for row in 0..8 {
             for q in 0..4 {
                 c[(row + i / 2 * 8) & 15][q * 2 + i % 2] = values[row * 4 + q];
@@ -113,7 +123,7 @@ pub(super) fn scatter_single(w: &mut Warp, slots: &[u32], d: &[[f64; 8]; 16]) {
                 values[row * 4 + q] = d[(row + i / 2 * 8) & 15][q * 2 + i % 2];
             }
         }
-        w.r[slot as usize] = values.map(|x| {
+        w.r[slot as usize] = each(&values, |x: f64| {
             let x = x as f32;
             if x.is_nan() { 0x7fff_ffff } else { x.to_bits() }
         });

@@ -68,8 +68,8 @@ impl Map {
         let map = *self;
         (0..self.part.iter().product::<u64>()).map(move |number| {
             let (mut rest, mut address) = (number, Some(map.address));
-            for axis in 0..AXES {
-                let at = first[axis] + (rest % map.part[axis]) as i64;
+            for (axis, first) in first.iter().enumerate() {
+                let at = first + (rest % map.part[axis]) as i64;
                 rest /= map.part[axis];
                 let inside = (0..map.extents[axis] as i64).contains(&at);
                 let add = at.cast_unsigned().wrapping_mul(map.strides[axis]);
