@@ -97,7 +97,7 @@ fn map(address: u64, swizzle: u32, part: u32) -> Result<sys::CUtensorMap, Code> 
 /// What a thread's word of the box holds; zero outside of the tensor.
 fn expected(host: &[u32], at: [usize; 2], thread: usize, swizzle: u32) -> u32 {
     // A row of the box is 32 bytes: two pieces, which change places in every other 128 bytes.
-    let piece = thread / 4 ^ usize::from(swizzle == 1) * (thread / 32 % 2);
+    let piece = (thread / 4) ^ (usize::from(swizzle == 1) * (thread / 32 % 2));
     let (row, column) = (at[0] + piece / 2, at[1] + piece % 2 * 4 + thread % 4);
     let inside = row < SIZE[0] && column < SIZE[1];
     if inside { host[row * PITCH + column] } else { 0 }
