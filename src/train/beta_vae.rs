@@ -16,6 +16,8 @@ use crate::data::rna::{RnaNorm, Scaling};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::beta_vae::{BetaVae, Loss, active_dimensions};
+use crate::ops::random::{DropoutMask, RandomNormal};
+use crate::ops::{DynOp, run_on};
 use crate::tensor::{Purpose, Stream, Tensor};
 use crate::train::Stage;
 use crate::train::bundle::Trained;
@@ -169,22 +171,27 @@ impl BetaVaeStage {
         self.device.put(&Tensor::new(rows, [picked.len(), width])?)
     }
 
-    /// Input dropout: 0, or what keeps the mean.
-    fn keep(&self, step: u64, x: &Tensor) -> Result<Tensor> {
-        let drop = self.config.dropout as f32;
-        let draws = Stream::new(self.seed, step, 0, Purpose::Dropout).uniforms(x.len());
-        let one = |u: f32| if u < drop { 0.0 } else { 1.0 / (1.0 - drop) };
-        self.device.put(&Tensor::new(draws.into_iter().map(one).collect(), x.shape())?)
+    /// Random numbers, made where the steps run.
+    fn draw(&self, op: &dyn DynOp) -> Result<Tensor> {
+        let none = || Error::Internal(format!("{} has no output", op.name()));
+        run_on(&self.device, op, &[])?.pop().ok_or_else(none)
     }
 
     fn loss(&self, step: u64, x: &Tensor, check: bool) -> Result<(Pass, Loss)> {
         let rows = x.shape().matrix().0;
-        let noise = Stream::new(self.seed, step, 0, Purpose::Posterior);
-        let shape = [rows, self.config.latent];
-        let noise = self.device.put(&Tensor::new(noise.normals(rows * shape[1]), shape)?)?;
+        let stream = |purpose| Stream::new(self.seed, step, 0, purpose);
+        let noise = self.draw(&RandomNormal {
+            stream: stream(Purpose::Posterior),
+            shape: [rows, self.config.latent].into(),
+        })?;
+        let keep = self.draw(&DropoutMask {
+            stream: stream(Purpose::Dropout),
+            shape: x.shape().clone(),
+            rate: self.config.dropout,
+        })?;
         let beta = self.config.beta * ramp(self.config.kl_warmup, self.stage.steps, step);
         let pass = Pass::tape().training(&self.params).checked(check);
-        let loss = self.prior.model.loss(&pass, x, &self.keep(step, x)?, &noise, beta)?;
+        let loss = self.prior.model.loss(&pass, x, &keep, &noise, beta)?;
         Ok((pass, loss))
     }
 
