@@ -10,14 +10,11 @@ use super::phi::{Phi, PhiInput};
 use crate::autograd::{Pass, Var};
 use crate::config::{Clamp, FlowMode, Formulation, MeanFlowConfig, TangentKind, TimeSampler};
 use crate::error::{Error, Result, Within};
-use crate::ops::activation::{Power, Softplus, Square};
-use crate::ops::call;
-use crate::ops::elementwise::{ADD, Affine, Axpy, Mul, SUB};
+use crate::ops::elementwise::{ADD, Affine, Axpy, SUB};
+use crate::ops::flow::{self, FlowPath};
 use crate::ops::reduce::SumTo;
-use crate::tensor::{DType, Purpose, Shape, Stream, Tensor};
-
-/// Added under square roots of lengths, so that an all-zero direction stays finite.
-const TINY: f64 = 1e-20;
+use crate::ops::run;
+use crate::tensor::{Purpose, Stream, Tensor};
 
 /// Times of a batch, one (t, r) a row.
 #[derive(Clone, Debug)]
@@ -84,28 +81,16 @@ pub struct FlowBatch<'a> {
     pub alpha: f64,
 }
 
-/// The loss of a batch and what is worth logging.
+/// The loss of a batch and what is worth logging, which is fetched when asked for.
 pub struct FlowLoss {
     /// The loss, one number.
     pub loss: Var,
-    /// Mean squared error of u to its target, an element.
-    pub mse: f64,
-    /// The same over rows with r = t only: the plain velocity loss.
-    pub mse_equal: f64,
-    /// Mean length of u over mean length of its target.
-    pub length_ratio: f64,
-}
-
-/// Per-sample scalars [B, 1, 1, 1].
-fn column(dtype: DType, values: Vec<f64>) -> Result<Tensor> {
-    let b = values.len();
-    Tensor::from_f64s(dtype, values, [b, 1, 1, 1])
-}
-
-/// Squared length of each sample [B, 1, 1, 1].
-fn squares(p: &Pass, x: &Var) -> Result<Var> {
-    let to = Shape::from([x.dims()[0], 1, 1, 1]);
-    p.op(SumTo { to }, &[&p.op(Square, &[x])?])
+    /// S, |u| and |u_tgt| of each sample [B, 3].
+    seen: Tensor,
+    /// Which samples have r = t.
+    equal: Vec<bool>,
+    /// Elements of a sample.
+    per_row: usize,
 }
 
 /// f^t and v of the straight path between `f` and `eps`.
@@ -115,116 +100,73 @@ pub fn path(form: Formulation, f: &Tensor, eps: &Tensor, t: &[f64]) -> Result<(T
         Formulation::B => (eps, f),
     };
     // Either way f^t = (1 - t) first + t second and v = second - first.
-    let v = call(&SUB, &[noise, data])?;
-    let t = column(f.dtype(), t.to_vec())?;
-    Ok((call(&ADD, &[data, &call(&Mul, &[&v, &t])?])?, v))
+    let t = Tensor::from_f64s(f.dtype(), t.to_vec(), [t.len()])?;
+    let [at, v] = <[Tensor; 2]>::try_from(run(&FlowPath, &[data, noise, &t])?)
+        .map_err(|_| Error::Internal("flow_path has two outputs".into()))?;
+    Ok((at, v))
 }
 
-/// u_tgt = v - (t - r) du/dt. Where r = t it is v to the last bit.
-pub fn target(v: &Tensor, dudt: &Tensor, times: &Times) -> Result<Tensor> {
-    let span = times.t.iter().zip(&times.r).map(|(t, r)| t - r).collect();
-    let span = column(v.dtype(), span)?;
-    call(&SUB, &[v, &call(&Mul, &[dudt, &span])?])
+/// What u is held against. Maps are [B, H, H, d].
+pub struct Targets<'a> {
+    /// f_k.
+    pub f: &'a Tensor,
+    /// Noise.
+    pub eps: &'a Tensor,
+    /// du/dt along the path; None where r = t throughout.
+    pub dudt: Option<&'a Tensor>,
+    /// Times.
+    pub times: &'a Times,
+    /// Counterfactual f_k^n with their factors lambda `[B]`.
+    pub negatives: &'a [(Tensor, Vec<f64>)],
 }
 
-/// u^n_tgt = lambda ||u_tgt|| (eps - f^n) / ||eps - f^n|| (Eq. 9 in closed form: with shared noise
-/// the direction of f^{n,t} - f^{n,r} does not depend on the times). Formulation B turns the
-/// direction round.
-pub fn counterfactual_target(
-    form: Formulation,
-    u_tgt: &Tensor,
-    eps: &Tensor,
-    f_n: &Tensor,
-    lambda: &[f64],
-) -> Result<Tensor> {
-    let (to, from) = match form {
-        Formulation::A => (eps, f_n),
-        Formulation::B => (f_n, eps),
-    };
-    let direction = call(&SUB, &[to, from])?;
-    let p = Pass::eval();
-    let root = |x: &Tensor, power: f64| {
-        let s = squares(&p, &x.clone().into())?;
-        let s = p.op(Affine { scale: 1.0, shift: TINY }, &[&s])?;
-        Ok::<_, Error>(p.op(Power { p: power }, &[&s])?.into_value())
-    };
-    let factor = call(&Mul, &[&root(u_tgt, 0.5)?, &root(&direction, -0.5)?])?;
-    let factor = call(&Mul, &[&factor, &column(u_tgt.dtype(), lambda.to_vec())?])?;
-    call(&Mul, &[&direction, &factor])
-}
-
-/// S - (alpha / N) sum_n D_n per sample [B, 1, 1, 1], times one shared adaptive weight, averaged
-/// over the batch.
+/// The contrastive loss, averaged over the batch, and of each sample S, |u| and |u_tgt| [B, 3].
 ///
-/// S = ||u - a||^2 and d_n = ||u - c_n||^2. The weight 1 / sg(S + c)^p multiplies the whole
-/// bracket: on the pull alone it would let the push win. alpha < 1/2 is required.
+/// With u_tgt = v - (t - r) du/dt (v to the last bit where r = t) and, with shared noise, the
+/// direction of f^{n,t} - f^{n,r} free of the times (Eq. 9 in closed form),
+/// u^n_tgt = lambda |u_tgt| (eps - f^n) / |eps - f^n|. The weight 1 / sg(S + c)^p multiplies the
+/// whole bracket: on the pull alone it would let the push win. alpha < 1/2 is required.
 pub fn contrastive(
     p: &Pass,
     cfg: &MeanFlowConfig,
     u: &Var,
-    anchor: &Tensor,
-    negatives: &[Tensor],
+    to: &Targets<'_>,
     alpha: f64,
 ) -> Result<(Var, Tensor)> {
     if alpha.is_nan() || alpha >= 0.5 {
         let fix = "choose it below .5: at 1 the loss has no lower bound";
         return Err(Error::config("meanflow.alpha", format!("{alpha} is too large"), fix));
     }
-    let a = Var::constant(anchor.clone());
-    let s = squares(p, &p.op(SUB, &[u, &a])?)?;
-    let mut bracket = s.clone();
-    for c in negatives {
-        let c = Var::constant(c.clone());
-        let d = squares(p, &p.op(SUB, &[u, &c])?)?;
-        let reach = squares(&Pass::eval(), &Pass::eval().op(SUB, &[&a, &c])?)?.into_value();
-        let (term, sign) = push(p, cfg, &s, &d, &reach)?;
-        let weight = Axpy { alpha: sign * alpha / negatives.len() as f64 };
-        bracket = p.op(weight, &[&bracket, &term])?;
-    }
-    let s_value = s.into_value();
-    let shifted = call(&Affine { scale: 1.0, shift: cfg.adaptive_c }, &[&s_value])?;
-    let weight = match cfg.mode {
-        FlowMode::Vit => Tensor::full(s_value.dtype(), s_value.shape(), 1.0),
-        _ => call(&Power { p: -cfg.adaptive_p }, &[&shifted])?,
+    let clamp = match cfg.clamp {
+        Clamp::None => flow::Clamp::None,
+        Clamp::Relative => flow::Clamp::Relative(cfg.clamp_kappa),
+        Clamp::Hinge => flow::Clamp::Hinge,
+        Clamp::Softplus => flow::Clamp::Softplus,
     };
-    let weighted = p.op(Mul, &[&bracket, &weight.into()])?;
-    let b = s_value.len() as f64;
-    let sum = p.op(SumTo { to: [1].into() }, &[&weighted])?;
-    Ok((p.op(Affine { scale: 1.0 / b, shift: 0.0 }, &[&sum])?, s_value))
-}
-
-/// One negative's term and its sign in the loss. `reach` is ||a - c_n||^2, a constant.
-fn push(p: &Pass, cfg: &MeanFlowConfig, s: &Var, d: &Var, reach: &Tensor) -> Result<(Var, f64)> {
-    match cfg.clamp {
-        Clamp::None => Ok((d.clone(), -1.0)),
-        Clamp::Relative => {
-            let limit = call(&Affine { scale: cfg.clamp_kappa, shift: 0.0 }, &[reach])?;
-            Ok((smaller(p, d, &limit)?, -1.0))
-        }
-        // max(0, m^2 - d) = m^2 - min(d, m^2).
-        Clamp::Hinge => {
-            let near = smaller(p, d, reach)?;
-            Ok((p.op(SUB, &[&reach.clone().into(), &near])?, 1.0))
-        }
-        // tau softplus((S - d) / tau) with tau = m^2, so that it has the units of S.
-        Clamp::Softplus => {
-            let tau = call(&Affine { scale: 1.0, shift: TINY }, &[reach])?;
-            let inverse = call(&Power { p: -1.0 }, &[&tau])?;
-            let x = p.op(Mul, &[&p.op(SUB, &[s, d])?, &inverse.into()])?;
-            Ok((p.op(Mul, &[&p.op(Softplus, &[&x])?, &tau.into()])?, 1.0))
-        }
-    }
-}
-
-/// min(d, limit) for a constant limit; no gradient where the limit holds.
-fn smaller(p: &Pass, d: &Var, limit: &Tensor) -> Result<Var> {
-    let n = d.value().len();
-    let below = |i: &usize| d.value().at(*i) < limit.at(*i);
-    let near = (0..n).map(|i| f64::from(u8::from(below(&i)))).collect();
-    let rest = (0..n).map(|i| if below(&i) { 0.0 } else { limit.at(i) }).collect();
-    let near = column(d.value().dtype(), near)?;
-    let rest = column(d.value().dtype(), rest)?;
-    p.op(ADD, &[&p.op(Mul, &[d, &near.into()])?, &rest.into()])
+    let (sign, power) = match (cfg.mode, cfg.formulation) {
+        // The deterministic network answers f itself: a = f, and no weight.
+        (FlowMode::Vit, _) => (-1.0, 0.0),
+        (_, Formulation::A) => (1.0, cfg.adaptive_p),
+        (_, Formulation::B) => (-1.0, cfg.adaptive_p),
+    };
+    let op = flow::FlowLoss { sign, alpha, clamp, power, floor: cfg.adaptive_c };
+    let (rows, n) = (to.times.t.len(), to.negatives.len());
+    let dtype = to.f.dtype();
+    let spans = to.times.t.iter().zip(&to.times.r).map(|(t, r)| t - r).collect();
+    let span = Tensor::from_f64s(dtype, spans, [rows])?.into();
+    let lambda = (0..rows).flat_map(|b| to.negatives.iter().map(move |(_, l)| l[b])).collect();
+    let lambda = Tensor::from_f64s(dtype, lambda, [rows, n])?.into();
+    // Without a tangent t - r is 0, and what it multiplies is of no account.
+    let dudt = to.dudt.unwrap_or(to.f);
+    let [f, eps, dudt] = [to.f, to.eps, dudt].map(|x| Var::constant(x.clone()));
+    let negatives: Vec<Var> = to.negatives.iter().map(|(f, _)| f.clone().into()).collect();
+    let mut x = vec![u, &f, &eps, &dudt, &span, &lambda];
+    x.extend(&negatives);
+    let (each, extras) = p.op_with_extras(op, &x)?;
+    let seen = extras.into_iter().next();
+    let sum = p.op(SumTo { to: [1].into() }, &[&each])?;
+    let mean = p.op(Affine { scale: 1.0 / rows as f64, shift: 0.0 }, &[&sum])?;
+    Ok((mean, seen.ok_or_else(|| Error::Internal("flow_loss keeps what it saw".into()))?))
 }
 
 /// The loss of one batch. `p` must be a dual_tape pass that trains Phi (a tape pass does for flow
@@ -237,9 +179,10 @@ pub fn loss(phi: &Phi, p: &Pass, b: &FlowBatch<'_>) -> Result<FlowLoss> {
     let (t, r) = (at(&b.times.t)?, at(&b.times.r)?);
     if cfg.mode == FlowMode::Vit {
         let zeros = Tensor::zeros(dtype, b.f.shape());
-        let u = phi.forward(p, &input(b, &zeros.into(), &t.into(), &r.into()))?;
-        let (loss, s) = contrastive(p, cfg, &u, b.f, &[], 0.0)?;
-        return report(loss, &u, b.f, &s, b);
+        let u = phi.forward(p, &input(b, &zeros.clone().into(), &t.into(), &r.into()))?;
+        let still = Times { t: vec![0.0; rows], r: vec![0.0; rows] };
+        let to = Targets { f: b.f, eps: &zeros, dudt: None, times: &still, negatives: &[] };
+        return FlowLoss::new(contrastive(p, cfg, &u, &to, 0.0)?, &u, b);
     }
     let (f_t, v) = path(cfg.formulation, b.f, b.eps, &b.times.t)?;
     let r = Var::constant(r);
@@ -258,47 +201,45 @@ pub fn loss(phi: &Phi, p: &Pass, b: &FlowBatch<'_>) -> Result<FlowLoss> {
         }
     };
     let u = phi.forward(p, &input(b, &f_var, &t_var, &r))?;
-    let u_tgt = match u.tangent() {
-        Some(du) => target(&v, &du.clone().into_tensor(), b.times)?,
-        None => v,
-    };
+    let dudt = u.tangent().map(|du| du.clone().into_tensor());
+    let negatives = if b.alpha > 0.0 { b.negatives } else { &[] };
+    let to = Targets { f: b.f, eps: b.eps, dudt: dudt.as_ref(), times: b.times, negatives };
     // From here on u is a value with a gradient; its tangent has done its work.
-    let form = cfg.formulation;
-    let negatives = match b.alpha > 0.0 {
-        true => b
-            .negatives
-            .iter()
-            .map(|(f_n, lambda)| counterfactual_target(form, &u_tgt, b.eps, f_n, lambda))
-            .collect::<Result<Vec<_>>>()?,
-        false => Vec::new(),
-    };
-    let (loss, s) = contrastive(p, cfg, &u.without_tangent(), &u_tgt, &negatives, b.alpha)
-        .within("contrastive loss")?;
-    report(loss, &u, &u_tgt, &s, b)
+    let judged = contrastive(p, cfg, &u.without_tangent(), &to, b.alpha);
+    FlowLoss::new(judged.within("contrastive loss")?, &u, b)
 }
 
 fn input<'a>(b: &'a FlowBatch<'_>, f: &'a Var, t: &'a Var, r: &'a Var) -> PhiInput<'a> {
     PhiInput { f, r_k: b.r_k, z: b.z, null: b.null, t, r, k: b.k }
 }
 
-fn report(loss: Var, u: &Var, tgt: &Tensor, s: &Tensor, b: &FlowBatch<'_>) -> Result<FlowLoss> {
-    let rows = s.len();
-    let per_row = (u.value().len() / rows.max(1)) as f64;
-    let mean = |keep: &dyn Fn(usize) -> bool| {
-        let kept: Vec<usize> = (0..rows).filter(|&i| keep(i)).collect();
-        kept.iter().map(|&i| s.at(i)).sum::<f64>() / (kept.len().max(1) as f64 * per_row)
-    };
-    let length = |x: &Tensor| {
-        let p = Pass::eval();
-        let s = squares(&p, &x.clone().into())?.into_value();
-        Ok::<_, Error>(s.to_f64s().iter().map(|v| v.sqrt()).sum::<f64>())
-    };
-    Ok(FlowLoss {
-        mse: mean(&|_| true),
-        mse_equal: mean(&|i| b.times.t[i] == b.times.r[i]),
-        length_ratio: length(u.value())? / length(tgt)?.max(TINY),
-        loss,
-    })
+impl FlowLoss {
+    fn new((loss, seen): (Var, Tensor), u: &Var, b: &FlowBatch<'_>) -> Result<Self> {
+        let equal = b.times.t.iter().zip(&b.times.r).map(|(t, r)| t == r).collect();
+        Ok(Self { loss, seen, equal, per_row: u.value().len() / b.times.t.len().max(1) })
+    }
+
+    /// Mean squared error of u to its target, an element.
+    pub fn mse(&self) -> f64 {
+        self.mean(|_| true)
+    }
+
+    /// The same over rows with r = t only: the plain velocity loss.
+    pub fn mse_equal(&self) -> f64 {
+        self.mean(|i| self.equal[i])
+    }
+
+    /// Mean length of u over mean length of its target.
+    pub fn length_ratio(&self) -> f64 {
+        let sum = |j: usize| (0..self.equal.len()).map(|i| self.seen.at(3 * i + j)).sum::<f64>();
+        sum(1) / sum(2).max(f64::MIN_POSITIVE)
+    }
+
+    fn mean(&self, keep: impl Fn(usize) -> bool) -> f64 {
+        let kept: Vec<usize> = (0..self.equal.len()).filter(|&i| keep(i)).collect();
+        let sum = kept.iter().map(|&i| self.seen.at(3 * i)).sum::<f64>();
+        sum / (kept.len().max(1) * self.per_row) as f64
+    }
 }
 
 /// What a sample is conditioned on.

@@ -13,6 +13,7 @@ pub mod depthwise;
 pub mod elementwise;
 pub mod embed;
 pub mod fast;
+pub mod flow;
 pub mod gemm;
 pub mod group_norm;
 pub mod kinds;
@@ -78,6 +79,7 @@ table! {
     conv: Conv2d, Conv2dDx, Conv2dDw;
     embed: GatherRows, ScatterRows, TimeEmbed, TimeEmbedSlope;
     loss: CrossEntropy, CrossEntropyVjp;
+    flow: FlowPath, FlowLoss, FlowLossVjp;
     sample: SampleToken;
     random: RandomUniform, RandomNormal, DropoutMask;
     optim: AdamW, GlobalNorm;

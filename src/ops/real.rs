@@ -47,6 +47,12 @@ pub trait Real:
     /// Sine and cosine (radians).
     fn sin_cos(self) -> (Self, Self);
 
+    /// The same value as a constant: no derivative passes through it.
+    #[inline(always)]
+    fn fixed(self) -> Self {
+        self
+    }
+
     /// The sum in any order: `Running` counts the worst one, so a kernel may use any tree.
     #[inline(always)]
     fn sum(terms: impl Iterator<Item = Self>) -> Self {
@@ -196,6 +202,9 @@ impl Neg for Dual {
     }
 }
 impl Real for Dual {
+    fn fixed(self) -> Self {
+        Self { v: self.v, d: 0.0 }
+    }
     fn of(x: f64) -> Self {
         Self { v: x, d: 0.0 }
     }

@@ -138,9 +138,9 @@ impl Stage for MeanFlowStage<'_> {
         let l = self.forward(step, &pass)?;
         let value = l.loss.value().item()?;
         let mut log = StepLog::new(value, lr)
-            .with("mse", l.mse)
-            .with("mse_equal_times", l.mse_equal)
-            .with("length_ratio", l.length_ratio);
+            .with("mse", l.mse())
+            .with("mse_equal_times", l.mse_equal())
+            .with("length_ratio", l.length_ratio());
         if value.is_finite() {
             let grads = pass.backward(&l.loss)?;
             log = log.with("grad_norm", self.learner.update(&grads, lr, step)?.item()?);
