@@ -7,7 +7,7 @@ use genevar::autograd::{Params, Pass};
 use genevar::config::{ArConfig, Config, Gamma, MaskConfig, MaskKind, MaskTarget, MeanFlowConfig};
 use genevar::config::{Guidance, Normalise, SampleConfig};
 use genevar::models::genevar::{FeatureStats, Refiner};
-use genevar::models::mask::{MaskInput, gradient_norm, refine, threshold};
+use genevar::models::mask::{MaskInput, gradient, refine, threshold};
 use genevar::models::masked_ar::{Cond, Dims, Inputs, MaskedAr};
 use genevar::models::meanflow::{FlowCond, sample};
 use genevar::models::msvq::Msvq;
@@ -157,7 +157,8 @@ fn the_gradient_map_matches_finite_differences_on_r_k() {
     let target = noise(3, &[1, 4, 4, 8]).cast(DType::F64);
     let x = MaskInput { r_k: &r_k, z: &z, k: 2, ids: &[5], seed: 1 };
     let cfg = MaskConfig { k_m: 1, ..MaskConfig::default() };
-    let (f_hat, norms) = gradient_norm(&phi, &cfg, &x, &|_| Ok(target.clone())).unwrap();
+    let (f_hat, g) = gradient(&phi, &cfg, &x, &|_| Ok(target.clone())).unwrap();
+    let norms = threshold(&cfg, &x, &g).unwrap().1;
     let eps = genevar::models::mask::noise(&phi, &x, 0).unwrap();
     let error = |r: &Tensor| {
         let cond = FlowCond { z: &z, null: &[false], k: 2 };
@@ -190,8 +191,8 @@ fn keep_rate(cfg: &MaskConfig, g: impl Fn(usize) -> f64) -> f64 {
     let r_k = Tensor::zeros(DType::F32, [1, 200, 200, 1]);
     let z = Tensor::zeros(DType::F32, [1, 6]);
     let x = MaskInput { r_k: &r_k, z: &z, k: 3, ids: &[9], seed: 2 };
-    let saliency = Tensor::from_f64s(DType::F32, (0..n).map(g).collect(), [1, n]).unwrap();
-    threshold(cfg, &x, &saliency).unwrap().to_f64s().iter().sum::<f64>() / n as f64
+    let saliency = Tensor::from_f64s(DType::F32, (0..n).map(g).collect(), [1, n, 1, 1]).unwrap();
+    threshold(cfg, &x, &saliency).unwrap().0.to_f64s().iter().sum::<f64>() / n as f64
 }
 
 #[test]

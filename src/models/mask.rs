@@ -9,16 +9,16 @@ use super::meanflow::{FlowCond, sample};
 use super::phi::Phi;
 use crate::autograd::Pass;
 use crate::config::{Gamma, MaskConfig, MaskKind, MaskTarget, Normalise};
-use crate::error::Result;
-use crate::ops::call;
+use crate::device::Device;
+use crate::error::{Error, Result};
 use crate::ops::elementwise::{ADD, Affine, SUB};
+use crate::ops::mask::{KeepCoins, KeepMask, Level};
 use crate::ops::resample::{Map, Resample};
+use crate::ops::{call, run, run_on};
 use crate::tensor::{Purpose, Stream, Tensor};
 
 /// Scale indices of further noise draws are this far apart from the scales themselves.
 const DRAW_STRIDE: u16 = 256;
-/// Added to the deviation before dividing by it, so that equal gradients give a coin and not a NaN.
-const STD_EPS: f64 = 1e-6;
 
 /// One scale of a batch of tiles. Feature maps are standardised.
 pub struct MaskInput<'a> {
@@ -64,9 +64,9 @@ pub fn refine(
     let eps = noise(phi, x, 0)?;
     let masked = cfg.kind != MaskKind::None && x.k + 1 >= cfg.k_m;
     if masked && cfg.kind == MaskKind::Gradient {
-        let (f_hat, saliency) = gradient_norm(phi, cfg, x, target)?;
-        let keep = Some(threshold(cfg, x, &saliency)?);
-        return Ok(Refined { f_hat, keep, saliency: Some(saliency) });
+        let (f_hat, g) = gradient(phi, cfg, x, target)?;
+        let (keep, saliency) = threshold(cfg, x, &g)?;
+        return Ok(Refined { f_hat, keep: Some(keep), saliency: Some(saliency) });
     }
     let none = vec![false; x.ids.len()];
     let cond = FlowCond { z: x.z, null: &none, k: x.k };
@@ -78,16 +78,16 @@ pub fn refine(
             let error = call(&SUB, &[&target(&f_hat)?, &f_hat])?;
             let error =
                 call(&Resample::new(Map::Area, [phi.dims().side; 2], [side; 2]), &[&error])?;
-            let saliency = channel_norms(&error)?;
-            (Some(threshold(cfg, x, &saliency)?), Some(saliency))
+            let (keep, saliency) = threshold(cfg, x, &error)?;
+            (Some(keep), Some(saliency))
         }
         _ => (None, None),
     };
     Ok(Refined { f_hat, keep, saliency })
 }
 
-/// f_hat of the first noise draw, and ||G_k|| [B, n_k] averaged over `cfg.draws` draws.
-pub fn gradient_norm(
+/// f_hat of the first noise draw, and G_k [B, p, p, d] averaged over `cfg.draws` draws.
+pub fn gradient(
     phi: &Phi,
     cfg: &MaskConfig,
     x: &MaskInput<'_>,
@@ -121,50 +121,39 @@ pub fn gradient_norm(
         first.get_or_insert(value);
     }
     let mean = Affine { scale: 1.0 / cfg.draws.max(1) as f64, shift: 0.0 };
-    let missing = || crate::Error::Internal("no noise was drawn".into());
+    let missing = || Error::Internal("no noise was drawn".into());
     let g = call(&mean, &[&total.ok_or_else(missing)?])?;
-    Ok((first.ok_or_else(missing)?, channel_norms(&g)?))
+    Ok((first.ok_or_else(missing)?, g))
 }
 
-/// l2 norms over channels: [B, p, p, d] to [B, p^2].
-fn channel_norms(g: &Tensor) -> Result<Tensor> {
-    let d = g.shape().dims().to_vec();
-    let c = g.shape().last();
-    let norm = |i: usize| (0..c).map(|j| g.at(i * c + j).powi(2)).sum::<f64>().sqrt();
-    let norms = (0..d[0] * d[1] * d[2]).map(norm).collect();
-    Tensor::from_f64s(g.dtype(), norms, [d[0], d[1] * d[2]])
-}
-
-/// M = `1[normalised saliency > gamma]` as [B, n, 1].
-pub fn threshold(cfg: &MaskConfig, x: &MaskInput<'_>, saliency: &Tensor) -> Result<Tensor> {
-    let (rows, n) = saliency.shape().matrix();
-    let mut keep = Vec::with_capacity(rows * n);
-    for (b, &id) in x.ids.iter().enumerate().take(rows) {
-        let g: Vec<f64> = (0..n).map(|i| saliency.at(b * n + i)).collect();
-        let mean = g.iter().sum::<f64>() / n as f64;
-        let var = g.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64;
-        let rms = (var + mean * mean).sqrt();
-        let gamma = match cfg.gamma {
-            Gamma::Sampled => Stream::new(x.seed, id, x.k as u16, Purpose::Mask).normals(n),
-            Gamma::Zero => vec![0.0; n],
-        };
-        keep.extend(g.iter().zip(gamma).map(|(&g, gamma)| {
-            let level = match cfg.normalise {
-                Normalise::ZScore => (g - mean) / (var.sqrt() + STD_EPS),
-                Normalise::Rms => g / (rms + STD_EPS),
-                Normalise::Raw => g,
-            };
-            f64::from(u8::from(level > f64::from(gamma)))
-        }));
+/// M, 1 where the saliency of a position - the norm of g [B, p, p, d] over channels - exceeds its
+/// threshold, as [B, n, 1]; and the saliency [B, n].
+pub fn threshold(cfg: &MaskConfig, x: &MaskInput<'_>, g: &Tensor) -> Result<(Tensor, Tensor)> {
+    let level = match cfg.normalise {
+        Normalise::ZScore => Level::ZScore,
+        Normalise::Rms => Level::Rms,
+        Normalise::Raw => Level::Raw,
+    };
+    let sampled = cfg.gamma == Gamma::Sampled;
+    let op = KeepMask { level, sampled, seed: x.seed, scale: x.k as u16 };
+    let mut outs = run(&op, &[g, &numbers(x.ids)?])?.into_iter();
+    match (outs.next(), outs.next()) {
+        (Some(keep), Some(saliency)) => Ok((keep.cast(g.dtype()), saliency)),
+        _ => Err(Error::Internal("keep_mask has two outputs".into())),
     }
-    Tensor::from_f64s(saliency.dtype(), keep, [rows, n, 1])
 }
 
 fn coins(cfg: &MaskConfig, x: &MaskInput<'_>) -> Result<Tensor> {
-    let n = x.r_k.shape().dims()[1] * x.r_k.shape().dims()[2];
-    let row = |&id: &u64| {
-        let draws = Stream::new(x.seed, id, x.k as u16, Purpose::Mask).uniforms(n);
-        draws.into_iter().map(|u| f64::from(u8::from(f64::from(u) < cfg.random_keep)))
-    };
-    Tensor::from_f64s(x.z.dtype(), x.ids.iter().flat_map(row).collect(), [x.ids.len(), n, 1])
+    let d = x.r_k.shape().dims();
+    let (positions, rate) = (d[1] * d[2], cfg.random_keep);
+    let op = KeepCoins { positions, rate, seed: x.seed, scale: x.k as u16 };
+    let coins = run_on(&Device::of([x.r_k]), &op, &[&numbers(x.ids)?])?;
+    let none = || Error::Internal("keep_coins has no output".into());
+    Ok(coins.into_iter().next().ok_or_else(none)?.cast(x.z.dtype()))
+}
+
+/// Tiles' numbers [B, 2], low words first.
+fn numbers(ids: &[u64]) -> Result<Tensor> {
+    let words = ids.iter().flat_map(|&id| [id as u32, (id >> 32) as u32].map(u32::cast_signed));
+    Tensor::new_i32(words.collect(), [ids.len(), 2])
 }

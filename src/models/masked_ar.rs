@@ -14,6 +14,7 @@ use crate::ops::attention::Mask;
 use crate::ops::elementwise::{ADD, Affine, GatedAdd, Mul};
 use crate::ops::embed::GatherRows;
 use crate::ops::layout::{Concat, Reshape};
+use crate::ops::mask::SelectRows;
 use crate::ops::reduce::BroadcastTo;
 use crate::tensor::{DType, Purpose, Stream, Tensor};
 
@@ -186,18 +187,19 @@ impl MaskedAr {
         p.op(Reshape { to: [d[0], 1, d[1]].into() }, &[&start])
     }
 
-    /// Embeds pooled features [B, n, d] of neighbouring scales. `keep` [B, n, 1] is the mask M; `r`
-    /// [B, n, d] are the pooled f_{k-1} of the `add_rk` arm.
-    fn words(&self, p: &Pass, features: &Tensor, r: &Tensor, keep: Option<&Tensor>) -> Result<Var> {
-        let mut x = self.word.forward(p, &features.clone().into())?;
-        if let Some(keep) = keep {
-            let e =
-                p.op(BroadcastTo { to: x.value().shape().clone() }, &[&p.param(&self.mask_token)])?;
-            x = blend(p, &x, &e, keep)?;
-        }
+    /// Embeds what the transformer reads at neighbouring scales, with their `tables` [n, C].
+    fn words(&self, p: &Pass, x: &Inputs<'_>, tables: &Var) -> Result<Var> {
+        let words = self.word.forward(p, &x.features.clone().into())?;
+        let words = match x.keep {
+            Some(keep) => {
+                let keep = keep.clone().into();
+                p.op(SelectRows, &[&words, &keep, &p.param(&self.mask_token), tables])?
+            }
+            None => p.op(ADD, &[&words, tables])?,
+        };
         match &self.word_r {
-            Some(w) => p.op(ADD, &[&x, &w.forward(p, &r.clone().into())?]),
-            None => Ok(x),
+            Some(w) => p.op(ADD, &[&words, &w.forward(p, &x.r.clone().into())?]),
+            None => Ok(words),
         }
     }
 
@@ -222,12 +224,12 @@ impl MaskedAr {
         inputs: &Inputs<'_>,
         noise: Option<TrainNoise>,
     ) -> Result<Var> {
-        let start = self.start(p, cond)?;
-        let words = self.words(p, inputs.features, inputs.r, inputs.keep)?;
-        let x = p.op(Concat { axis: 1 }, &[&start, &words])?;
-        let per_scale = self.dims.patch_nums.iter().enumerate();
-        let levels = per_scale.flat_map(|(k, n)| vec![k as i32; n * n]).collect();
-        let mut x = p.op(ADD, &[&x, &self.tables(p, 0, levels)?])?;
+        let first = self.dims.patch_nums.first().map_or(0, |n| n * n);
+        let start = p.op(ADD, &[&self.start(p, cond)?, &self.tables(p, 0, vec![0; first])?])?;
+        let later = self.dims.patch_nums.iter().enumerate().skip(1);
+        let levels = later.flat_map(|(k, n)| vec![k as i32; n * n]).collect();
+        let words = self.words(p, inputs, &self.tables(p, first, levels)?)?;
+        let mut x = p.op(Concat { axis: 1 }, &[&start, &words])?;
         let modulation = self.modulation(p, cond)?;
         let ends = Mask::Blocks(self.ends());
         for (i, (block, m)) in self.blocks.iter().zip(&modulation.blocks).enumerate() {
@@ -249,13 +251,12 @@ impl MaskedAr {
         (modulation, caches): (&Modulation, &mut [KvCache]),
         inputs: Option<&Inputs<'_>>,
     ) -> Result<Var> {
-        let x = match inputs {
-            None => self.start(p, cond)?,
-            Some(i) => self.words(p, i.features, i.r, i.keep)?,
-        };
-        let n = x.dims()[1];
         let before = self.dims.patch_nums[..k].iter().map(|p| p * p).sum();
-        let mut x = p.op(ADD, &[&x, &self.tables(p, before, vec![k as i32; n])?])?;
+        let tables = self.tables(p, before, vec![k as i32; self.dims.patch_nums[k].pow(2)])?;
+        let mut x = match inputs {
+            None => p.op(ADD, &[&self.start(p, cond)?, &tables])?,
+            Some(i) => self.words(p, i, &tables)?,
+        };
         for ((block, m), cache) in self.blocks.iter().zip(&modulation.blocks).zip(caches) {
             x = block.forward(p, x, m, (Mask::Full, Some(cache)), None)?;
         }

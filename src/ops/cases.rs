@@ -14,6 +14,8 @@ pub enum Fill {
     Away(f64),
     /// Integers in 0..n.
     Below(usize),
+    /// Zeros and ones.
+    Coins,
 }
 
 /// One input of a case.
@@ -37,6 +39,10 @@ impl Input {
     /// Normal, at least `gap` from zero.
     pub fn away(shape: impl Into<Shape>, gap: f64) -> Self {
         Self { shape: shape.into(), fill: Fill::Away(gap) }
+    }
+    /// Zeros and ones.
+    pub fn coins(shape: impl Into<Shape>) -> Self {
+        Self { shape: shape.into(), fill: Fill::Coins }
     }
     /// Integers in 0..n.
     pub fn below(shape: impl Into<Shape>, n: usize) -> Self {

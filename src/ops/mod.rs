@@ -20,6 +20,7 @@ pub mod kinds;
 mod lanes;
 pub mod layout;
 pub mod loss;
+pub mod mask;
 pub mod norm;
 pub mod op;
 pub mod optim;
@@ -80,6 +81,7 @@ table! {
     embed: GatherRows, ScatterRows, TimeEmbed, TimeEmbedSlope;
     loss: CrossEntropy, CrossEntropyVjp;
     flow: FlowPath, FlowLoss, FlowLossVjp;
+    mask: KeepMask, KeepCoins, SelectRows, MaskRows;
     sample: SampleToken;
     random: RandomUniform, RandomNormal, DropoutMask;
     optim: AdamW, GlobalNorm;

@@ -63,6 +63,11 @@ pub trait Real:
         s
     }
 
+    /// 1 where the value is above 0, else 0; a constant.
+    #[inline(always)]
+    fn step(self) -> Self {
+        Self::of(if self.val() > 0.0 { 1.0 } else { 0.0 })
+    }
     /// The larger.
     #[inline(always)]
     fn max(self, o: Self) -> Self {
@@ -301,6 +306,11 @@ impl Neg for Running {
     }
 }
 impl Real for Running {
+    /// Either answer is right where rounding may decide.
+    fn step(self) -> Self {
+        let v = if self.v > 0.0 { 1.0 } else { 0.0 };
+        Self { v, e: if self.v.abs() <= self.e { 1.0 } else { 0.0 } }
+    }
     fn of(x: f64) -> Self {
         Self { v: x, e: (x - f64::from(x as f32)).abs() }
     }

@@ -50,6 +50,7 @@ pub fn fill(op: &dyn DynOp, inputs: &[Input], seed: u64) -> Vec<Data> {
                 let push = |x: f32| x + (gap as f32).copysign(x);
                 stream.normals(n).into_iter().map(push).collect()
             }
+            Fill::Coins => (0..n).map(|i| stream.below(i, 2) as f32).collect(),
             Fill::Below(end) => (0..n).map(|i| stream.below(i, end) as f32).collect(),
         };
         let is_int = op.int_inputs().contains(&i);
