@@ -266,7 +266,7 @@ impl System {
         let refiner = Refiner {
             msvq: &self.msvq,
             phi: Some(&self.phi),
-            stats: &self.stats,
+            stats: self.stats.clone(),
             mask: &self.config.mask,
             ar: &ar_cfg,
             seed: 3,

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use super::param::{Param, Params};
 use super::tape::{Gradients, Node, Tape};
+use crate::device::Device;
 use crate::error::{Error, Result, Within};
 use crate::ops::{Diff, DynOp, Saved, run};
 use crate::tensor::{DType, Tensor};
@@ -198,12 +199,13 @@ impl Pass {
             let what = format!("a loss is one real number, not {}", loss.value.shape());
             return Err(Error::shape("backward", what));
         }
-        let seed = Tensor::full(dtype, loss.value.shape(), 1.0);
-        self.backward_from(loss, seed)
+        self.backward_from(loss, Tensor::full(dtype, loss.value.shape(), 1.0))
     }
 
     /// Gradients for a given gradient of `y`. The tape is used up.
     pub fn backward_from(self, y: &Var, gy: Tensor) -> Result<Gradients> {
+        // Put where y is: rules that look at the gradient alone would run on the CPU else.
+        let gy = Device::of([&y.value]).put(&gy)?;
         match (self.tape, y.node) {
             (Some(tape), Some(node)) => tape.into_inner().backward(node, gy),
             _ => Err(Error::Internal("nothing was recorded for this value".into())),

@@ -6,6 +6,7 @@ use super::mask::{MaskInput, Refined, refine};
 use super::msvq::Msvq;
 use super::phi::Phi;
 use crate::config::{ArConfig, MaskConfig, MaskTarget};
+use crate::device::Device;
 use crate::error::{Error, Result, Within};
 use crate::ops::call;
 use crate::ops::elementwise::{ADD, Mul, SUB};
@@ -63,6 +64,15 @@ impl FeatureStats {
         Self::new(take("feature.mean")?, take("feature.std")?)
     }
 
+    /// The same numbers on a device.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn on(&self, device: &Device) -> Result<Self> {
+        let put = |t: &Tensor| device.put(t);
+        Ok(Self { mean: put(&self.mean)?, std: put(&self.std)?, inverse: put(&self.inverse)? })
+    }
+
     /// The stored tensors: (mean, deviation).
     pub fn parts(&self) -> (&Tensor, &Tensor) {
         (&self.mean, &self.std)
@@ -80,14 +90,14 @@ impl FeatureStats {
 }
 
 /// Everything between tokens and the transformer's input.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Refiner<'a> {
     /// The tokenizer.
     pub msvq: &'a Msvq,
     /// Phi; None for plain VAR.
     pub phi: Option<&'a Phi>,
     /// Channel statistics.
-    pub stats: &'a FeatureStats,
+    pub stats: FeatureStats,
     /// The mask.
     pub mask: &'a MaskConfig,
     /// The transformer's switches.
@@ -145,6 +155,7 @@ impl Refiner<'_> {
         let target = |f_hat: &Tensor| self.target(k, f_prev, truth, f_hat);
         let x = MaskInput { r_k: &r_std, z, k, ids, seed: self.seed };
         let Refined { f_hat, keep, .. } = refine(phi, self.mask, &x, &target)?;
+        let keep = keep.map(|keep| Device::of([&f_hat]).put(&keep)).transpose()?;
         let restored = self.stats.restore(&f_hat)?;
         let pooled =
             self.msvq.quantiser().pool(k, if self.ar.standardise { &f_hat } else { &restored })?;
@@ -182,14 +193,15 @@ impl Refiner<'_> {
         let masked = per_scale.iter().any(|s| s.keep.is_some());
         let ones = |s: &ScaleInputs| {
             let d = s.features.shape().dims();
-            Tensor::full(s.features.dtype(), [d[0], d[1], 1], 1.0)
+            let ones = Tensor::full(s.features.dtype(), [d[0], d[1], 1], 1.0);
+            Device::of([&s.features]).put(&ones)
         };
-        let keeps =
-            || per_scale.iter().map(|s| s.keep.clone().unwrap_or_else(|| ones(s))).collect();
+        let keep = |s: &ScaleInputs| s.keep.clone().map_or_else(|| ones(s), Ok);
+        let keeps = || per_scale.iter().map(keep).collect::<Result<Vec<_>>>();
         Ok(ScaleInputs {
             features: join(per_scale.iter().map(|s| s.features.clone()).collect())?,
             r: join(per_scale.iter().map(|s| s.r.clone()).collect())?,
-            keep: masked.then(|| join(keeps())).transpose()?,
+            keep: masked.then(|| join(keeps()?)).transpose()?,
             f_hat: None,
         })
     }

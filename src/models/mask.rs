@@ -13,9 +13,10 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::elementwise::{ADD, Affine, SUB};
 use crate::ops::mask::{KeepCoins, KeepMask, Level};
+use crate::ops::random::{Rows, normal_rows, numbers};
 use crate::ops::resample::{Map, Resample};
 use crate::ops::{call, run, run_on};
-use crate::tensor::{Purpose, Stream, Tensor};
+use crate::tensor::{Purpose, Tensor};
 
 /// Scale indices of further noise draws are this far apart from the scales themselves.
 const DRAW_STRIDE: u16 = 256;
@@ -47,11 +48,9 @@ pub struct Refined {
 /// Noise of a row: a function of (seed, tile, scale, draw) alone.
 pub fn noise(phi: &Phi, x: &MaskInput<'_>, draw: u16) -> Result<Tensor> {
     let d = phi.dims();
-    let n = d.side * d.side * d.d;
-    let scale = x.k as u16 + draw * DRAW_STRIDE;
-    let rows = x.ids.iter().map(|&id| Stream::new(x.seed, id, scale, Purpose::Noise).normals(n));
-    let values: Vec<f32> = rows.flatten().collect();
-    Ok(Tensor::new(values, [x.ids.len(), d.side, d.side, d.d])?.cast(x.z.dtype()))
+    let (scale, row) = (x.k as u16 + draw * DRAW_STRIDE, [d.side, d.side, d.d].into());
+    let rows = Rows { seed: x.seed, scale, purpose: Purpose::Noise, row };
+    Ok(normal_rows(&Device::of([x.r_k]), rows, x.ids)?.cast(x.z.dtype()))
 }
 
 /// f_hat_k and M_k. `target` gives f* for a prediction f_hat (both standardised).
@@ -150,10 +149,4 @@ fn coins(cfg: &MaskConfig, x: &MaskInput<'_>) -> Result<Tensor> {
     let coins = run_on(&Device::of([x.r_k]), &op, &[&numbers(x.ids)?])?;
     let none = || Error::Internal("keep_coins has no output".into());
     Ok(coins.into_iter().next().ok_or_else(none)?.cast(x.z.dtype()))
-}
-
-/// Tiles' numbers [B, 2], low words first.
-fn numbers(ids: &[u64]) -> Result<Tensor> {
-    let words = ids.iter().flat_map(|&id| [id as u32, (id >> 32) as u32].map(u32::cast_signed));
-    Tensor::new_i32(words.collect(), [ids.len(), 2])
 }

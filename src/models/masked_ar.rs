@@ -8,6 +8,7 @@
 
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::config::{ArConfig, RnaEncoding};
+use crate::device::Device;
 use crate::error::{Error, Result, Within};
 use crate::nn::{AdaLn, Init, KvCache, Linear, Mlp, SelfAttention, norm_modulate};
 use crate::ops::attention::Mask;
@@ -165,6 +166,7 @@ impl MaskedAr {
         };
         let keep: Vec<f64> = null.iter().map(|&n| f64::from(u8::from(!n))).collect();
         let keep = Tensor::from_f64s(made.value().dtype(), keep, [b, 1])?;
+        let keep = Device::of([made.value()]).put(&keep)?;
         let spread = p.op(BroadcastTo { to: [b, c].into() }, &[&p.param(&self.null)])?;
         blend(p, &made, &spread, &keep)
     }

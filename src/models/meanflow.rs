@@ -9,6 +9,7 @@
 use super::phi::{Phi, PhiInput};
 use crate::autograd::{Pass, Var};
 use crate::config::{Clamp, FlowMode, Formulation, MeanFlowConfig, TangentKind, TimeSampler};
+use crate::device::Device;
 use crate::error::{Error, Result, Within};
 use crate::ops::elementwise::{ADD, Affine, Axpy, SUB};
 use crate::ops::flow::{self, FlowPath};
@@ -175,7 +176,8 @@ pub fn loss(phi: &Phi, p: &Pass, b: &FlowBatch<'_>) -> Result<FlowLoss> {
     let cfg = phi.config();
     let dtype = b.f.dtype();
     let rows = b.times.t.len();
-    let at = |x: &[f64]| Tensor::from_f64s(dtype, x.to_vec(), [rows]);
+    let device = Device::of([b.f]);
+    let at = |x: &[f64]| device.put(&Tensor::from_f64s(dtype, x.to_vec(), [rows])?);
     let (t, r) = (at(&b.times.t)?, at(&b.times.r)?);
     if cfg.mode == FlowMode::Vit {
         let zeros = Tensor::zeros(dtype, b.f.shape());
@@ -196,7 +198,7 @@ pub fn loss(phi: &Phi, p: &Pass, b: &FlowBatch<'_>) -> Result<FlowLoss> {
     let (f_var, t_var) = match cfg.mode {
         FlowMode::FlowMatching => (Var::constant(f_t), Var::constant(t)),
         _ => {
-            let one = Tensor::full(dtype, t.shape(), 1.0);
+            let one = device.put(&Tensor::full(dtype, t.shape(), 1.0))?;
             (p.with_tangent(f_t, tangent), p.with_tangent(t, one))
         }
     };
@@ -257,9 +259,12 @@ pub struct FlowCond<'a> {
 pub fn sample(phi: &Phi, p: &Pass, eps: &Tensor, r_k: &Var, cond: &FlowCond<'_>) -> Result<Var> {
     let cfg = phi.config();
     let rows = cond.null.len();
-    let time = |x: f64| Var::constant(Tensor::full(eps.dtype(), [rows], x));
+    let device = Device::of([eps]);
+    let time = |x: f64| {
+        Ok::<_, Error>(Var::constant(device.put(&Tensor::full(eps.dtype(), [rows], x))?))
+    };
     let u = |f: &Var, t: f64, r: f64| {
-        let (t, r) = (time(t), time(r));
+        let (t, r) = (time(t)?, time(r)?);
         let (z, null, k) = (cond.z, cond.null, cond.k);
         phi.forward(p, &PhiInput { f, r_k, z, null, t: &t, r: &r, k })
     };

@@ -7,6 +7,7 @@
 
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::config::{FlowMode, MeanFlowConfig, TimePair};
+use crate::device::Device;
 use crate::error::{Result, Within};
 use crate::nn::{
     AdaLn, CrossAttention, Init, Linear, Mlp, SelfAttention, layer_norm, norm_modulate,
@@ -198,6 +199,7 @@ impl Phi {
     fn z(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
         let keep = x.null.iter().map(|&n| f64::from(u8::from(self.cfg.rna && !n))).collect();
         let keep = Tensor::from_f64s(x.f.value().dtype(), keep, [x.null.len(), 1])?;
+        let keep = Device::of([x.f.value()]).put(&keep)?;
         let rest = p.op(Affine { scale: -1.0, shift: 1.0 }, &[&keep.clone().into()])?;
         let z = p.op(Mul, &[&x.z.clone().into(), &keep.into()])?;
         let spread = crate::ops::reduce::BroadcastTo { to: z.value().shape().clone() };

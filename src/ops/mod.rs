@@ -33,6 +33,8 @@ pub mod sample;
 mod table;
 mod verify;
 
+use std::cell::RefCell;
+
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape, Tensor};
@@ -83,11 +85,30 @@ table! {
     flow: FlowPath, FlowLoss, FlowLossVjp;
     mask: KeepMask, KeepCoins, SelectRows, MaskRows;
     sample: SampleToken;
-    random: RandomUniform, RandomNormal, DropoutMask;
+    random: RandomUniform, RandomNormal, DropoutMask, UniformRows, NormalRows;
     optim: AdamW, GlobalNorm;
     group_norm: GroupNorm, GroupNormJvp, GroupNormVjp;
     resample: Resample;
     quantize: NearestCode;
+}
+
+thread_local!(static HEARD: RefCell<Option<Vec<Ran>>> = const { RefCell::new(None) });
+
+/// An op that was run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// [`Op::NAME`].
+    pub op: &'static str,
+    /// Whether it was the CPU that computed it.
+    pub on_cpu: bool,
+}
+
+/// Runs `f` and returns with its result the ops that this thread ran meanwhile, in order: how a
+/// test knows that nothing of a model fell back to the CPU.
+pub fn heard<T>(f: impl FnOnce() -> T) -> (T, Vec<Ran>) {
+    let before = HEARD.replace(Some(Vec::new()));
+    let done = f();
+    (done, HEARD.replace(before).unwrap_or_default())
 }
 
 /// Runs an op on the device that its inputs are on, the CPU if none is elsewhere: [`run_on`].
@@ -102,6 +123,10 @@ pub fn run(op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor>> {
 /// Inputs that do not fit, an op that the device has no kernels for, and those of the device.
 pub fn run_on(device: &Device, op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor>> {
     let outs = checked_shapes(op, x)?;
+    HEARD.with_borrow_mut(|heard| {
+        let ran = Ran { op: op.name(), on_cpu: matches!(device, Device::Cpu) };
+        heard.iter_mut().for_each(|all| all.push(ran));
+    });
     match (device, float_type(op, x)?) {
         (Device::Cuda(queue), _) => cuda::run(queue, op, x, outs),
         (Device::Plan(meter), dtype) => {

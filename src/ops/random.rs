@@ -1,16 +1,18 @@
-//! Random numbers as ops: a stream's uniforms and normals, and dropout masks.
+//! Random numbers as ops: a stream's uniforms and normals, dropout masks, and rows of numbers of
+//! which each has a stream of its own.
 //!
-//! They have no inputs: a tensor of them is a function of the stream's name and its shape, the same
-//! bits on every device. In f64 they are the f32 numbers, widened, so that a model in f64 draws
-//! what its f32 twin draws.
+//! A tensor of them is a function of the streams' names and its shape, the same bits on every
+//! device. In f64 they are the f32 numbers, widened, so that a model in f64 draws what its f32 twin
+//! draws.
 
 use std::ops::RangeInclusive;
 
 use super::cuda::{Kernels, kernels, over_elements};
-use super::{Case, Cases, CpuFace, Diff, In, Op, Out, Real};
+use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real, run_on};
+use crate::device::Device;
 use crate::device::launch::random as launch;
 use crate::error::{Error, Result};
-use crate::tensor::{Purpose, Shape, Stream};
+use crate::tensor::{Purpose, Shape, Stream, Tensor};
 
 /// Uniforms 0.. of a stream, in [0, 1).
 #[derive(Clone, Debug)]
@@ -40,6 +42,53 @@ pub struct DropoutMask {
     pub shape: Shape,
     /// The probability of 0, at least 0 and below 1.
     pub rate: f64,
+}
+
+/// What names the numbers of rows, beside the number of each row's sample.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    /// The run's seed.
+    pub seed: u64,
+    /// The scale.
+    pub scale: u16,
+    /// What they are for.
+    pub purpose: Purpose,
+    /// The shape of one row.
+    pub row: Shape,
+}
+
+/// Uniforms in [0, 1), a row for each sample, whose numbers [B, 2] are the input (low word first):
+/// those 0.. of its stream.
+#[derive(Clone, Debug)]
+pub struct UniformRows(pub Rows);
+
+/// Standard normals, a row for each sample, whose numbers [B, 2] are the input (low word first):
+/// those 0.. of its stream.
+#[derive(Clone, Debug)]
+pub struct NormalRows(pub Rows);
+
+/// Rows of standard normals on a device, one for each sample, of [B, ..].
+///
+/// # Errors
+/// Those of the device.
+pub fn normal_rows(device: &Device, rows: Rows, samples: &[u64]) -> Result<Tensor> {
+    let none = || Error::Internal("normal_rows has no output".into());
+    run_on(device, &NormalRows(rows), &[&numbers(samples)?])?.pop().ok_or_else(none)
+}
+
+/// As [`normal_rows`], uniforms in [0, 1).
+///
+/// # Errors
+/// Those of the device.
+pub fn uniform_rows(device: &Device, rows: Rows, samples: &[u64]) -> Result<Tensor> {
+    let none = || Error::Internal("uniform_rows has no output".into());
+    run_on(device, &UniformRows(rows), &[&numbers(samples)?])?.pop().ok_or_else(none)
+}
+
+/// Samples' numbers [B, 2], low words first.
+pub fn numbers(samples: &[u64]) -> Result<Tensor> {
+    let words = samples.iter().flat_map(|&s| [s as u32, (s >> 32) as u32].map(u32::cast_signed));
+    Tensor::new_i32(words.collect(), [samples.len(), 2])
 }
 
 /// Why nothing here has derivative rules.
@@ -183,6 +232,117 @@ impl Op for DropoutMask {
                 Case::new("drawn", Self { stream, shape, rate }, Vec::new())
             },
         )
+    }
+}
+
+impl Rows {
+    fn stream(&self, words: &[i32]) -> Stream {
+        let word = |i: usize| u64::from(words.get(i).map_or(0, |w| w.cast_unsigned()));
+        Stream::new(self.seed, word(0) | word(1) << 32, self.scale, self.purpose)
+    }
+
+    /// Key and last word of every row's stream, as the kernels take them.
+    fn name(&self) -> ([u32; 2], u32) {
+        let (key, tail) = self.stream(&[]).name();
+        (key, tail[2])
+    }
+
+    fn shapes(&self, op: &'static str, x: &[&Shape]) -> Result<Vec<Shape>> {
+        match *x[0].dims() {
+            [rows, 2] => Ok(vec![Shape::from([&[rows], self.row.dims()].concat())]),
+            _ => Err(Error::shape(op, format!("wants numbers [B, 2]; found {}", x[0]))),
+        }
+    }
+
+    fn cases<O: Op>(make: fn(Self) -> O, draw: fn(&mut super::Draw<'_>) -> Case) -> Cases {
+        let case = |(name, rows, row): (&str, usize, &[usize])| {
+            let (seed, purpose) = (0x0123_4567_89ab_cdef, Purpose::Test);
+            let of = Self { seed, scale: 3, purpose, row: row.into() };
+            Case::new(name, make(of), vec![Input::below([rows, 2], 1 << 30)])
+        };
+        let shapes: [(&str, usize, &[usize]); 6] = [
+            ("none", 0, &[4]),
+            ("one", 1, &[1]),
+            ("odd", 3, &[5, 7]),
+            ("packets", 8, &[16]),
+            ("no_columns", 2, &[0]),
+            ("past_a_chunk", 2, &[4099]),
+        ];
+        let bench = vec![case(("scale", 64, &[16, 16, 32]))];
+        Cases { named: shapes.map(case).into(), draw, bench }
+    }
+
+    fn drawn(d: &mut super::Draw<'_>) -> (Self, Vec<Input>) {
+        let (seed, row) = (d.size(0, 9999) as u64, Shape::from([d.size(1, 40)]));
+        let of = Self { seed, scale: 1, purpose: Purpose::Test, row };
+        (of, vec![Input::below([d.size(1, 9), 2], 1 << 30)])
+    }
+}
+
+/// Rows of `f`'s numbers of each sample's stream.
+fn each_row<R: Real>(
+    of: &Rows,
+    x: &[In<'_, R>],
+    y: &mut [Out<'_, R>],
+    f: impl Fn(&Stream, usize) -> Vec<f32>,
+) {
+    let n = of.row.len();
+    for (y, words) in y[0].r().chunks_mut(n.max(1)).zip(x[0].i().chunks(2)) {
+        for (y, v) in y.iter_mut().zip(f(&of.stream(words), n)) {
+            *y = R::of(f64::from(v));
+        }
+    }
+}
+
+impl Op for UniformRows {
+    const NAME: &'static str = "uniform_rows";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
+    const INT_INPUTS: &'static [usize] = &[0];
+    const DIFF: Diff = DRAWN;
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
+        let (rows, cols, ([k0, k1], last)) = (x[0].shape.matrix().0, op.0.row.len(), op.0.name());
+        let (y, samples) = (&mut y[0].get::<T>()?, x[0].get::<i32>()?);
+        let grid = over_elements(q, rows * cols);
+        launch::uniform_rows_fwd(q, grid, y, &samples, rows, cols, k0, k1, last)
+    });
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        self.0.shapes(Self::NAME, x)
+    }
+    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        each_row(&self.0, x, y, Stream::uniforms);
+    }
+    fn cases() -> Cases {
+        Rows::cases(Self, |d| {
+            let (of, inputs) = Rows::drawn(d);
+            Case::new("drawn", Self(of), inputs)
+        })
+    }
+}
+
+impl Op for NormalRows {
+    const NAME: &'static str = "normal_rows";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
+    const INT_INPUTS: &'static [usize] = &[0];
+    const DIFF: Diff = DRAWN;
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
+        let (rows, cols, ([k0, k1], last)) = (x[0].shape.matrix().0, op.0.row.len(), op.0.name());
+        let (y, samples) = (&mut y[0].get::<T>()?, x[0].get::<i32>()?);
+        let grid = over_elements(q, rows * cols);
+        launch::normal_rows_fwd(q, grid, y, &samples, rows, cols, k0, k1, last)
+    });
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        self.0.shapes(Self::NAME, x)
+    }
+    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        each_row(&self.0, x, y, Stream::normals);
+    }
+    fn cases() -> Cases {
+        Rows::cases(Self, |d| {
+            let (of, inputs) = Rows::drawn(d);
+            Case::new("drawn", Self(of), inputs)
+        })
     }
 }
 

@@ -19,7 +19,7 @@ use crate::ops::sample::SampleToken;
 use crate::tensor::{DType, Purpose, Stream, Tensor};
 
 /// Everything a tile is drawn with.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Sampler<'a> {
     /// Tokenizer, Phi, mask and seed.
     pub refiner: Refiner<'a>,

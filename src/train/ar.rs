@@ -6,57 +6,86 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::Stage;
+use super::frozen::{Frozen, tokenizes_on};
 use super::learner::Learner;
 use super::log::StepLog;
 use super::schedule::learning_rate;
 use super::tissue::{Batches, TissueBatch};
 use crate::autograd::{Params, Pass, Var};
 use crate::config::{Config, RnaEncoding};
+use crate::device::Device;
 use crate::error::Result;
-use crate::models::genevar::Refiner;
+use crate::models::genevar::{FeatureStats, Refiner, ScaleInputs};
 use crate::models::masked_ar::{Cond, Inputs, MaskedAr, TrainNoise};
+use crate::models::msvq::Msvq;
+use crate::models::phi::Phi;
 use crate::ops::elementwise::Affine;
 use crate::ops::layout::Reshape;
 use crate::ops::loss::CrossEntropy;
 use crate::ops::reduce::SumTo;
 use crate::tensor::{Purpose, Stream, Tensor};
 
+/// The models before the transformer.
+pub struct Before {
+    /// The tokenizer.
+    pub msvq: Frozen<Msvq>,
+    /// Phi; None for plain VAR.
+    pub phi: Option<Frozen<Phi>>,
+    /// Channel statistics of feature maps.
+    pub stats: FeatureStats,
+}
+
 /// Training of the transformer.
 pub struct ArStage<'a> {
     cfg: &'a Config,
-    refiner: Refiner<'a>,
+    before: &'a Before,
+    /// The statistics of `before`, on the device.
+    stats: FeatureStats,
     batches: Batches,
     params: Params,
     model: MaskedAr,
     learner: Learner,
     held_out: Option<Held>,
     notes: Map<String, Value>,
+    device: Device,
 }
 
-/// Held-out rows, embedded once: only the transformer changes between looks at them.
+/// Held-out rows, embedded at the first look: only the transformer changes between looks at them.
 struct Held {
     every: u64,
-    examples: Prepared,
+    batch: TissueBatch,
+    examples: Option<Prepared>,
 }
 
 /// A batch with everything the transformer needs.
 struct Prepared {
     tokens: Tensor,
-    inputs: crate::models::genevar::ScaleInputs,
-    batch: TissueBatch,
+    inputs: ScaleInputs,
+    /// What the transformer is conditioned on.
+    condition: Tensor,
 }
 
 impl<'a> ArStage<'a> {
     /// Takes over freshly made (or warm) parameters.
     pub fn new(
         cfg: &'a Config,
-        refiner: Refiner<'a>,
+        before: &'a Before,
         batches: Batches,
         (params, model): (Params, MaskedAr),
     ) -> Result<Self> {
         let learner = Learner::new(&params, &cfg.train.ar)?;
-        let notes = Map::new();
-        Ok(Self { cfg, refiner, batches, params, model, learner, held_out: None, notes })
+        Ok(Self {
+            cfg,
+            before,
+            stats: before.stats.clone(),
+            batches,
+            params,
+            model,
+            learner,
+            held_out: None,
+            notes: Map::new(),
+            device: Device::Cpu,
+        })
     }
 
     /// What a reader of the checkpoint needs beside tensors.
@@ -70,22 +99,35 @@ impl<'a> ArStage<'a> {
     /// (`val_gap_k`): the gap is what RNA tells the model, and where it stops growing, training
     /// should.
     pub fn with_held_out(mut self, mut held_out: Batches, every: u64) -> Result<Self> {
-        let examples = self.prepare(held_out.at(0)?, None)?;
-        self.held_out = Some(Held { every, examples });
+        self.held_out = Some(Held { every, batch: held_out.at(0)?, examples: None });
         Ok(self)
     }
 
-    fn prepare(&self, batch: TissueBatch, noise_step: Option<u64>) -> Result<Prepared> {
-        let msvq = self.refiner.msvq;
+    fn prepare(&self, batch: &TissueBatch, noise_step: Option<u64>) -> Result<Prepared> {
+        let msvq = &self.before.msvq;
         let f = msvq.encode(&Pass::eval(), &batch.pixels.clone().into())?;
         let tokens = msvq.quantiser().tokens(f.value())?;
         let seen = match noise_step {
             Some(step) if self.cfg.ar.token_noise > 0.0 => self.corrupt(&tokens, step)?,
             _ => tokens.clone(),
         };
-        let pyramid = msvq.quantiser().pyramid(&seen)?;
-        let inputs = self.refiner.teacher(&pyramid, &batch.z, &batch.ids)?;
-        Ok(Prepared { tokens, inputs, batch })
+        let here = |f: &Tensor| self.device.put(f);
+        let pyramid = msvq.quantiser().pyramid(&seen)?.iter().map(here).collect::<Result<Vec<_>>>();
+        let refiner = Refiner {
+            msvq,
+            phi: self.before.phi.as_deref(),
+            stats: self.stats.clone(),
+            mask: &self.cfg.mask,
+            ar: &self.cfg.ar,
+            seed: self.cfg.seed,
+        };
+        let inputs = refiner.teacher(&pyramid?, &here(&batch.z)?, &batch.ids)?;
+        let condition = match (self.cfg.ar.rna, &batch.genes) {
+            (RnaEncoding::ClassLabel, _) => &batch.classes,
+            (RnaEncoding::Linear, Some(genes)) => genes,
+            _ => &batch.z,
+        };
+        Ok(Prepared { tokens: here(&tokens)?, inputs, condition: here(condition)? })
     }
 
     /// Replaces a share of the tokens by random ones before they become inputs.
@@ -107,10 +149,9 @@ impl<'a> ArStage<'a> {
         null: &[bool],
         noise: Option<TrainNoise>,
     ) -> Result<(Var, Tensor)> {
-        let cond = match (self.cfg.ar.rna, &x.batch.genes) {
-            (RnaEncoding::ClassLabel, _) => Cond::Class(&x.batch.classes),
-            (RnaEncoding::Linear, Some(genes)) => Cond::Vector(genes),
-            _ => Cond::Vector(&x.batch.z),
+        let cond = match self.cfg.ar.rna {
+            RnaEncoding::ClassLabel => Cond::Class(&x.condition),
+            _ => Cond::Vector(&x.condition),
         };
         let cond = self.model.condition(p, &cond, null)?;
         let inputs =
@@ -126,20 +167,31 @@ impl<'a> ArStage<'a> {
         Ok((mean, rows.into_value()))
     }
 
-    fn forward(&mut self, step: u64, pass: &Pass) -> Result<(Var, f64)> {
+    /// The loss, and the share of positions that the mask kept.
+    fn forward(&mut self, step: u64, pass: &Pass) -> Result<(Var, Option<Tensor>)> {
         let batch = self.batches.at(step)?;
-        let x = self.prepare(batch, Some(step))?;
-        let keep = x.inputs.keep.as_ref().map_or(1.0, mean);
+        let x = self.prepare(&batch, Some(step))?;
         let noise = Some(TrainNoise { seed: self.cfg.seed, step });
-        Ok((self.loss(pass, &x, &x.batch.null, noise)?.0, keep))
+        Ok((self.loss(pass, &x, &batch.null, noise)?.0, x.inputs.keep))
     }
 
     /// Adds the loss on the held-out rows, taken with the running mean of the weights.
-    fn look(&self, held: &Held, log: StepLog) -> Result<StepLog> {
-        let rows = held.examples.batch.ids.len();
+    fn look(&mut self, log: StepLog) -> Result<StepLog> {
+        let Some(mut held) = self.held_out.take() else { return Ok(log) };
+        let examples = match held.examples.take() {
+            Some(examples) => examples,
+            None => self.prepare(&held.batch, None)?,
+        };
+        let log = self.looked(&examples, log);
+        self.held_out = Some(Held { examples: Some(examples), ..held });
+        log
+    }
+
+    fn looked(&self, examples: &Prepared, log: StepLog) -> Result<StepLog> {
+        let rows = examples.condition.shape().dims().first().copied().unwrap_or(0);
         let at = |null: bool| -> Result<(f64, Vec<f64>)> {
             let nulls = vec![null; rows];
-            let (mean, tokens) = self.loss(&Pass::eval(), &held.examples, &nulls, None)?;
+            let (mean, tokens) = self.loss(&Pass::eval(), examples, &nulls, None)?;
             Ok((mean.value().item()?, self.by_scale(&tokens)))
         };
         let ((own, owns), (null, nulls)) = self.learner.averaged(|| Ok((at(false)?, at(true)?)))?;
@@ -176,28 +228,41 @@ impl Stage for ArStage<'_> {
         let lr = learning_rate(&self.cfg.train.ar, step);
         let pass = Pass::tape().training(&self.params);
         let (l, keep) = self.forward(step, &pass)?;
-        let value = l.value().item()?;
-        let mut log = StepLog::new(value, lr).with("keep_rate", keep);
-        if value.is_finite() {
-            let grads = pass.backward(&l)?;
-            log = log.with("grad_norm", self.learner.update(&grads, lr, step)?.item()?);
+        let grads = pass.backward(&l)?;
+        let norm = self.learner.update(&grads, lr, step)?;
+        let log = StepLog::new(l.value().item()?, lr)
+            .with("keep_rate", keep.as_ref().map_or(1.0, mean))
+            .with("grad_norm", norm.item()?);
+        match self.held_out.as_ref().is_some_and(|h| step.is_multiple_of(h.every)) {
+            true => self.look(log),
+            false => Ok(log),
         }
-        if let Some(held) = self.held_out.as_ref().filter(|h| step.is_multiple_of(h.every)) {
-            log = self.look(held, log)?;
-        }
-        Ok(log)
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = self.learner.state("")?;
-        let (mean, std) = self.refiner.stats.parts();
+        let (mean, std) = self.stats.parts();
         state.insert("feature.mean".into(), mean.clone());
         state.insert("feature.std".into(), std.clone());
         Ok(state)
     }
 
     fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
-        self.learner.restore(&state, "")
+        self.learner.restore(&state, "")?;
+        self.place(&self.device.clone())
+    }
+
+    fn place(&mut self, device: &Device) -> Result<()> {
+        self.before.msvq.place(&tokenizes_on(device))?;
+        self.before.phi.iter().try_for_each(|phi| phi.place(device))?;
+        self.stats = self.before.stats.on(device)?;
+        self.params.place(device)?;
+        self.learner.place(device)?;
+        if let Some(held) = &mut self.held_out {
+            held.examples = None;
+        }
+        self.device = device.clone();
+        Ok(())
     }
 
     fn diagnose(&mut self, step: u64) -> Result<()> {

@@ -70,8 +70,8 @@ pub struct TrainArgs {
     /// Begin from the weights of another run or bundle (all stages but the gene prior).
     #[arg(long)]
     warm: Option<PathBuf>,
-    /// Where to train: cpu, cuda, or cuda:1 for the second GPU (so far the gene prior alone trains
-    /// on a GPU).
+    /// Where to train: cpu, cuda, or cuda:1 for the second GPU (the tokenizer trains on the CPU so
+    /// far).
     #[arg(long, default_value = "cpu")]
     device: String,
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::Stage;
+use super::frozen::{Frozen, tokenizes_on};
 use super::learner::Learner;
 use super::log::StepLog;
 use super::schedule::{learning_rate, ramp};
@@ -13,6 +14,7 @@ use crate::autograd::{Params, Pass};
 use crate::config::{Config, CounterfactualConfig, FlowMode};
 use crate::data::augment::Counterfactual;
 use crate::data::loader::to_tensor;
+use crate::device::Device;
 use crate::error::Result;
 use crate::io::images::Rgb;
 use crate::models::genevar::FeatureStats;
@@ -21,6 +23,8 @@ use crate::models::msvq::Msvq;
 use crate::models::phi::Phi;
 use crate::ops::call;
 use crate::ops::elementwise::SUB;
+use crate::ops::embed::GatherRows;
+use crate::ops::random::{Rows, normal_rows};
 use crate::tensor::{Purpose, Stream, Tensor};
 
 /// Scale index of the stream that draws lambda; the times use 0 and 1, the scale 2.
@@ -29,26 +33,28 @@ const LAMBDA: u16 = 3;
 /// Training of Phi with everything before it frozen.
 pub struct MeanFlowStage<'a> {
     cfg: &'a Config,
-    msvq: &'a Msvq,
+    msvq: &'a Frozen<Msvq>,
     stats: FeatureStats,
     batches: Batches,
     params: Params,
     phi: Phi,
     learner: Learner,
     notes: Map<String, Value>,
+    device: Device,
 }
 
 impl<'a> MeanFlowStage<'a> {
     /// Takes over freshly made parameters.
     pub fn new(
         cfg: &'a Config,
-        msvq: &'a Msvq,
+        msvq: &'a Frozen<Msvq>,
         stats: FeatureStats,
         batches: Batches,
         (params, phi): (Params, Phi),
     ) -> Result<Self> {
         let learner = Learner::new(&params, &cfg.train.meanflow)?;
-        Ok(Self { cfg, msvq, stats, batches, params, phi, learner, notes: Map::new() })
+        let (notes, device) = (Map::new(), Device::Cpu);
+        Ok(Self { cfg, msvq, stats, batches, params, phi, learner, notes, device })
     }
 
     /// What a reader of the checkpoint needs beside tensors.
@@ -61,8 +67,9 @@ impl<'a> MeanFlowStage<'a> {
     fn features(&self, pixels: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
         let f = self.msvq.encode(&Pass::eval(), &pixels.clone().into())?;
         let (_, sums) = self.msvq.quantiser().walk(f.value())?;
-        let r = self.msvq.quantiser().pool(k, &sums[k - 1])?;
-        Ok((self.stats.standardise(&sums[k])?, self.stats.standardise(&r)?))
+        let (f, before) = (self.device.put(&sums[k])?, self.device.put(&sums[k - 1])?);
+        let r = self.msvq.quantiser().pool(k, &before)?;
+        Ok((self.stats.standardise(&f)?, self.stats.standardise(&r)?))
     }
 
     /// Counterfactual features, each with its factors lambda.
@@ -102,16 +109,15 @@ impl<'a> MeanFlowStage<'a> {
         let alpha = flow.alpha * ramp(flow.alpha_ramp, stage.steps, step);
         let contrasts = flow.mode != FlowMode::Vit && flow.alpha > 0.0;
         let negatives = if contrasts { self.negatives(&b, &f, (k, step))? } else { Vec::new() };
-        let n = f.len() / b.ids.len().max(1);
-        let noise =
-            b.ids.iter().map(|&id| Stream::new(seed, id, k as u16, Purpose::Noise).normals(n));
-        let eps = Tensor::new(noise.flatten().collect(), f.shape())?;
+        let row = f.shape().dims().get(1..).unwrap_or_default().into();
+        let rows = Rows { seed, scale: k as u16, purpose: Purpose::Noise, row };
+        let eps = normal_rows(&self.device, rows, &b.ids)?;
         let times = Times::draw(flow, seed, step, b.ids.len());
         let batch = FlowBatch {
             k,
             f: &f,
             r_k: &r_k.into(),
-            z: &b.z,
+            z: &self.device.put(&b.z)?,
             null: &b.null,
             eps: &eps,
             times: &times,
@@ -136,16 +142,13 @@ impl Stage for MeanFlowStage<'_> {
         let lr = learning_rate(&self.cfg.train.meanflow, step);
         let pass = self.pass();
         let l = self.forward(step, &pass)?;
-        let value = l.loss.value().item()?;
-        let mut log = StepLog::new(value, lr)
+        let grads = pass.backward(&l.loss)?;
+        let norm = self.learner.update(&grads, lr, step)?;
+        Ok(StepLog::new(l.loss.value().item()?, lr)
             .with("mse", l.mse())
             .with("mse_equal_times", l.mse_equal())
-            .with("length_ratio", l.length_ratio());
-        if value.is_finite() {
-            let grads = pass.backward(&l.loss)?;
-            log = log.with("grad_norm", self.learner.update(&grads, lr, step)?.item()?);
-        }
-        Ok(log)
+            .with("length_ratio", l.length_ratio())
+            .with("grad_norm", norm.item()?))
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
@@ -159,6 +162,15 @@ impl Stage for MeanFlowStage<'_> {
     fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
         self.learner.restore(&state, "")?;
         self.stats = FeatureStats::from_state(&state)?;
+        self.place(&self.device.clone())
+    }
+
+    fn place(&mut self, device: &Device) -> Result<()> {
+        self.msvq.place(&tokenizes_on(device))?;
+        self.params.place(device)?;
+        self.learner.place(device)?;
+        self.stats = self.stats.on(device)?;
+        self.device = device.clone();
         Ok(())
     }
 
@@ -187,14 +199,13 @@ fn other_slide(f: &Tensor, slides: &[usize]) -> Result<Option<Tensor>> {
     if rows < 2 {
         return Ok(None);
     }
-    let mut picked = Vec::with_capacity(f.len());
-    let n = f.len() / rows;
-    for i in 0..rows {
-        let after = (1..rows).map(|d| (i + d) % rows);
-        let other = after.clone().find(|&j| slides[j] != slides[i]).unwrap_or((i + 1) % rows);
-        picked.extend_from_slice(&f.f32s()?[other * n..(other + 1) * n]);
-    }
-    Tensor::new(picked, f.shape()).map(Some)
+    let other = |i: usize| {
+        let mut after = (1..rows).map(|d| (i + d) % rows);
+        after.find(|&j| slides[j] != slides[i]).unwrap_or((i + 1) % rows) as i32
+    };
+    let others = Tensor::new_i32((0..rows).map(other).collect(), [rows])?;
+    let flat = f.reshape([rows, f.len() / rows])?;
+    call(&GatherRows, &[&flat, &others])?.reshape(f.shape()).map(Some)
 }
 
 /// How Phi samples on held-out crops at 0-based scale `k`.

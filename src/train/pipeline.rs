@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::ar::ArStage;
+use super::ar::{ArStage, Before};
 use super::beta_vae::{BetaVaeStage, Prior};
 use super::bundle::{Bundle, STAGES};
 use super::checkpoint;
+use super::frozen::Frozen;
 use super::interrupt::Interrupt;
 use super::meanflow::MeanFlowStage;
 use super::msvq::MsvqStage;
@@ -22,7 +23,7 @@ use crate::data::loader::to_tensor;
 use crate::data::pack::Pack;
 use crate::device::Device;
 use crate::error::{Error, Result, Within};
-use crate::models::genevar::{FeatureStats, Refiner};
+use crate::models::genevar::FeatureStats;
 use crate::models::masked_ar::{Dims, MaskedAr};
 use crate::models::msvq::Msvq;
 use crate::models::phi::{Phi, PhiDims};
@@ -160,20 +161,13 @@ impl Work<'_> {
                 (Some(phi), stats)
             }
         };
-        let refiner = Refiner {
-            msvq: &msvq,
-            phi: phi.as_ref(),
-            stats: &stats,
-            mask: &self.config.mask,
-            ar: &self.config.ar,
-            seed: self.config.seed,
-        };
+        let before = Before { msvq, phi, stats };
         let rule = self.rule(settings.batch, self.config.ar.cond_drop);
         let batches = Batches::new(self.tissue(&prior, "train")?, rule)?;
         let mut params = Params::new(self.config.seed);
         let model = MaskedAr::new(&self.config.ar, &ar_dims(self.config), &mut params)?;
         self.warmed("ar", &params)?;
-        let mut stage = ArStage::new(self.config, refiner, batches, (params, model))?;
+        let mut stage = ArStage::new(self.config, &before, batches, (params, model))?;
         if self.pack.split("val").is_ok() {
             let held = self.tissue(&prior, "val")?;
             let rule = BatchRule { unpaired: 0.0, posterior: false, ..self.rule(HELD_ROWS, 0.0) };
@@ -310,28 +304,30 @@ pub fn load_prior(config: &Config, trained: &Bundle) -> Result<Prior> {
 }
 
 /// The trained tokenizer.
-pub fn load_msvq(config: &Config, trained: &Bundle) -> Result<Msvq> {
+pub fn load_msvq(config: &Config, trained: &Bundle) -> Result<Frozen<Msvq>> {
     let stage = trained.stage("msvq")?;
     let mut params = Params::new(0);
     let model = Msvq::new(&config.msvq, &mut params);
     params.load(&stage.tensors, "param.").within(trained.path.display())?;
-    Ok(model)
+    Ok(Frozen::new(model, &params))
 }
 
 /// Phi and the channel statistics it was trained under.
-pub fn load_phi(config: &Config, trained: &Bundle) -> Result<(Phi, FeatureStats)> {
+pub fn load_phi(config: &Config, trained: &Bundle) -> Result<(Frozen<Phi>, FeatureStats)> {
     let stage = trained.stage("meanflow")?;
     let mut params = Params::new(0);
     let model = Phi::new(&config.meanflow, &phi_dims(config), &mut params);
     params.load(&stage.tensors, "param.").within(trained.path.display())?;
-    Ok((model, FeatureStats::from_state(&stage.tensors).within(trained.path.display())?))
+    let stats = FeatureStats::from_state(&stage.tensors).within(trained.path.display())?;
+    Ok((Frozen::new(model, &params), stats))
 }
 
 /// The transformer and the channel statistics it was trained under.
-pub fn load_ar(config: &Config, trained: &Bundle) -> Result<(MaskedAr, FeatureStats)> {
+pub fn load_ar(config: &Config, trained: &Bundle) -> Result<(Frozen<MaskedAr>, FeatureStats)> {
     let stage = trained.stage("ar")?;
     let mut params = Params::new(0);
     let model = MaskedAr::new(&config.ar, &ar_dims(config), &mut params)?;
     params.load(&stage.tensors, "param.").within(trained.path.display())?;
-    Ok((model, FeatureStats::from_state(&stage.tensors).within(trained.path.display())?))
+    let stats = FeatureStats::from_state(&stage.tensors).within(trained.path.display())?;
+    Ok((Frozen::new(model, &params), stats))
 }

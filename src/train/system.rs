@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::beta_vae::Prior;
 use super::bundle::Bundle;
+use super::frozen::Frozen;
 use super::pipeline::{load_ar, load_msvq, load_phi, load_prior};
 use crate::config::Config;
 use crate::error::Result;
@@ -19,13 +20,13 @@ pub struct System {
     /// The gene prior with its RNA statistics.
     pub prior: Prior,
     /// The tokenizer.
-    pub msvq: Msvq,
+    pub msvq: Frozen<Msvq>,
     /// Phi; absent for plain VAR.
-    pub phi: Option<Phi>,
+    pub phi: Option<Frozen<Phi>>,
     /// Channel statistics of feature maps.
     pub stats: FeatureStats,
     /// The transformer.
-    pub ar: MaskedAr,
+    pub ar: Frozen<MaskedAr>,
 }
 
 impl System {
@@ -60,8 +61,8 @@ impl System {
     pub fn refiner(&self, seed: u64) -> Refiner<'_> {
         Refiner {
             msvq: &self.msvq,
-            phi: self.phi.as_ref(),
-            stats: &self.stats,
+            phi: self.phi.as_deref(),
+            stats: self.stats.clone(),
             mask: &self.config.mask,
             ar: &self.config.ar,
             seed,
