@@ -194,22 +194,25 @@ __global__ void __launch_bounds__(256) matmul_join_fwd(
     }
 }
 // A product whose one side has few rows: row i of `few` and column j of `many`, both along k. The
-// result is [cols, rows] where swapped.
+// result is [cols, rows] where swapped. In groups of rows each group has its own `many`, or all
+// share one; then the last group may have fewer rows.
 template <class T>
 struct Thin {
     const T *few, *many;
-    unsigned rows, cols, k;
-    bool swapped;
+    unsigned rows, each, total, cols, k;
+    bool shared, swapped;
 
-    __device__ __forceinline__ Thin(const T* few, const T* many, int rows, int cols, int k,
-                                    bool swapped)
-        : few(few), many(many), rows(rows), cols(cols), k(k), swapped(swapped) {}
+    __device__ __forceinline__ Thin(const T* few, const T* many, int rows, int total, int cols,
+                                    int k, bool shared, bool swapped)
+        : few(few), many(many), rows(rows), each(rows), total(total), cols(cols), k(k),
+          shared(shared), swapped(swapped) {}
 
-    // The same of pair b of a batch.
-    __device__ __forceinline__ Thin pair(unsigned b) const {
+    // The same of group b.
+    __device__ __forceinline__ Thin group(unsigned b) const {
         Thin other = *this;
-        other.few += b * rows * k;
-        other.many += b * cols * k;
+        other.few += b * each * k;
+        other.many += shared ? 0 : b * cols * k;
+        other.rows = min(each, total - b * each);
         return other;
     }
 
@@ -218,14 +221,14 @@ struct Thin {
         return k % width<T> == 0 && aligned(few, many);
     }
 
-    // Stores sum (i, j) of pair b, if there is one.
+    // Stores sum (i, j) of group b, if there is one.
     __device__ __forceinline__ void put(const Finish<T>& finish, unsigned b, unsigned i, unsigned j,
                                         float sum) const {
         if (i >= rows || j >= cols) return;
         if (swapped) {
             finish(b * cols + j, i, Floats<1>{{sum}});
         } else {
-            finish(b * rows + i, j, Floats<1>{{sum}});
+            finish(b * each + i, j, Floats<1>{{sum}});
         }
     }
 };
@@ -271,40 +274,43 @@ __device__ __forceinline__ void add_dots(float (&sums)[R * C], const Thin<T>& th
 
 // matmul_dot_fwd: few rows by columns that lie along k, as a layer's weights do.
 //   for    T: f32; R: 1, 4, 8, 16
-//   floor  bytes = batch*(rows + cols)*k*s + batch*rows*cols*(1 + keep + added)*s
+//   floor  bytes = (total + (groups - shared*(groups - 1))*cols)*k*s
+//            + total*cols*(1 + keep + added)*s
 //            + (biased + gates)*(cols + swapped*(rows - cols))*s;
-//          flops = 2*batch*R*(4 - R/16*2)*ceil(cols, 4 - R/16*2)*k
-//            + 256*batch*ceil(cols, (4 - R/16*2)*8/slices)*(R*(4 - R/16*2) - 1 + 4/R - 1/R)
-//            + batch*rows*cols*(biased + min(gates, 1) + added
+//          flops = 2*groups*R*(4 - R/16*2)*ceil(cols, 4 - R/16*2)*k
+//            + 256*groups*ceil(cols, (4 - R/16*2)*8/slices)*(R*(4 - R/16*2) - 1 + 4/R - 1/R)
+//            + total*cols*(biased + min(gates, 1) + added
 //            + 34*min(act, 1) - 10*max(act - 1, 0))
 //   plan   a warp takes 4 columns (2 for 16 rows) and a slice of k, 16 bytes a lane at a time, for
 //          all rows at once: every weight is read once. Then a shuffle tree over the lanes and the
 //          slices of the block in their order.
-//   slack  2.1 for R <= 4; 3.1 for R <= 8; 9.1 beyond (few is read by every warp)
-//   bits   fixed shuffle tree, slices in order, no atomics: repeatable
+//   slack  2.1 for R*groups <= 4; 3.1 for R*groups <= 8; 9.1 for R*groups <= 16; 300 beyond (few
+//          is read by every warp, a shared `many` for every group)
+//   bits   fixed shuffle tree, slices in order, no atomics: repeatable, and a row's do not depend
+//          on the rows beside it
 template <class T, int R>
 __global__ void __launch_bounds__(256, R < 8 ? 3 : 2) matmul_dot_fwd(
-    T*       __restrict__ y,          // [batch*rows*cols]
-    T*       __restrict__ kept,       // [keep*batch*rows*cols]
-    const T* __restrict__ few,        // [batch*rows*k]
-    const T* __restrict__ many,       // [batch*cols*k]
+    T*       __restrict__ y,          // [total*cols]
+    T*       __restrict__ kept,       // [keep*total*cols]
+    const T* __restrict__ few,        // [total*k]
+    const T* __restrict__ many,       // [(groups - shared*(groups - 1))*cols*k]
     const T* __restrict__ bias,       // [biased*(cols + swapped*(rows - cols))]
-    const T* __restrict__ residual,   // [added*batch*rows*cols]
+    const T* __restrict__ residual,   // [added*total*cols]
     const T* __restrict__ gate,       // [gates*(cols + swapped*(rows - cols))]
-    int batch, int rows, int cols, int k, int slices, int swapped, int keep, int biased,
-    int added, int gates, int act) {
+    int groups, int rows, int total, int cols, int k, int slices, int shared, int swapped,
+    int keep, int biased, int added, int gates, int act) {
     constexpr int C = R < 16 ? 4 : 2;
     __shared__ float hold[WARPS][WARP];
-    const Thin<T> all(few, many, rows, cols, k, swapped);
+    const Thin<T> all(few, many, rows, total, cols, k, shared, swapped);
     const Finish<T> finish =
-        finish_of(y, kept, bias, residual, gate, batch * (swapped ? cols : rows),
+        finish_of(y, kept, bias, residual, gate, swapped ? groups * cols : total,
                   swapped ? rows : cols, keep, biased, added, gates, act);
     const bool packets = all.packets();
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const unsigned slice = warp % slices, slots = WARPS / slices;
-    const unsigned across = over(cols, C * slots), jobs = across * batch;
+    const unsigned across = over(cols, C * slots), jobs = across * groups;
     for (unsigned job = blockIdx.x; job < jobs; job += gridDim.x) {
-        const Thin<T> thin = all.pair(job / across);
+        const Thin<T> thin = all.group(job / across);
         const unsigned col = (job % across * slots + warp / slices) * C;
         float sums[R * C] = {};
         if (packets) {
@@ -369,39 +375,42 @@ __device__ __forceinline__ void add_dots_mma(float (&sums)[over(R, 16)][4], cons
 
 // matmul_dot_mma_fwd: matmul_dot_fwd on the tensor cores.
 //   for    T: bf16; R: 8, 16, 32
-//   floor  bytes = batch*(rows + cols)*k*s + batch*rows*cols*(1 + keep + added)*s
+//   floor  bytes = (total + (groups - shared*(groups - 1))*cols)*k*s
+//            + total*cols*(1 + keep + added)*s
 //            + (biased + gates)*(cols + swapped*(rows - cols))*s;
-//          flops = 2*batch*ceil(R, 16)*16*ceil(cols, 8)*8*ceil(k, 32)*32
-//            + 64*batch*ceil(cols, 64/slices)*R*(slices - 1)/slices
-//            + batch*rows*cols*(biased + min(gates, 1) + added
+//          flops = 2*groups*ceil(R, 16)*16*ceil(cols, 8)*8*ceil(k, 32)*32
+//            + 64*groups*ceil(cols, 64/slices)*R*(slices - 1)/slices
+//            + total*cols*(biased + min(gates, 1) + added
 //            + 34*min(act, 1) - 10*max(act - 1, 0))
 //   plan   a warp takes 8 columns and a slice of k. A lane's 16 bytes are fragments of two mma
 //          as they come, since the order of k is free: no shared memory, every weight read once.
 //          Then the slices of the block in their order.
-//   slack  2.1 for R <= 8; 3.1 for R <= 16; 5.1 beyond (few is read by every warp)
-//   bits   fixed order of k, slices in order, no atomics: repeatable
+//   slack  2.1 for R*groups <= 8; 3.1 for R*groups <= 16; 5.1 for R*groups <= 32; 300 beyond (few
+//          is read by every warp, a shared `many` for every group)
+//   bits   fixed order of k, slices in order, no atomics: repeatable, and a row's do not depend on
+//          the rows beside it
 template <class T, int R>
 __global__ void __launch_bounds__(256, R < 32 ? 3 : 2) matmul_dot_mma_fwd(
-    T*       __restrict__ y,          // [batch*rows*cols]
-    T*       __restrict__ kept,       // [keep*batch*rows*cols]
-    const T* __restrict__ few,        // [batch*rows*k]
-    const T* __restrict__ many,       // [batch*cols*k]
+    T*       __restrict__ y,          // [total*cols]
+    T*       __restrict__ kept,       // [keep*total*cols]
+    const T* __restrict__ few,        // [total*k]
+    const T* __restrict__ many,       // [(groups - shared*(groups - 1))*cols*k]
     const T* __restrict__ bias,       // [biased*(cols + swapped*(rows - cols))]
-    const T* __restrict__ residual,   // [added*batch*rows*cols]
+    const T* __restrict__ residual,   // [added*total*cols]
     const T* __restrict__ gate,       // [gates*(cols + swapped*(rows - cols))]
-    int batch, int rows, int cols, int k, int slices, int swapped, int keep, int biased,
-    int added, int gates, int act) {
+    int groups, int rows, int total, int cols, int k, int slices, int shared, int swapped,
+    int keep, int biased, int added, int gates, int act) {
     __shared__ float hold[WARPS][R / 4][WARP];
-    const Thin<T> all(few, many, rows, cols, k, swapped);
+    const Thin<T> all(few, many, rows, total, cols, k, shared, swapped);
     const Finish<T> finish =
-        finish_of(y, kept, bias, residual, gate, batch * (swapped ? cols : rows),
+        finish_of(y, kept, bias, residual, gate, swapped ? groups * cols : total,
                   swapped ? rows : cols, keep, biased, added, gates, act);
     const bool packets = all.packets();
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const unsigned slice = warp % slices, slots = WARPS / slices;
-    const unsigned across = over(cols, 8 * slots), jobs = across * batch;
+    const unsigned across = over(cols, 8 * slots), jobs = across * groups;
     for (unsigned job = blockIdx.x; job < jobs; job += gridDim.x) {
-        const Thin<T> thin = all.pair(job / across);
+        const Thin<T> thin = all.group(job / across);
         const unsigned col = (job % across * slots + warp / slices) * 8;
         // A warp goes on together, to the end of the last 32; one without columns not at all.
         const unsigned end = col < cols ? over(k, 32) * 32 : 0;

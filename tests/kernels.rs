@@ -315,7 +315,8 @@ fn products_begin_at_any_address() {
                 let (grid, no) = (Grid::line(2, 256), Slice::none(&q));
                 let mut kept = SliceMut::none(&q);
                 gemm::$entry::<$t, 8>(
-                    &q, grid, y, &mut kept, a, w, &no, &no, &no, 1, m, n, k, 2, 0, 0, 0, 0, 0, 0,
+                    &q, grid, y, &mut kept, a, w, &no, &no, &no, 1, m, m, n, k, 2, 0, 0, 0, 0, 0,
+                    0, 0,
                 )
             });
         };

@@ -59,7 +59,8 @@ impl MatMul {
         let (m, k) = if self.ta { (cols, rows) } else { (rows, cols) };
         let (others, rows, cols) = self.matrices(b)?;
         let (l, n) = if self.tb { (cols, rows) } else { (rows, cols) };
-        (batch == others && k == l).then_some(Size { batch, m, n, k })
+        let own = if self.ta || self.batched { m } else { linear::own_rows(a) };
+        (batch == others && k == l).then_some(Size { batch, m, n, k, own })
     }
 }
 

@@ -32,6 +32,9 @@ pub(super) struct Size {
     pub(super) m: usize,
     pub(super) n: usize,
     pub(super) k: usize,
+    /// Rows of m that belong to one sample. They alone decide in which order k is summed, so that a
+    /// sample's bits do not depend on the batch that it is in.
+    pub(super) own: usize,
 }
 
 impl Size {
@@ -44,9 +47,10 @@ impl Size {
         self.batch * self.m.div_ceil(side) * self.n.div_ceil(side)
     }
 
-    /// How many parts of k fill the card with tiles of this side; 1 where tiles alone do.
+    /// How many parts of k fill the card with a sample's tiles of this side; 1 where they do alone.
     fn parts(&self, side: usize) -> usize {
-        let wanted = PROCESSORS * RESIDENT / self.tiles(side).max(1);
+        let tiles = self.own.div_ceil(side) * self.n.div_ceil(side);
+        let wanted = PROCESSORS * RESIDENT / tiles.max(1);
         wanted.min(self.k / LEAST_PART).clamp(1, MOST_PARTS)
     }
 }
@@ -67,19 +71,20 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// The fastest way, as predicted: not measured on a card yet.
+    /// The fastest way, as predicted: not measured on a card yet. Tiles of either side sum k in one
+    /// order.
     pub(super) fn fastest(op: &impl Multiply, precision: Precision, x: &[&Shape]) -> Self {
         let size = op.size(x);
         if precision == Precision::F32 && op.has_few(x, FEW) {
             Self::Few
         } else if precision == Precision::Bf16 && op.has_few(x, FEW_MMA) {
             Self::FewMma
+        } else if size.parts(64) > 1 {
+            Self::Parts
         } else if size.tiles(128) >= PROCESSORS {
             Self::Tiles128
-        } else if size.parts(64) == 1 {
-            Self::Tiles64
         } else {
-            Self::Parts
+            Self::Tiles64
         }
     }
 }
@@ -152,16 +157,21 @@ impl<T: Elements> Product<'_, T> {
         }
     }
 
-    /// Streams the operand with more rows past the other. Both must lie along k.
+    /// Streams one operand past the few rows of the other, or past groups of them. Both must lie
+    /// along k.
     fn few(mut self, q: &Queue) -> Result<()> {
-        let Size { batch, m, n, k } = self.size;
-        let swapped = n < m;
-        let (rows, cols) = if swapped { (n, m) } else { (m, n) };
+        let Size { batch, m, n, k, .. } = self.size;
+        let swapped = n < m && n <= T::MOST;
+        let (total, cols) = if swapped { (n, m) } else { (m, n) };
+        let (rows, groups) = (total.min(T::MOST), total.div_ceil(T::MOST).max(1));
+        if groups > 1 && batch > 1 {
+            return Err(Error::Internal(format!("{batch} products of {total} rows are not few")));
+        }
         // Twice a warp's step at least, or its start would be most of its time.
         let worth = |slices: &usize| k >= slices * T::STEP * 2;
         let slices = [8, 4, 2].into_iter().find(worth).unwrap_or(1);
         let per_block = T::columns(rows) * WARPS / slices;
-        let grid = Grid::line(batch * cols.div_ceil(per_block), 32 * WARPS as u32);
+        let grid = Grid::line(batch * groups * cols.div_ceil(per_block), 32 * WARPS as u32);
         T::few(&mut self, q, grid, (swapped, slices))
     }
 
@@ -200,6 +210,8 @@ pub(super) trait Elements: Held + launch::matmul_join_fwd::Instance {
         side_and_parts: (usize, usize),
     ) -> Result<()>;
 
+    /// The most rows that are few.
+    const MOST: usize;
     /// How far a warp gets along k at once.
     const STEP: usize;
     /// Columns that a warp takes at once beside so many rows.
@@ -215,10 +227,11 @@ pub(super) trait Elements: Held + launch::matmul_join_fwd::Instance {
 
 macro_rules! elements {
     (
-        $t:ty, $tiles:ident, $threads:literal, $few:ident, $step:literal,
+        $t:ty, $tiles:ident, $threads:literal, $few:ident, $most:expr, $step:literal,
         $columns:expr, [$($rows:literal),+]
     ) => {
         impl Elements for $t {
+            const MOST: usize = $most;
             const STEP: usize = $step;
 
             fn columns(rows: usize) -> usize {
@@ -231,11 +244,12 @@ macro_rules! elements {
                 grid: Grid,
                 (swapped, slices): (bool, usize),
             ) -> Result<()> {
-                let Size { batch, m, n, k } = p.size;
-                let (rows, cols, few, many) = match swapped {
+                let Size { batch, m, n, k, .. } = p.size;
+                let (all, cols, few, many) = match swapped {
                     false => (m, n, &p.a, &p.b),
                     true => (n, m, &p.b, &p.a),
                 };
+                let (rows, groups) = (all.min($most), all.div_ceil($most).max(1));
                 let launch = match rows {
                     $(..=$rows => launch::$few::<$t, $rows>,)+
                     _ => return Err(Error::Internal(format!("{rows} rows are not few"))),
@@ -252,11 +266,13 @@ macro_rules! elements {
                     &f.bias,
                     &f.residual,
                     &f.gate,
-                    batch,
+                    batch * groups,
                     rows,
+                    batch * all,
                     cols,
                     k,
                     slices,
+                    usize::from(groups > 1),
                     usize::from(swapped),
                     keep,
                     biased,
@@ -282,7 +298,7 @@ macro_rules! elements {
                     (_, true, false) => launch::$tiles::<$t, 128, true, false>,
                     (_, true, true) => launch::$tiles::<$t, 128, true, true>,
                 };
-                let (Size { batch, m, n, k }, f) = (p.size, &mut p.finish);
+                let (Size { batch, m, n, k, .. }, f) = (p.size, &mut p.finish);
                 let [keep, biased, added] = f.flags();
                 launch(
                     q,
@@ -315,11 +331,12 @@ elements!(
     matmul_fma_fwd,
     256,
     matmul_dot_fwd,
+    FEW.0,
     128,
     |rows| if rows > 8 { 2 } else { 4 },
     [1, 4, 8, 16]
 );
-elements!(Bf16, matmul_mma_fwd, 128, matmul_dot_mma_fwd, 32, |_| 8, [8, 16, 32]);
+elements!(Bf16, matmul_mma_fwd, 128, matmul_dot_mma_fwd, FEW_MMA.0, 32, |_| 8, [8, 16, 32]);
 
 /// An op that is a product with an epilogue.
 pub(super) trait Multiply: Op {
@@ -331,10 +348,12 @@ pub(super) trait Multiply: Op {
         (false, true)
     }
 
-    /// Whether an operand has at most so many rows, both lie along k, and that comes in packets.
+    /// Whether an operand has at most so many rows (of a sample), both lie along k, and that comes
+    /// in packets.
     fn has_few(&self, x: &[&Shape], (most, packet): (usize, usize)) -> bool {
-        let Size { m, n, k, .. } = self.size(x);
-        self.turned() == (false, true) && m.min(n) <= most && k % packet == 0
+        let Size { batch, m, n, k, own } = self.size(x);
+        let few = own.min(n) <= most && (batch == 1 || m.min(n) <= most);
+        self.turned() == (false, true) && few && k % packet == 0
     }
 
     /// Its launch.

@@ -23,7 +23,15 @@ const SIDES: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
 /// The extents of a linear layer.
 pub(super) fn layer(x: &[&Shape]) -> Size {
     let (m, k) = x[0].matrix();
-    Size { batch: 1, m, n: x[1].dims().first().copied().unwrap_or(0), k }
+    Size { batch: 1, m, n: x[1].dims().first().copied().unwrap_or(0), k, own: own_rows(x[0]) }
+}
+
+/// Rows of each sample of x: of [B, n, .., I] those of one B, of a matrix all.
+pub(super) fn own_rows(x: &Shape) -> usize {
+    match x.dims() {
+        [_, between @ .., _] if !between.is_empty() => between.iter().product(),
+        _ => x.matrix().0,
+    }
 }
 
 /// The shape of a linear layer's result, or what does not fit.
@@ -152,6 +160,7 @@ impl Op for Linear {
                 case("plain", &[33, 18], 65, false),
                 case("one_row", &[1, 64], 130, true),
                 case("few_rows", &[2, 4, 136], 24, true),
+                case("few_rows_a_sample", &[13, 3, 136], 24, true),
                 case("one_output", &[35, 40], 1, true),
                 case("no_rows", &[0, 4], 3, true),
             ],
