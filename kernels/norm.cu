@@ -159,3 +159,156 @@ __global__ void __launch_bounds__(256) rms_norm_vjp(
                   [=](auto& v, int i) { return factor * (v[1].at[i] - v[0].at[i] * mhg); });
     });
 }
+
+// ada_norm_fwd: y = h (1 + a) + b with h = (x - mean) * rstd, a row of a and b serving
+// `rows/groups` rows that follow each other; keeping mean and rstd.
+//   for    T: f32, bf16
+//   floor  bytes = 2*rows*cols*s + 2*groups*cols*s + 8*rows;  flops = 9*rows*cols + 480*rows
+//   plan   as layer_norm_fwd
+//   slack  2.4 for cols <= 1024 (a and b are read by every row, from a cache); 3.6 beyond (x is
+//          read three times)
+//   bits   fixed shuffle tree, no atomics: repeatable
+template <class T>
+__global__ void __launch_bounds__(256) ada_norm_fwd(
+    T*       __restrict__ y,       // [rows, cols]
+    float*   __restrict__ stats,   // [rows, 2]
+    const T* __restrict__ x,       // [rows, cols]
+    const T* __restrict__ a,       // [groups, cols]
+    const T* __restrict__ b,       // [groups, cols]
+    int rows, int cols, int groups, float eps) {
+    const float inverse = 1.0f / cols;
+    const unsigned each = groups > 0 ? rows / groups : 1;
+    const bool packets = cols % width<T> == 0 && aligned(y, x, a, b);
+    each_row<T>({x}, rows, cols, packets, [&](unsigned r, const auto& row) {
+        const float mean = row_sum(row, [](auto& v, int i) { return v[0].at[i]; }) * inverse;
+        const float variance = inverse * row_sum(row, [=](auto& v, int i) {
+            const float d = v[0].at[i] - mean;
+            return d * d;
+        });
+        const float factor = 1.0f / sqrtf(variance + eps);
+        const T* scale = a + row_at(r / each, cols);
+        const T* shift = b + row_at(r / each, cols);
+        row.each([&](const auto& v, int c) {
+            constexpr int N = sizeof(v[0]) / sizeof(float);
+            const Floats<N> s = load<N>(scale + c);
+            Floats<N> out = load<N>(shift + c);
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                out.at[i] = fmaf((v[0].at[i] - mean) * factor, 1.0f + s.at[i], out.at[i]);
+            }
+            store(y + row_at(r, cols) + c, out);
+        });
+        if (threadIdx.x % WARP == 0) {
+            stats[2 * r] = mean;
+            stats[2 * r + 1] = factor;
+        }
+    });
+}
+
+// ada_norm_jvp: dy = h' (1 + a) + h da + db, h' being layer norm's tangent; what is not given is 0.
+//   for    T: f32, bf16
+//   floor  bytes = rows*cols*s*(2 + of_x) + groups*cols*s*(of_x + of_a + of_b) + 8*rows;
+//          flops = rows*(cols*(2 + 9*of_x + 2*of_a) + 320*of_x)
+//   plan   as layer_norm_vjp
+//   slack  3.4 for cols <= 512 (a and its like are read by every row, from a cache); 4.6 beyond
+//   bits   fixed shuffle tree, no atomics: repeatable
+template <class T>
+__global__ void __launch_bounds__(256) ada_norm_jvp(
+    T*           __restrict__ dy,      // [rows, cols]
+    const T*     __restrict__ x,       // [rows, cols]
+    const float* __restrict__ stats,   // [rows, 2]
+    const T*     __restrict__ a,       // [groups, cols]
+    const T*     __restrict__ dx,      // [of_x*rows, cols]
+    const T*     __restrict__ da,      // [of_a*groups, cols]
+    const T*     __restrict__ db,      // [of_b*groups, cols]
+    int rows, int cols, int groups, int of_x, int of_a, int of_b) {
+    const float inverse = 1.0f / cols;
+    const unsigned each = groups > 0 ? rows / groups : 1;
+    const bool packets = cols % width<T> == 0 && aligned(dy, x, a) && (!of_x || aligned(dx)) &&
+                         (!of_a || aligned(da)) && (!of_b || aligned(db));
+    // Without a tangent of x its row stands in, unused.
+    const T* moves = of_x ? dx : x;
+    each_row<T>({x, moves}, rows, cols, packets, [&](unsigned r, const auto& row) {
+        const float mean = stats[2 * r], factor = stats[2 * r + 1];
+        float m = 0.0f, mh = 0.0f;
+        if (of_x) {
+            m = row_sum(row, [](auto& v, int i) { return v[1].at[i]; }) * inverse;
+            mh = inverse * row_sum(row, [=](auto& v, int i) {
+                return (v[0].at[i] - mean) * factor * v[1].at[i];
+            });
+        }
+        const unsigned long long group = row_at(r / each, cols);
+        row.each([&](const auto& v, int c) {
+            constexpr int N = sizeof(v[0]) / sizeof(float);
+            Floats<N> h, out = of_b ? load<N>(db + group + c) : Floats<N>{};
+#pragma unroll
+            for (int i = 0; i < N; ++i) h.at[i] = (v[0].at[i] - mean) * factor;
+            if (of_a) {
+                const Floats<N> d = load<N>(da + group + c);
+#pragma unroll
+                for (int i = 0; i < N; ++i) out.at[i] = fmaf(h.at[i], d.at[i], out.at[i]);
+            }
+            if (of_x) {
+                const Floats<N> s = load<N>(a + group + c);
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    const float moved = factor * (v[1].at[i] - m - h.at[i] * mh);
+                    out.at[i] = fmaf(moved, 1.0f + s.at[i], out.at[i]);
+                }
+            }
+            store(dy + row_at(r, cols) + c, out);
+        });
+    });
+}
+
+// ada_norm_vjp: gx, layer norm's gradient for gy (1 + a), and, where asked for, gy h, whose sums
+// over a group are the gradient to a.
+//   for    T: f32, bf16
+//   floor  bytes = (3 + scaled)*rows*cols*s + groups*cols*s + 8*rows;
+//          flops = rows*(cols*(11 + scaled) + 320)
+//   plan   as layer_norm_vjp
+//   slack  2.4 for cols <= 512 (a is read twice by every row, from a cache); 3.6 beyond
+//   bits   fixed shuffle tree, no atomics: repeatable
+template <class T>
+__global__ void __launch_bounds__(256) ada_norm_vjp(
+    T*           __restrict__ gx,      // [rows, cols]
+    T*           __restrict__ gs,      // [scaled*rows, cols]
+    const T*     __restrict__ x,       // [rows, cols]
+    const float* __restrict__ stats,   // [rows, 2]
+    const T*     __restrict__ a,       // [groups, cols]
+    const T*     __restrict__ gy,      // [rows, cols]
+    int rows, int cols, int groups, int scaled) {
+    const float inverse = 1.0f / cols;
+    const unsigned each = groups > 0 ? rows / groups : 1;
+    const bool packets =
+        cols % width<T> == 0 && aligned(gx, x, a, gy) && (!scaled || aligned(gs));
+    each_row<T>({x, gy}, rows, cols, packets, [&](unsigned r, const auto& row) {
+        const float mean = stats[2 * r], factor = stats[2 * r + 1];
+        const T* scale = a + row_at(r / each, cols);
+        float mg = 0.0f, mhg = 0.0f;
+        row.each([&](const auto& v, int c) {
+            constexpr int N = sizeof(v[0]) / sizeof(float);
+            const Floats<N> s = load<N>(scale + c);
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                const float g = v[1].at[i] * (1.0f + s.at[i]);
+                mg += g;
+                mhg = fmaf((v[0].at[i] - mean) * factor, g, mhg);
+            }
+        });
+        mg = warp_sum(mg) * inverse;
+        mhg = warp_sum(mhg) * inverse;
+        row.each([&](const auto& v, int c) {
+            constexpr int N = sizeof(v[0]) / sizeof(float);
+            Floats<N> s = load<N>(scale + c), out;
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                const float h = (v[0].at[i] - mean) * factor, g = v[1].at[i] * (1.0f + s.at[i]);
+                out.at[i] = factor * (g - mg - h * mhg);
+                s.at[i] = v[1].at[i] * h;
+            }
+            store(gx + row_at(r, cols) + c, out);
+            if (scaled) store(gs + row_at(r, cols) + c, s);
+        });
+    });
+}

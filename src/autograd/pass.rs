@@ -109,6 +109,11 @@ impl Pass {
         self
     }
 
+    /// Whether tangents or gradients may be asked of its ops.
+    pub fn differentiates(&self) -> bool {
+        self.dual || self.tape.is_some()
+    }
+
     /// Whether gradients are being recorded.
     pub fn records(&self) -> bool {
         self.tape.is_some()

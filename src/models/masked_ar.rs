@@ -10,9 +10,9 @@ use crate::autograd::{Param, Params, Pass, Var};
 use crate::config::{ArConfig, RnaEncoding};
 use crate::device::Device;
 use crate::error::{Error, Result, Within};
-use crate::nn::{AdaLn, Init, KvCache, Linear, Mlp, SelfAttention, norm_modulate};
+use crate::nn::{AdaLn, Init, KvCache, Linear, Mlp, Onto, SelfAttention, norm_modulate};
 use crate::ops::attention::Mask;
-use crate::ops::elementwise::{ADD, Affine, GatedAdd, Mul};
+use crate::ops::elementwise::{ADD, Affine, Mul};
 use crate::ops::embed::GatherRows;
 use crate::ops::layout::{Concat, Reshape};
 use crate::ops::mask::SelectRows;
@@ -314,9 +314,10 @@ impl Block {
         };
         let (g1, g2) = (gate(&m[0], 0)?, gate(&m[1], 1)?);
         let h = norm_modulate(p, &x, &m[2], &m[4])?;
-        let x = p.op(GatedAdd, &[&x, &g1, &self.attn.forward(p, &h, mask, cache)?])?;
+        let onto = Onto { stream: &x, gate: &g1 };
+        let x = self.attn.forward(p, &h, (mask, cache), &onto)?;
         let h = norm_modulate(p, &x, &m[3], &m[5])?;
-        p.op(GatedAdd, &[&x, &g2, &self.mlp.forward(p, &h)?])
+        self.mlp.forward(p, &h, &Onto { stream: &x, gate: &g2 })
     }
 }
 

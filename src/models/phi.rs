@@ -10,11 +10,11 @@ use crate::config::{FlowMode, MeanFlowConfig, TimePair};
 use crate::device::Device;
 use crate::error::{Result, Within};
 use crate::nn::{
-    AdaLn, CrossAttention, Init, Linear, Mlp, SelfAttention, layer_norm, norm_modulate,
+    AdaLn, CrossAttention, Init, Linear, Mlp, Onto, SelfAttention, layer_norm, norm_modulate,
 };
 use crate::ops::activation::Silu;
 use crate::ops::attention::Mask;
-use crate::ops::elementwise::{ADD, Affine, GatedAdd, Mul, SUB};
+use crate::ops::elementwise::{ADD, Affine, Mul, SUB};
 use crate::ops::embed::{GatherRows, TimeEmbed};
 use crate::ops::layout::Reshape;
 use crate::ops::resample::{Map, Resample};
@@ -214,14 +214,15 @@ impl Block {
     fn forward(&self, p: &Pass, h: Var, c1: &Var, context: Option<&(Var, Var)>) -> Result<Var> {
         let m = self.ada.forward(p, c1)?;
         let x = norm_modulate(p, &h, &m[0], &m[1])?;
-        let mut h = p.op(GatedAdd, &[&h, &m[2], &self.attn.forward(p, &x, Mask::Full, None)?])?;
+        let onto = Onto { stream: &h, gate: &m[2] };
+        let mut h = self.attn.forward(p, &x, (Mask::Full, None), &onto)?;
         if let (Some((ada, cross)), Some((rho, c2))) = (&self.cross, context) {
             let m = ada.forward(p, c2)?;
             let x = norm_modulate(p, &h, &m[0], &m[1])?;
-            h = p.op(GatedAdd, &[&h, &m[2], &cross.forward(p, &x, rho)?])?;
+            h = cross.forward(p, &x, rho, &Onto { stream: &h, gate: &m[2] })?;
         }
         let x = norm_modulate(p, &h, &m[3], &m[4])?;
-        p.op(GatedAdd, &[&h, &m[5], &self.mlp.forward(p, &x)?])
+        self.mlp.forward(p, &x, &Onto { stream: &h, gate: &m[5] })
     }
 }
 

@@ -3,7 +3,7 @@
 //! Self-attention has VAR's options: a key bias fixed at zero, queries and keys of unit length per
 //! head with a learned temperature, and a cache of keys and values for scale-by-scale decoding.
 
-use super::{Init, Linear};
+use super::{Init, Linear, Onto};
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::error::{Result, Within};
 use crate::ops::activation::{Clamp, Exp};
@@ -88,16 +88,17 @@ impl SelfAttention {
         })
     }
 
-    /// x [B, n, C] to [B, n, C]. With a cache, x holds the newest positions and sees all cached
-    /// ones.
+    /// x [B, n, C] to [B, n, C], added to what it is put onto. With a cache, x holds the newest
+    /// positions and sees all cached ones.
     pub fn forward(
         &self,
         p: &Pass,
         x: &Var,
-        mask: Mask,
-        cache: Option<&mut KvCache>,
+        (mask, cache): (Mask, Option<&mut KvCache>),
+        onto: &Onto<'_>,
     ) -> Result<Var> {
-        self.attend(p, x, mask, cache).within("self-attention")
+        let y = self.attend(p, x, mask, cache).within("self-attention")?;
+        self.proj.forward_onto(p, &y, onto)
     }
 
     fn attend(&self, p: &Pass, x: &Var, mask: Mask, cache: Option<&mut KvCache>) -> Result<Var> {
@@ -120,8 +121,7 @@ impl SelfAttention {
             Some(cache) => cache.extend(p, &k, &v)?,
             None => (k, v),
         };
-        let y = p.op(Attention { scale, mask }, &[&q, &k, &v])?;
-        self.proj.forward(p, &tokens(p, &y)?)
+        tokens(p, &p.op(Attention { scale, mask }, &[&q, &k, &v])?)
     }
 }
 
@@ -144,8 +144,8 @@ impl CrossAttention {
         })
     }
 
-    /// x [B, n, C] asks, context [B, m, C] answers: [B, n, C].
-    pub fn forward(&self, p: &Pass, x: &Var, context: &Var) -> Result<Var> {
+    /// x [B, n, C] asks, context [B, m, C] answers: [B, n, C], added to what it is put onto.
+    pub fn forward(&self, p: &Pass, x: &Var, context: &Var, onto: &Onto<'_>) -> Result<Var> {
         let c = x.value().shape().last();
         let q = heads(p, &self.q.forward(p, x)?, self.heads)?;
         let kv = self.kv.forward(p, context)?;
@@ -154,6 +154,6 @@ impl CrossAttention {
         let scale = ((c / self.heads) as f64).powf(-0.5);
         let y =
             p.op(Attention { scale, mask: Mask::Full }, &[&q, &k, &v]).within("cross-attention")?;
-        self.proj.forward(p, &tokens(p, &y)?)
+        self.proj.forward_onto(p, &tokens(p, &y)?, onto)
     }
 }

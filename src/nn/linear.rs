@@ -2,7 +2,8 @@
 
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::error::{Result, Within};
-use crate::ops::gemm;
+use crate::ops::gemm::{self, Act, FusedLinear};
+use crate::tensor::Tensor;
 
 /// How a matrix [out, in] starts.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +50,35 @@ impl Linear {
         }
         .within(self.w.name())
     }
+
+    /// act(x w^T + b), in one pass.
+    pub fn forward_act(&self, p: &Pass, x: &Var, act: Act) -> Result<Var> {
+        self.fused(p, act, x, &[])
+    }
+
+    /// stream + gate (x w^T + b), in one pass.
+    pub fn forward_onto(&self, p: &Pass, x: &Var, onto: &Onto<'_>) -> Result<Var> {
+        self.fused(p, Act::None, x, &[onto.stream, onto.gate])
+    }
+
+    fn fused(&self, p: &Pass, act: Act, x: &Var, rest: &[&Var]) -> Result<Var> {
+        let (w, dtype) = (p.param(&self.w), x.value().dtype());
+        let b = match &self.b {
+            Some(b) => p.param(b),
+            None => Tensor::zeros(dtype, [w.dims()[0]]).into(),
+        };
+        // The derivatives of an activation or a gate want the sums themselves.
+        let op = FusedLinear { act, keep: p.differentiates() };
+        p.op(op, &[&[x, &w, &b], rest].concat()).within(self.w.name())
+    }
+}
+
+/// What a branch of a network is added to: stream + gate branch.
+pub struct Onto<'a> {
+    /// The stream [.., C].
+    pub stream: &'a Var,
+    /// The gate [.., C], a row for rows that follow each other.
+    pub gate: &'a Var,
 }
 
 fn matrix(p: &mut Params, [inputs, outputs]: [usize; 2], init: Init) -> Param {

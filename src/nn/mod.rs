@@ -9,5 +9,5 @@ pub mod norm;
 mod transformer;
 
 pub use attention::{CrossAttention, KvCache, SelfAttention};
-pub use linear::{Init, Linear};
+pub use linear::{Init, Linear, Onto};
 pub use transformer::{AdaLn, Mlp, layer_norm, norm_modulate};

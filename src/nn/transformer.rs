@@ -2,12 +2,12 @@
 //! modulation vectors and the norm they act on.
 
 use super::attention::columns;
-use super::{Init, Linear};
+use super::{Init, Linear, Onto};
 use crate::autograd::{Params, Pass, Var};
 use crate::error::Result;
-use crate::ops::activation::{Gelu, Silu};
-use crate::ops::elementwise::Modulate;
-use crate::ops::norm::LayerNorm;
+use crate::ops::activation::Silu;
+use crate::ops::gemm::Act;
+use crate::ops::norm::{AdaNorm, LayerNorm};
 
 /// Epsilon of every layer norm (VAR, DiT).
 const EPS: f64 = 1e-6;
@@ -19,7 +19,7 @@ pub fn layer_norm(p: &Pass, x: &Var) -> Result<Var> {
 
 /// LN(x) (1 + scale) + shift.
 pub fn norm_modulate(p: &Pass, x: &Var, scale: &Var, shift: &Var) -> Result<Var> {
-    p.op(Modulate, &[&layer_norm(p, x)?, scale, shift])
+    p.op(AdaNorm { eps: EPS }, &[x, scale, shift])
 }
 
 /// Linear(SiLU(c)), cut into equal vectors along the last axis: adaLN's scales, shifts and gates.
@@ -62,9 +62,9 @@ impl Mlp {
         })
     }
 
-    /// x [.., C] to [.., C].
-    pub fn forward(&self, p: &Pass, x: &Var) -> Result<Var> {
-        let h = p.op(Gelu, &[&self.fc1.forward(p, x)?])?;
-        self.fc2.forward(p, &h)
+    /// x [.., C] to [.., C], added to what it is put onto.
+    pub fn forward(&self, p: &Pass, x: &Var, onto: &Onto<'_>) -> Result<Var> {
+        let h = self.fc1.forward_act(p, x, Act::Gelu)?;
+        self.fc2.forward_onto(p, &h, onto)
     }
 }

@@ -63,6 +63,18 @@ pub(super) fn rows_of(op: &'static str, big: &Shape, small: &Shape) -> Result<Ro
         .ok_or_else(|| Error::shape(op, format!("{small} does not broadcast to {big}")))
 }
 
+/// Rows of an operand [G, .., C] beside y [.., C] where each serves rows that follow each other:
+/// axes of y as far as they are kept, then ones.
+pub(super) fn groups(y: &Shape, small: &Shape) -> Option<usize> {
+    let missing = y.rank().checked_sub(small.rank())?;
+    let (rows, own) = (y.dims(), small.dims());
+    let lead = |i: usize| if i < missing { 1 } else { own[i - missing] };
+    let last = y.rank() - 1;
+    let kept = (0..last).take_while(|&i| lead(i) == rows[i]).count();
+    let fits = own.last() == rows.last() && (kept..last).all(|i| lead(i) == 1);
+    fits.then(|| rows[..kept].iter().product())
+}
+
 /// Applies `f(y row, first element of the row in the big operands, row offset in the small ones)`.
 pub(super) fn each_row(y: &mut [f32], rows: &Rows, f: impl Fn(&mut [f32], usize, usize) + Sync) {
     let cols = rows.cols;

@@ -75,7 +75,8 @@ table! {
     reduce: SumTo, BroadcastTo;
     gemm: MatMul, Linear, FusedLinear;
     layout: Narrow, Place, Concat, Reshape;
-    norm: LayerNorm, LayerNormVjp, RmsNorm, RmsNormVjp, L2Normalize, L2NormalizeVjp;
+    norm: LayerNorm, LayerNormVjp, RmsNorm, RmsNormVjp, L2Normalize, L2NormalizeVjp,
+        AdaNorm, AdaNormJvp, AdaNormVjp;
     batch_norm: BatchNormTrain, BatchNormTrainVjp;
     attention: Attention, AttentionJvp, AttentionVjp;
     depthwise: DepthwiseConv;

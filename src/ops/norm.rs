@@ -6,6 +6,7 @@
 //!   RMS norm     r (g - h mean(h g))
 //!   L2           r (g - h sum(h g)), or r g where the length was clamped
 
+mod ada;
 mod rms;
 
 use std::ops::RangeInclusive;
@@ -20,6 +21,7 @@ use crate::device::launch::norm as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
+pub use ada::{AdaNorm, AdaNormJvp, AdaNormVjp};
 pub use rms::{RmsNorm, RmsNormVjp};
 
 /// y = (x - mean) rstd over the last axis, with rstd = 1 / sqrt(variance + eps). Second output:

@@ -9,6 +9,7 @@ use crate::device::cuda::Queue;
 use crate::device::kernel::{Slice, SliceMut};
 use crate::error::{Error, Result};
 use crate::ops::activation::{Gelu, GeluVjp, Silu, SiluVjp};
+use crate::ops::broadcast::groups;
 use crate::ops::cuda::{CudaIn, CudaOut, Kernels};
 use crate::ops::elementwise::{ADD, Mul};
 use crate::ops::kinds::Pointwise;
@@ -68,17 +69,6 @@ pub struct FusedLinear {
     pub keep: bool,
 }
 
-/// Rows of a gate [G, .., O] beside y [.., O]: axes of y as far as they are kept, then ones.
-fn gates(y: &Shape, gate: &Shape) -> Option<usize> {
-    let missing = y.rank().checked_sub(gate.rank())?;
-    let (rows, own) = (y.dims(), gate.dims());
-    let lead = |i: usize| if i < missing { 1 } else { own[i - missing] };
-    let last = y.rank() - 1;
-    let kept = (0..last).take_while(|&i| lead(i) == rows[i]).count();
-    let fits = own.last() == rows.last() && (kept..last).all(|i| lead(i) == 1);
-    fits.then(|| rows[..kept].iter().product())
-}
-
 impl FusedLinear {
     /// x w^T + b, kept or computed again.
     fn sums(&self, at: &Saved) -> Result<Tensor> {
@@ -107,7 +97,7 @@ impl Multiply for FusedLinear {
             bias: part(2)?,
             residual: part(3)?,
             gate: part(4)?,
-            gates: x.get(4).and_then(|g| gates(&shape, g.shape)).unwrap_or(0),
+            gates: x.get(4).and_then(|g| groups(&shape, g.shape)).unwrap_or(0),
             act: self.act as usize,
         };
         let (y, kept) = match y {
@@ -130,8 +120,8 @@ impl Op for FusedLinear {
         if let [sums, kept] = y {
             kept.r().copy_from_slice(sums.r());
         }
-        let groups = x.get(4).and_then(|g| gates(&x[0].shape.with_last(n), g.shape));
-        let each = x[0].shape.matrix().0 / groups.unwrap_or(1).max(1);
+        let gates = x.get(4).and_then(|g| groups(&x[0].shape.with_last(n), g.shape));
+        let each = x[0].shape.matrix().0 / gates.unwrap_or(1).max(1);
         par_rows(y[0].r(), n, |first, part| {
             for (i, row) in part.chunks_exact_mut(n.max(1)).enumerate() {
                 let i = first + i;
@@ -148,7 +138,7 @@ impl Op for FusedLinear {
         if let Some(r) = x.get(3).filter(|r| ***r != y) {
             return Err(Error::shape(Self::NAME, format!("the residual is {r}, the result {y}")));
         }
-        if let Some(g) = x.get(4).filter(|g| gates(&y, g).is_none()) {
+        if let Some(g) = x.get(4).filter(|g| groups(&y, g).is_none()) {
             let what = format!("the gate {g} has not the result's rows {y}, or one for several");
             return Err(Error::shape(Self::NAME, what));
         }
@@ -156,8 +146,8 @@ impl Op for FusedLinear {
     }
     fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
         let Size { m, n, k, .. } = layer(&[x[0].shape, x[1].shape]);
-        let groups = x.get(4).and_then(|g| gates(&x[0].shape.with_last(n), g.shape));
-        let each = m / groups.unwrap_or(1).max(1);
+        let gates = x.get(4).and_then(|g| groups(&x[0].shape.with_last(n), g.shape));
+        let each = m / gates.unwrap_or(1).max(1);
         for i in 0..m {
             for j in 0..n {
                 let products = (0..k).map(|l| x[0].r()[i * k + l] * x[1].r()[j * k + l]);
