@@ -30,57 +30,28 @@ struct Sizes {
         : batch(batch), m(m), n(n), k(k), splits(splits) {}
 };
 
-// Where the sums over a part of k go: as they are to lines of `cols`.
-struct Parts {
-    float* line;
-    unsigned cols;
-
-    template <int N>
-    struct Beside {};
-
-    __device__ __forceinline__ bool fours() const { return cols % 4 == 0 && aligned(line); }
-
-    template <int N>
-    __device__ __forceinline__ Beside<N> read(unsigned, unsigned) const {
-        return {};
-    }
-
-    template <int N>
-    __device__ __forceinline__ void write(unsigned row, unsigned col, const Floats<N>& v,
-                                          Beside<N>) const {
-        store(line + row * cols + col, v);
-    }
-};
-
 // All tiles of a launch, a block one at a time.
 template <class Block, class T>
 __device__ __forceinline__ void tiles(void* shared, const T* a, const T* b, float* part,
                                       const Finish<T>& finish, const Sizes& s) {
-    Matrix<T> left = matrix(a, Block::TURNED_A ? s.k : s.m, Block::TURNED_A ? s.m : s.k);
-    Matrix<T> right = matrix(b, Block::TURNED_B ? s.n : s.k, Block::TURNED_B ? s.k : s.n);
+    constexpr bool TA = Block::TURNED_A, TB = Block::TURNED_B;
     const unsigned steps = over(s.k, Block::DEPTH), share = over(steps, s.splits);
-    const unsigned jobs = over(s.m, Block::SIDE) * over(s.n, Block::SIDE) * s.splits * s.batch;
+    const unsigned jobs = over(s.m, Block::ROWS) * over(s.n, Block::COLS) * s.splits * s.batch;
     for (unsigned at = blockIdx.x; at < jobs; at += gridDim.x) {
-        const Job job = job_at<Block::SIDE>(at, s.m, s.n, s.splits);
-        const unsigned first = min(job.split * share, steps);
-        left.at = a + job.batch * s.m * s.k;
-        right.at = b + job.batch * s.k * s.n;
+        const Job job = job_at<Block::ROWS, Block::COLS>(at, s.m, s.n, s.splits);
+        const unsigned first = min(job.split * share, steps), k = first * Block::DEPTH;
+        MatrixSource<typename Block::A, T> left(a + job.batch * s.m * s.k, TA ? s.k : s.m,
+                                                TA ? s.m : s.k, job.row, k);
+        MatrixSource<typename Block::B, T> right(b + job.batch * s.k * s.n, TB ? s.n : s.k,
+                                                 TB ? s.k : s.n, job.col, k);
         Block block;
-        block.add(static_cast<T*>(shared), left, right, job, first * Block::DEPTH,
-                  min(share, steps - first));
-        for (int row = 0; row < Block::SIDE; row += Block::Out::ROWS) {
-            block.put(static_cast<float*>(shared), row);
-            __syncthreads();
-            const float* slab = static_cast<const float*>(shared);
-            const uint2 at = make_uint2(job.row + row, job.col), size = make_uint2(s.m, s.n);
-            if (s.splits > 1) {
-                const Parts parts = {part + (job.split * s.batch + job.batch) * s.m * s.n, s.n};
-                Block::Out::template pour<Block::THREADS>(slab, at, size, parts);
-            } else {
-                Block::Out::template pour<Block::THREADS>(slab, at, size,
-                                                          finish.from_row(job.batch * s.m));
-            }
-            __syncthreads();
+        block.add(static_cast<T*>(shared), left, right, min(share, steps - first));
+        const uint2 from = make_uint2(job.row, job.col), size = make_uint2(s.m, s.n);
+        if (s.splits > 1) {
+            const Parts parts = {part + (job.split * s.batch + job.batch) * s.m * s.n, s.n};
+            pour(block, shared, from, size, parts);
+        } else {
+            pour(block, shared, from, size, finish.from_row(job.batch * s.m));
         }
     }
 }
@@ -113,7 +84,7 @@ __global__ void __launch_bounds__(128, 2) matmul_mma_fwd(
     const T* __restrict__ gate,       // [gates*n]
     int batch, int m, int n, int k, int splits, int keep, int biased, int added, int gates,
     int act) {
-    using Block = MmaBlock<S, TA, TB>;
+    using Block = MmaBlock<S, S, TA, TB>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Finish<T> finish = finish_of(y, kept, bias, residual, gate, batch * m, n, keep, biased,
                                        added, gates, act);

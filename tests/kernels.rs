@@ -6,10 +6,13 @@
 #[path = "support/ops/gpu.rs"]
 mod gpu;
 
+use genevar::device::OnGpu;
 use genevar::device::cuda::{Buffer, Queue};
 use genevar::device::kernel::{Bf16, Element, Grid, Slice, SliceMut};
 use genevar::device::launch::{self, activation, elementwise, gemm, norm};
-use genevar::tensor::{Purpose, Stream};
+use genevar::ops::conv::{Conv2d, Conv2dDx};
+use genevar::ops::{CudaIn, CudaOut, DynOp, Precision};
+use genevar::tensor::{Purpose, Shape, Stream};
 
 /// A queue, or nothing to test: the build found no NVRTC.
 fn queue() -> Option<Queue> {
@@ -323,6 +326,67 @@ fn products_begin_at_any_address() {
     }
     few!(matmul_dot_fwd, f32, (|x| *x, |x| *x));
     few!(matmul_dot_mma_fwd, Bf16, narrow);
+}
+
+/// The bits that a variant of an op gives, or the fastest, for a batch of maps beside weights.
+fn bits(
+    q: &Queue,
+    (op, precision, variant): (&dyn DynOp, Precision, Option<&str>),
+    x: &[(Shape, Vec<f32>); 2],
+) -> Vec<u32> {
+    let held = x.each_ref().map(|(_, x)| match precision {
+        Precision::F32 => OnGpu::F32(Buffer::from_slice(q, x).unwrap()),
+        Precision::Bf16 => OnGpu::Bf16(Buffer::from_slice(q, &narrow(x)).unwrap()),
+    });
+    let shape = op.shapes(&[&x[0].0, &x[1].0]).unwrap().swap_remove(0);
+    let y = match precision {
+        Precision::F32 => OnGpu::F32(Buffer::new(q, shape.len()).unwrap()),
+        Precision::Bf16 => OnGpu::Bf16(Buffer::new(q, shape.len()).unwrap()),
+    };
+    let mut y = [CudaOut::new(shape, y)];
+    let x = [0, 1].map(|i| CudaIn::new(&x[i].0, &held[i]));
+    op.cuda(q, precision, variant, &x, &mut y).unwrap();
+    match y[0].held() {
+        OnGpu::F32(y) => y.read().unwrap().iter().map(|y| y.to_bits()).collect(),
+        OnGpu::Bf16(y) => y.read().unwrap().iter().map(|y| u32::from(y.to_bits())).collect(),
+        OnGpu::I32(_) => panic!("a convolution of whole numbers"),
+    }
+}
+
+#[test]
+fn a_sample_has_the_same_convolution_in_every_batch() {
+    let Some(q) = queue() else { return };
+    // Variants that batches of other sizes take: sums in parts, and sums in one piece.
+    let parts = ["parts of k", "tiles 64"];
+    let whole = ["tiles 128", "tiles 64", "tiles 128 x 32"];
+    for (channels, side, variants) in [(256, 4usize, &parts[..]), (16, 9, &whole[..])] {
+        for stride in [1, 2] {
+            let conv = Conv2d { stride, ..Conv2d::same(3) };
+            let down = side.div_ceil(stride);
+            let weights = conv.weights(channels, channels);
+            let weights = (weights.clone(), noise(weights.len(), 7));
+            let dx = Conv2dDx { conv: conv.clone(), size: [side; 2] };
+            for (op, side) in [(&conv as &dyn DynOp, side), (&dx, down)] {
+                let each = side * side * channels;
+                let maps = noise(3 * each, 8);
+                let of = |n: usize, maps: &[f32]| {
+                    [(Shape::from([n, side, side, channels]), maps.to_vec()), weights.clone()]
+                };
+                for precision in [Precision::F32, Precision::Bf16] {
+                    let own = &maps[each..2 * each];
+                    let alone = bits(&q, (op, precision, None), &of(1, own));
+                    for &name in variants {
+                        if precision == Precision::F32 && name == "tiles 128 x 32" {
+                            continue;
+                        }
+                        let all = bits(&q, (op, precision, Some(name)), &of(3, &maps));
+                        let same = all[alone.len()..2 * alone.len()] == alone[..];
+                        assert!(same, "{}, {name}, {precision:?}, stride {stride}", op.name());
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]

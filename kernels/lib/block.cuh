@@ -1,4 +1,4 @@
-// What a block does with a tile of S x S sums: it adds products of tiles of the operands
+// What a block does with a tile of sums: it adds products of tiles of the operands
 // (lib/tile.cuh), on the tensor cores or in float, and lays the sums out for whole rows to be
 // stored.
 #pragma once
@@ -18,37 +18,37 @@ struct Job {
 
 // Tiles go down eight rows of tiles before they go on to the right, so that blocks that run
 // together share operands in the cache; then come the parts of k, then the batch.
-template <int SIDE>
+template <int ROWS, int COLS>
 __device__ __forceinline__ Job job_at(unsigned at, unsigned m, unsigned n, unsigned splits) {
-    const unsigned down = over(m, SIDE), across = over(n, SIDE), tiles = down * across;
+    const unsigned down = over(m, ROWS), across = over(n, COLS), tiles = down * across;
     const unsigned tile = at % tiles, rest = at / tiles;
     const unsigned strip = tile / (8 * across) * 8, height = min(down - strip, 8u);
     const unsigned inside = tile % (8 * across);
-    return {rest / splits, rest % splits, (strip + inside % height) * SIDE,
-            inside / height * SIDE};
+    return {rest / splits, rest % splits, (strip + inside % height) * ROWS,
+            inside / height * COLS};
 }
 
 // A tile of sums goes to memory through shared memory, 64 rows at a time: whole rows are stored,
 // whatever the layout of the threads that made them. PAD keeps their writes in different banks.
 // With AHEAD > 1 what a sink reads for so many packets is under way before the first is written.
-template <int SIDE, int PAD, int AHEAD>
+template <int COLS, int PAD, int AHEAD>
 struct Slab {
-    static constexpr int ROWS = 64, STRIDE = SIDE + PAD, SIZE = ROWS * STRIDE;
+    static constexpr int ROWS = 64, STRIDE = COLS + PAD, SIZE = ROWS * STRIDE;
 
     // Gives all of the slab, which begins at `first`, that lies inside `size` to a sink.
     template <int N, int THREADS, class Sink>
     static __device__ __forceinline__ void each(const float* slab, uint2 first, uint2 size,
                                                 const Sink& sink) {
-        static_assert(ROWS * SIDE % (N * THREADS * AHEAD) == 0, "whole passes");
+        static_assert(ROWS * COLS % (N * THREADS * AHEAD) == 0, "whole passes");
 #pragma unroll 1
-        for (unsigned i = threadIdx.x; i < ROWS * SIDE / N; i += THREADS * AHEAD) {
+        for (unsigned i = threadIdx.x; i < ROWS * COLS / N; i += THREADS * AHEAD) {
             Floats<N> v[AHEAD];
             typename Sink::template Beside<N> beside[AHEAD];
             unsigned row[AHEAD], col[AHEAD];
 #pragma unroll
             for (int j = 0; j < AHEAD; ++j) {
-                const unsigned r = (i + j * THREADS) / (SIDE / N);
-                const unsigned c = (i + j * THREADS) % (SIDE / N) * N;
+                const unsigned r = (i + j * THREADS) / (COLS / N);
+                const unsigned c = (i + j * THREADS) % (COLS / N) * N;
                 v[j] = load<N>(slab + r * STRIDE + c);
                 row[j] = first.x + r, col[j] = first.y + c;
                 const bool live = row[j] < size.x && col[j] < size.y;
@@ -76,35 +76,54 @@ struct Slab {
     }
 };
 
-// A block's tile of S x S sums by the tensor cores: four warps with a quarter each.
-template <int S, bool TA, bool TB>
+// Gives a block's tile of sums, from row and column `first` on, to a sink; all threads are through
+// with `shared` before and after.
+template <class Block, class Sink>
+__device__ __forceinline__ void pour(const Block& block, void* shared, uint2 first, uint2 size,
+                                     const Sink& sink) {
+    float* slab = static_cast<float*>(shared);
+    for (int row = 0; row < Block::ROWS; row += Block::Out::ROWS) {
+        block.put(slab, row);
+        __syncthreads();
+        const uint2 at = make_uint2(first.x + row, first.y);
+        Block::Out::template pour<Block::THREADS>(slab, at, size, sink);
+        __syncthreads();
+    }
+}
+
+// A block's tile of R x C sums by the tensor cores: four warps with a quarter each.
+template <int R, int C, bool TA, bool TB>
 struct MmaBlock {
-    static constexpr int SIDE = S, THREADS = 128, DEPTH = S == 128 ? 32 : 64, STAGES = 3;
-    static constexpr int OWN = S / 2;
+    static constexpr int ROWS = R, COLS = C, THREADS = 128, DEPTH = R == 128 ? 32 : 64, STAGES = 3;
+    // Warps side by side, and what each has.
+    static constexpr int ABREAST = C == 32 ? 1 : 2;
+    static constexpr int OWN_ROWS = R * ABREAST / 4, OWN_COLS = C / ABREAST;
     static constexpr bool TURNED_A = TA, TURNED_B = TB;
-    using A = MmaTile<!TA, S, DEPTH, THREADS>;
-    using B = MmaTile<TB, S, DEPTH, THREADS>;
-    using Out = Slab<S, 8, 4>;
+    // Whether a second tile of sums fits into the registers.
+    static constexpr bool FOLDS = R == 64;
+    using A = MmaTile<!TA, R, DEPTH, THREADS>;
+    using B = MmaTile<TB, C, DEPTH, THREADS>;
+    using Out = Slab<C, 8, 4>;
     static constexpr int STAGE = A::SIZE + B::SIZE;
     static constexpr int SHARED = STAGES * STAGE * sizeof(bf16);
     static_assert(SHARED >= Out::SIZE * sizeof(float), "the slab fits");
 
-    float sums[OWN / 16][OWN / 8][4];
+    float sums[OWN_ROWS / 16][OWN_COLS / 8][4];
     unsigned row, col;
 
     __device__ __forceinline__ MmaBlock() : sums(), row(), col() {
-        row = threadIdx.x / 64 * OWN;
-        col = threadIdx.x / 32 % 2 * OWN;
+        row = threadIdx.x / (32 * ABREAST) * OWN_ROWS;
+        col = threadIdx.x / 32 % ABREAST * OWN_COLS;
     }
 
-    // Adds the products of k0 .. k0 + steps * DEPTH, with STAGES - 1 steps on their way.
-    __device__ __forceinline__ void add(bf16* tiles, const Matrix<bf16>& a, const Matrix<bf16>& b,
-                                        const Job& job, unsigned k0, unsigned steps) {
+    // Adds the products of so many steps of two sources, with STAGES - 1 steps on their way.
+    template <class Left, class Right>
+    __device__ __forceinline__ void add(bf16* tiles, Left& a, Right& b, unsigned steps) {
         auto fetch = [&](unsigned step) {
             if (step < steps) {
                 bf16* to = tiles + step % STAGES * STAGE;
-                A::fetch(to, a, job.row, k0 + step * DEPTH);
-                B::fetch(to + A::SIZE, b, job.col, k0 + step * DEPTH);
+                A::fetch(to, a);
+                B::fetch(to + A::SIZE, b);
             }
             copy_commit();
         };
@@ -120,19 +139,34 @@ struct MmaBlock {
         __syncthreads();
     }
 
+    // Adds another block's sums.
+    __device__ __forceinline__ void merge(const MmaBlock& other) {
+#pragma unroll
+        for (int i = 0; i < OWN_ROWS / 16; ++i) {
+#pragma unroll
+            for (int j = 0; j < OWN_COLS / 8; ++j) {
+#pragma unroll
+                for (int l = 0; l < 4; ++l) sums[i][j][l] += other.sums[i][j][l];
+            }
+        }
+    }
+
     __device__ __forceinline__ void multiply(const bf16* tile) {
 #pragma unroll
         for (int k = 0; k < DEPTH; k += 16) {
-            unsigned a[OWN / 16][4], b[OWN / 16][4];
+            unsigned a[OWN_ROWS / 16][4], b[OWN_COLS / 16][4];
 #pragma unroll
-            for (int i = 0; i < OWN / 16; ++i) {
+            for (int i = 0; i < OWN_ROWS / 16; ++i) {
                 A::template fragment<true>(a[i], tile, row + 16 * i, k);
+            }
+#pragma unroll
+            for (int i = 0; i < OWN_COLS / 16; ++i) {
                 B::template fragment<false>(b[i], tile + A::SIZE, col + 16 * i, k);
             }
 #pragma unroll
-            for (int i = 0; i < OWN / 16; ++i) {
+            for (int i = 0; i < OWN_ROWS / 16; ++i) {
 #pragma unroll
-                for (int j = 0; j < OWN / 8; ++j) {
+                for (int j = 0; j < OWN_COLS / 8; ++j) {
                     mma(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
                 }
             }
@@ -144,9 +178,9 @@ struct MmaBlock {
         if (row < first || row >= first + Out::ROWS) return;
         const unsigned lane = threadIdx.x % WARP;
 #pragma unroll
-        for (int i = 0; i < OWN / 16; ++i) {
+        for (int i = 0; i < OWN_ROWS / 16; ++i) {
 #pragma unroll
-            for (int j = 0; j < OWN / 8; ++j) {
+            for (int j = 0; j < OWN_COLS / 8; ++j) {
                 const unsigned r = row - first + 16 * i + lane / 4, c = col + 8 * j + lane % 4 * 2;
                 const float(&d)[4] = sums[i][j];
                 *reinterpret_cast<float2*>(slab + r * Out::STRIDE + c) = make_float2(d[0], d[1]);
@@ -160,8 +194,8 @@ struct MmaBlock {
 // A block's tile of S x S sums in float: eight warps in 4 x 2, a thread's sums in 4 x 4 of them.
 template <int S, bool TA, bool TB>
 struct FmaBlock {
-    static constexpr int SIDE = S, THREADS = 256, EACH = S / 16;
-    static constexpr bool TURNED_A = TA, TURNED_B = TB;
+    static constexpr int ROWS = S, COLS = S, THREADS = 256, EACH = S / 16;
+    static constexpr bool TURNED_A = TA, TURNED_B = TB, FOLDS = S == 64;
     using A = FmaTile<!TA, S, THREADS>;
     using B = FmaTile<TB, S, THREADS>;
     // More warps than registers: no reading ahead.
@@ -178,15 +212,14 @@ struct FmaBlock {
         col = warp % 2 * (S / 2) + lane % 8 * 4;
     }
 
-    // Adds the products of k0 .. k0 + steps * DEPTH; the next step's loads run beside the sums.
-    __device__ __forceinline__ void add(float* tiles, const Matrix<float>& a,
-                                        const Matrix<float>& b, const Job& job, unsigned k0,
-                                        unsigned steps) {
+    // Adds the products of so many steps of two sources; the next step's loads run beside the sums.
+    template <class Left, class Right>
+    __device__ __forceinline__ void add(float* tiles, Left& a, Right& b, unsigned steps) {
         A left;
         B right;
         if (steps > 0) {
-            left.fetch(a, job.row, k0);
-            right.fetch(b, job.col, k0);
+            left.fetch(a);
+            right.fetch(b);
         }
         for (unsigned step = 0; step < steps; ++step) {
             float* tile = tiles + step % 2 * STAGE;
@@ -194,12 +227,21 @@ struct FmaBlock {
             right.put(tile + A::SIZE, b.packets);
             __syncthreads();
             if (step + 1 < steps) {
-                left.fetch(a, job.row, k0 + (step + 1) * DEPTH);
-                right.fetch(b, job.col, k0 + (step + 1) * DEPTH);
+                left.fetch(a);
+                right.fetch(b);
             }
             multiply(tile);
         }
         __syncthreads();
+    }
+
+    // Adds another block's sums.
+    __device__ __forceinline__ void merge(const FmaBlock& other) {
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) {
+#pragma unroll
+            for (int j = 0; j < EACH; ++j) sums[i][j] += other.sums[i][j];
+        }
     }
 
     // Places of EACH rows or columns, four neighbours every STEP.

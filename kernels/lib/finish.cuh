@@ -1,4 +1,5 @@
-// What becomes of a finished sum: y = residual + gate * act(sum + bias), any part absent.
+// What becomes of a sum: y = residual + gate * act(sum + bias), any part absent; and of a sum over
+// a part.
 #pragma once
 
 #include "lib/math.cuh"
@@ -77,5 +78,27 @@ struct Finish {
     template <int N>
     __device__ __forceinline__ void operator()(unsigned row, unsigned col, Floats<N> v) const {
         write(row, col, v, read<N>(row, col));
+    }
+};
+
+// Where the sums over a part of k go: as they are to lines of `cols`.
+struct Parts {
+    float* line;
+    unsigned cols;
+
+    template <int N>
+    struct Beside {};
+
+    __device__ __forceinline__ bool fours() const { return cols % 4 == 0 && aligned(line); }
+
+    template <int N>
+    __device__ __forceinline__ Beside<N> read(unsigned, unsigned) const {
+        return {};
+    }
+
+    template <int N>
+    __device__ __forceinline__ void write(unsigned row, unsigned col, const Floats<N>& v,
+                                          Beside<N>) const {
+        store(line + row * cols + col, v);
     }
 };

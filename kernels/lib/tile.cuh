@@ -7,26 +7,48 @@
 #include "lib/copy.cuh"
 #include "lib/packet.cuh"
 
-template <class T>
-struct Matrix {
+// A source is what a tile is filled from, at a step along k. Each thread has a packet of
+// Tile::WIDTH in every Tile::GAP-th line: `spot` says where after `at` that of pass i lies, asked
+// in the order of passes, and whether it lies inside; where there are no `packets`, `single` says
+// it of any element. `next` goes on by a tile.
+
+// A source: a matrix from row `side` and inner index `k` on.
+template <class Tile, class T>
+struct MatrixSource {
     const T* at;
     unsigned lines, run;
     // Whether every line begins at a multiple of 16 bytes.
     bool packets;
-};
+    unsigned line0, run0;
 
-template <class T>
-__device__ __forceinline__ Matrix<T> matrix(const T* at, unsigned lines, unsigned run) {
-    return {at, lines, run, run % width<T> == 0 && aligned(at)};
-}
+    __device__ __forceinline__ MatrixSource(const T* at, unsigned lines, unsigned run,
+                                            unsigned side, unsigned k)
+        : at(at), lines(lines), run(run), packets(run % width<T> == 0 && aligned(at)),
+          line0(Tile::IS_ALONG ? side : k), run0(Tile::IS_ALONG ? k : side) {}
+
+    __device__ __forceinline__ unsigned spot(int i, bool& live) {
+        return single(threadIdx.x / Tile::PACKETS + i * Tile::GAP,
+                      threadIdx.x % Tile::PACKETS * Tile::WIDTH, live);
+    }
+
+    __device__ __forceinline__ unsigned single(unsigned line, unsigned r, bool& live) const {
+        line += line0, r += run0;
+        live = line < lines && r < run;
+        return line * run + r;
+    }
+
+    __device__ __forceinline__ void next() { (Tile::IS_ALONG ? run0 : line0) += Tile::INNER; }
+};
 
 // SIDE rows (or columns) of an operand by DEPTH of k, in bf16, as `mma` wants them. Lines are cut
 // into packets of 8; which of its places a packet takes depends on its line, so that 8 lines at one
 // packet, or one line at 8 packets, lie in different banks.
 template <bool ALONG, int SIDE, int DEPTH, int THREADS>
 struct MmaTile {
-    static constexpr int LINES = ALONG ? SIDE : DEPTH, RUN = ALONG ? DEPTH : SIDE;
-    static constexpr int PACKETS = RUN / 8;
+    static constexpr bool IS_ALONG = ALONG;
+    static constexpr int LINES = ALONG ? SIDE : DEPTH, RUN = ALONG ? DEPTH : SIDE, INNER = DEPTH;
+    static constexpr int WIDTH = 8, PACKETS = RUN / WIDTH;
+    static constexpr int GAP = THREADS / PACKETS, PASSES = LINES / GAP;
     // Lines that share 128 bytes, which is all banks.
     static constexpr int SHARE = PACKETS < 8 ? 8 / PACKETS : 1;
     static constexpr int TURNS = PACKETS < 8 ? PACKETS : 8;
@@ -37,37 +59,36 @@ struct MmaTile {
         return line * RUN + (packet ^ line / SHARE % TURNS) * 8;
     }
 
-    // Starts filling a tile from rows `side` and inner index `k` on, with zeros beyond the matrix.
-    // Single elements are written at once; either way the tile is whole after a wait and a barrier.
-    static __device__ __forceinline__ void fetch(bf16* to, const Matrix<bf16>& from, unsigned side,
-                                                 unsigned k) {
-        const unsigned line0 = ALONG ? side : k, run0 = ALONG ? k : side;
+    // Starts filling a tile, with zeros beyond the source. Single elements are written at once;
+    // either way the tile is whole after a wait and a barrier.
+    template <class Source>
+    static __device__ __forceinline__ void fetch(bf16* to, Source& from) {
         if (from.packets) {
             const unsigned line = threadIdx.x / PACKETS, packet = threadIdx.x % PACKETS;
 #pragma unroll
-            for (int i = 0; i < LINES * PACKETS / THREADS; ++i) {
-                const unsigned own = line + i * (THREADS / PACKETS);
-                const bool live = line0 + own < from.lines && run0 + packet * 8 < from.run;
-                const unsigned at = (line0 + own) * from.run + run0 + packet * 8;
-                copy_packet(to + place(own, packet), from.at + (live ? at : 0), live);
+            for (int i = 0; i < PASSES; ++i) {
+                bool live;
+                const unsigned spot = from.spot(i, live);
+                copy_packet(to + place(line + i * GAP, packet), from.at + (live ? spot : 0), live);
             }
         } else {
-            singles(to, from, line0, run0);
+            singles(to, from);
         }
+        from.next();
     }
 
     // Eight loads under way at a time.
-    static __device__ __forceinline__ void singles(bf16* to, const Matrix<bf16>& from,
-                                                   unsigned line0, unsigned run0) {
+    template <class Source>
+    static __device__ __forceinline__ void singles(bf16* to, const Source& from) {
 #pragma unroll 1
         for (int first = threadIdx.x; first < SIZE; first += 8 * THREADS) {
             bf16 held[8];
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const unsigned line = line0 + (first + i * THREADS) / RUN;
-                const unsigned run = run0 + (first + i * THREADS) % RUN;
-                const bool live = line < from.lines && run < from.run;
-                held[i] = live ? from.at[line * from.run + run] : bf16{0};
+                const unsigned own = first + i * THREADS;
+                bool live;
+                const unsigned spot = from.single(own / RUN, own % RUN, live);
+                held[i] = live ? from.at[spot] : bf16{0};
             }
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
@@ -96,8 +117,11 @@ struct MmaTile {
 // part in registers while the block works on the tile before.
 template <bool ALONG, int SIDE, int THREADS>
 struct FmaTile {
-    static constexpr int DEPTH = 16, STRIDE = SIDE + 4, SIZE = DEPTH * STRIDE;
-    static constexpr int HELD = SIDE * DEPTH / THREADS;
+    static constexpr bool IS_ALONG = ALONG;
+    static constexpr int DEPTH = 16, STRIDE = SIDE + 4, SIZE = DEPTH * STRIDE, INNER = DEPTH;
+    static constexpr int WIDTH = 4, PACKETS = (ALONG ? DEPTH : SIDE) / WIDTH;
+    static constexpr int GAP = THREADS / PACKETS, HELD = SIDE * DEPTH / THREADS;
+    static constexpr int PASSES = HELD / WIDTH;
     static_assert(HELD % 4 == 0, "whole packets");
     float held[HELD];
 
@@ -121,31 +145,28 @@ struct FmaTile {
         k = ALONG ? threadIdx.x % 8 + i % 2 * 8 : at / SIDE;
     }
 
-    __device__ __forceinline__ void fetch(const Matrix<float>& from, unsigned side0, unsigned k0) {
-        unsigned side, k;
+    template <class Source>
+    __device__ __forceinline__ void fetch(Source& from) {
+        bool live;
         if (from.packets) {
 #pragma unroll
-            for (int i = 0; i < HELD / 4; ++i) {
-                packet(i, side, k);
-                const unsigned line = ALONG ? side0 + side : k0 + k;
-                const unsigned run = ALONG ? k0 + k : side0 + side;
+            for (int i = 0; i < PASSES; ++i) {
+                const unsigned spot = from.spot(i, live);
                 Floats<4> x = {};
-                if (line < from.lines && run < from.run) {
-                    x = load<4>(from.at + line * from.run + run);
-                }
+                if (live) x = load<4>(from.at + spot);
 #pragma unroll
                 for (int j = 0; j < 4; ++j) held[4 * i + j] = x.at[j];
             }
         } else {
 #pragma unroll
             for (int i = 0; i < HELD; ++i) {
+                unsigned side, k;
                 single(i, side, k);
-                const unsigned line = ALONG ? side0 + side : k0 + k;
-                const unsigned run = ALONG ? k0 + k : side0 + side;
-                const bool live = line < from.lines && run < from.run;
-                held[i] = live ? from.at[line * from.run + run] : 0.0f;
+                const unsigned spot = from.single(ALONG ? side : k, ALONG ? k : side, live);
+                held[i] = live ? from.at[spot] : 0.0f;
             }
         }
+        from.next();
     }
 
     __device__ __forceinline__ void put(float* to, bool packets) const {

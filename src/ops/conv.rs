@@ -4,8 +4,12 @@
 //! being zero outside. The zeros take part in the products, so a weight that is not finite shows at
 //! the border too.
 
+mod cuda;
+mod extents;
+
 use std::ops::RangeInclusive;
 
+use super::cuda::Kernels;
 use super::elementwise::ADD;
 use super::reduce::{SumTo, broadcast_into};
 use super::{
@@ -124,6 +128,7 @@ impl Op for Conv2d {
         });
         product(y[0].r(), &at, x[0].r(), &panels, x.get(2).map(In::r));
     });
+    const CUDA: Kernels<Self> = cuda::CONV2D;
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let [b, h, w, c] = four(Self::NAME, x[0])?;
@@ -225,6 +230,7 @@ impl Op for Conv2dDx {
             op.phase([phase / stride, phase % stride], x, y);
         }
     });
+    const CUDA: Kernels<Self> = cuda::CONV2D_DX;
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let [b, h, w, o] = four(Self::NAME, x[0])?;
@@ -351,6 +357,7 @@ impl Op for Conv2dDw {
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         outer(y[0].r(), &op.conv.windows(x[1].shape), x[1].r(), x[0].r());
     });
+    const CUDA: Kernels<Self> = cuda::CONV2D_DW;
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         let [gb, h, w, o] = four(Self::NAME, x[0])?;
@@ -415,6 +422,9 @@ fn geometries(make: impl Fn(&'static str, Conv2d, [usize; 4], usize) -> Case) ->
         make("stride_past_kernel", conv([1, 2], 3, [1, 0, 0, 2]), [1, 7, 8, 2], 3),
         make("wide_pad", conv([2, 2], 1, [3, 2, 0, 4]), [1, 3, 2, 2], 2),
         make("unread_border", conv([2, 3], 2, [0; 4]), [1, 5, 6, 2], 3),
+        make("packets", Conv2d::same(3), [2, 7, 9, 16], 72),
+        make("packets_down", conv([3, 3], 2, [0, 1, 0, 1]), [2, 12, 10, 24], 40),
+        make("parts_of_a_sample", Conv2d::same(3), [1, 3, 3, 120], 120),
         make("blocks_of_rows", Conv2d::same(3), [3, 17, 40, 2], 9),
         make("no_images", Conv2d::same(3), [0, 4, 4, 2], 3),
     ]

@@ -94,6 +94,9 @@ pub(crate) use kernels;
 
 /// Threads of a block, unless a kernel says otherwise.
 pub const THREADS: u32 = 256;
+/// Multiprocessors that a launch of tiles should fill: those of an H100. A constant, so that the
+/// same shapes give the same bits on every card.
+pub(super) const PROCESSORS: usize = 132;
 /// Blocks that a multiprocessor is given when the grid strides.
 const BLOCKS_EACH: usize = 8;
 

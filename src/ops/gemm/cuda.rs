@@ -6,13 +6,10 @@ use crate::device::cuda::{Buffer, Queue};
 use crate::device::kernel::{Bf16, Grid, Slice, SliceMut};
 use crate::device::launch::gemm as launch;
 use crate::error::{Error, Result};
-use crate::ops::cuda::{CudaIn, CudaOut, Kernels, Variant, over_elements, variant};
+use crate::ops::cuda::{CudaIn, CudaOut, Kernels, PROCESSORS, Variant, over_elements, variant};
 use crate::ops::{Op, Precision};
 use crate::tensor::Shape;
 
-/// Multiprocessors that a launch should fill: those of an H100. A constant, so that the same shapes
-/// give the same bits on every card.
-const PROCESSORS: usize = 132;
 /// Blocks of tiles that a multiprocessor holds.
 const RESIDENT: usize = 2;
 /// The least of k that is worth a block of its own, and the most parts that are worth joining.
