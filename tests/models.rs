@@ -98,6 +98,8 @@ fn encode_tokens_f_k_equals_encodes_own_f_k() {
         assert_eq!(tokens.shape().dims(), [3, 1 + 9 + 64]);
         let second = &tokens.i32s().unwrap()[74 + 1..74 + 10];
         assert_eq!(second, &maps[1].i32s().unwrap()[9..18], "scale 2 of sample 2");
+        let at_once = q.tokens_at_once(&f).unwrap();
+        assert_eq!(at_once.i32s().unwrap(), tokens.i32s().unwrap(), "as one op");
         let pyramid = q.pyramid(&tokens).unwrap();
         for (k, (own, again)) in sums.iter().zip(&pyramid).enumerate() {
             assert_eq!(own.f32s().unwrap(), again.f32s().unwrap(), "f_{}", k + 1);

@@ -15,6 +15,8 @@ use crate::ops::call;
 use crate::ops::conv::Conv2d;
 use crate::ops::elementwise::{ADD, Affine, Axpy, Mul, SUB};
 use crate::ops::embed::GatherRows;
+use crate::ops::layout::Concat;
+use crate::ops::pyramid::QuantisePyramid;
 use crate::ops::quantize::NearestCode;
 use crate::ops::reduce::SumTo;
 use crate::ops::resample::{Map, Resample};
@@ -83,6 +85,10 @@ impl Quantiser {
     /// # Errors
     /// A value of f that is not finite has no nearest code.
     pub fn tokens(&self, f: &Tensor) -> Result<Tensor> {
+        let on_chip = self.fused().fits(self.config.latent_side(), self.config.d);
+        if f.remote().is_some() && on_chip {
+            return self.tokens_at_once(f);
+        }
         let b = f.shape().dims().first().copied().unwrap_or(0);
         let maps = self.walk(f)?.0;
         let mut all = Vec::with_capacity(b * self.config.tokens());
@@ -93,6 +99,31 @@ impl Quantiser {
             }
         }
         Tensor::new_i32(all, [b, self.config.tokens()])
+    }
+
+    /// The walk through the scales as one op.
+    fn fused(&self) -> QuantisePyramid {
+        QuantisePyramid {
+            sides: self.config.patch_nums.clone(),
+            phis: (0..self.scales()).map(|k| self.config.phi_of(k)).collect(),
+            share: self.config.quant_resi,
+            cosine: self.config.lookup == Lookup::Cosine,
+        }
+    }
+
+    /// [`Quantiser::tokens`] as one op, which a GPU runs without a word to the host; on the CPU it
+    /// is slower than the walk. A value that is not finite gives -1.
+    pub fn tokens_at_once(&self, f: &Tensor) -> Result<Tensor> {
+        let (book, d) = (self.book.value(), self.config.d);
+        let join = |parts: Vec<Tensor>, none: Tensor| match parts.is_empty() {
+            true => Ok(none),
+            false => call(&Concat { axis: 0 }, &parts.iter().collect::<Vec<_>>()),
+        };
+        let filters = self.phi.iter().map(|c| c.weight().value()).collect();
+        let filters = join(filters, Tensor::zeros(book.dtype(), [0, 3, 3, d]))?;
+        let biases = self.phi.iter().map(|c| c.bias().value()).collect();
+        let biases = join(biases, Tensor::zeros(book.dtype(), [0]))?;
+        call(&self.fused(), &[f, &book, &filters, &biases])
     }
 
     /// Token maps, and f_1 .. f_K beside them, of a latent map f [B, h, w, d].

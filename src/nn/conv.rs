@@ -68,6 +68,11 @@ impl Conv {
         &self.w
     }
 
+    /// The biases.
+    pub fn bias(&self) -> &Param {
+        &self.b
+    }
+
     /// x [B, H, W, in] to [B, H', W', out].
     pub fn forward(&self, p: &Pass, x: &Var) -> Result<Var> {
         self.with_weight(p, x, &p.param(&self.w))

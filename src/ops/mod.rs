@@ -24,6 +24,7 @@ pub mod mask;
 pub mod norm;
 pub mod op;
 pub mod optim;
+pub mod pyramid;
 pub mod quantize;
 pub mod random;
 pub mod real;
@@ -91,6 +92,7 @@ table! {
     group_norm: GroupNorm, GroupNormJvp, GroupNormVjp;
     resample: Resample;
     quantize: NearestCode;
+    pyramid: QuantisePyramid;
 }
 
 thread_local!(static HEARD: RefCell<Option<Vec<Ran>>> = const { RefCell::new(None) });

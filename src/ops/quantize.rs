@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 
 use super::cuda::{Kernels, block_per_job, kernels};
 use super::real::U;
-use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real};
+use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real, Running};
 use crate::device::cpu::{par_map, simd};
 use crate::device::launch::quantize as launch;
 use crate::device::window::{Panels, Windows, product};
@@ -56,6 +56,54 @@ impl NearestCode {
     }
 }
 
+impl NearestCode {
+    /// The code nearest to `x`, the first of equals; -1 where a cost is not finite.
+    pub(super) fn search<R: Real>(&self, x: &[R], book: &[R]) -> i32 {
+        let mut best: Option<(i32, R)> = None;
+        for (i, code) in (0..).zip(book.chunks_exact(x.len())) {
+            let cost = self.cost(x, code);
+            if !cost.val().is_finite() {
+                return -1;
+            }
+            if best.is_none_or(|(_, least)| cost < least) {
+                best = Some((i, cost));
+            }
+        }
+        best.map_or(-1, |(i, _)| i)
+    }
+
+    /// Why `index` is not acceptable for `x`, which is known within its own errors.
+    pub(super) fn refusal(&self, x: &[Running], book: &[f64], index: i32) -> Option<String> {
+        let (d, values) = (x.len(), x.iter().map(|x| x.v).collect::<Vec<_>>());
+        let codes = book.len() / d;
+        let code = |i: usize| &book[i * d..(i + 1) * d];
+        let cost = |i: usize| {
+            let exact: Vec<Running> = code(i).iter().map(|&e| Running::exact(e)).collect();
+            let cost = self.cost(x, &exact);
+            // Errors of x alone: those of the evaluation are `room`.
+            let moved = values.iter().zip(code(i)).zip(x);
+            let moved = moved.map(|((v, e), x)| match self.cosine {
+                true => x.e,
+                false => x.e * (2.0 * (v - e).abs() + x.e),
+            });
+            (cost.v, moved.sum::<f64>() + self.room(&values, code(i)))
+        };
+        let costs: Vec<(f64, f64)> = (0..codes).map(cost).collect();
+        let finite = costs.iter().all(|c| c.0.is_finite());
+        let chosen = usize::try_from(index).ok().filter(|&i| finite && i < codes);
+        let Some(chosen) = chosen else {
+            return (finite || index != -1).then(|| format!("index {index} of {codes} codes"));
+        };
+        // The first code that is nearer by more than rounding can hide, or as near and before.
+        let better = (0..codes).find(|&i| {
+            let gap = costs[chosen].0 - costs[i].0;
+            gap > costs[chosen].1 + costs[i].1 || i < chosen && code(i) == code(chosen)
+        })?;
+        let costs = (costs[chosen].0, costs[better].0);
+        Some(format!("chose code {chosen} at {}, but {better} is at {}", costs.0, costs.1))
+    }
+}
+
 impl Op for NearestCode {
     const NAME: &'static str = "nearest_code";
     const INPUTS: RangeInclusive<usize> = 2..=2;
@@ -100,42 +148,15 @@ impl Op for NearestCode {
     fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
         let d = x[0].shape.last();
         for (x_row, y) in x[0].r().chunks_exact(d).zip(y[0].i()) {
-            let costs = x[1].r().chunks_exact(d).map(|code| self.cost(x_row, code));
-            let mut best: Option<(i32, R)> = None;
-            *y = 0;
-            for (i, cost) in (0..).zip(costs) {
-                if !cost.val().is_finite() {
-                    *y = -1;
-                }
-                if best.is_none_or(|(_, least)| cost < least) {
-                    best = Some((i, cost));
-                }
-            }
-            if let (0, Some((i, _))) = (*y, best) {
-                *y = i;
-            }
+            *y = self.search(x_row, x[1].r());
         }
     }
     fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String> {
-        let (d, codes) = (x[0].shape.last(), x[1].shape.dims()[0]);
-        let code = |i: usize| &x[1].r()[i * d..(i + 1) * d];
-        let judge = |(row, &index): (&[f64], &i32)| {
-            let costs: Vec<f64> = (0..codes).map(|i| self.cost(row, code(i))).collect();
-            let finite = costs.iter().all(|c| c.is_finite());
-            let chosen = usize::try_from(index).ok().filter(|&i| finite && i < codes);
-            let Some(chosen) = chosen else {
-                return (finite || index != -1).then(|| format!("index {index} of {codes} codes"));
-            };
-            let room = self.room(row, code(chosen));
-            // The first code that is nearer by more than rounding can hide, or as near and before.
-            let better = (0..codes).find(|&i| {
-                let gap = costs[chosen] - costs[i];
-                gap > room + self.room(row, code(i)) || i < chosen && code(i) == code(chosen)
-            })?;
-            let costs = (costs[chosen], costs[better]);
-            Some(format!("chose code {chosen} at {}, but {better} is at {}", costs.0, costs.1))
-        };
-        x[0].r().chunks_exact(d).zip(got.first()?).find_map(judge)
+        let rows = x[0].r().chunks_exact(x[0].shape.last()).zip(got.first()?);
+        rows.into_iter().find_map(|(row, &index)| {
+            let exact: Vec<Running> = row.iter().map(|&x| Running::exact(x)).collect();
+            self.refusal(&exact, x[1].r(), index)
+        })
     }
     fn cases() -> Cases {
         let case = |name: &str, cosine, x: &[usize], codes: usize| {
