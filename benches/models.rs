@@ -138,8 +138,8 @@ fn stage(config: &Config, pack: &Pack, out: &Path, name: &str, steps: u64) -> Re
 /// One tile alone, then several spread over the cores.
 fn draw(tier: &str, config: &Config, out: &Path) -> Result<Vec<Line>> {
     let system = System::load(out)?;
-    let sampler =
-        Sampler { refiner: system.refiner(0), ar: &system.ar, settings: &system.config.sample };
+    let (refiner, settings, device) = (system.refiner(0), &system.config.sample, Device::Cpu);
+    let sampler = Sampler { refiner, ar: &system.ar, settings, device };
     let subject = |id: u64| Subject {
         id,
         z: Tensor::zeros(DType::F32, [1, config.beta_vae.latent]),

@@ -6,6 +6,7 @@
 use genevar::autograd::{Params, Pass};
 use genevar::config::{ArConfig, Config, Gamma, MaskConfig, MaskKind, MaskTarget, MeanFlowConfig};
 use genevar::config::{Guidance, Normalise, SampleConfig};
+use genevar::device::Device;
 use genevar::models::genevar::{FeatureStats, Refiner};
 use genevar::models::mask::{MaskInput, gradient, refine, threshold};
 use genevar::models::masked_ar::{Cond, Dims, Inputs, MaskedAr};
@@ -271,7 +272,8 @@ impl System {
             ar: &ar_cfg,
             seed: 3,
         };
-        let sampler = Sampler { refiner, ar: &self.ar, settings };
+        let device = Device::Cpu;
+        let sampler = Sampler { refiner, ar: &self.ar, settings, device };
         let subject = |&id: &u64| Subject { id, z: noise(70 + id, &[1, 6]), other: None };
         let subjects: Vec<Subject> = ids.iter().map(subject).collect();
         let tiles = sampler.tiles(&subjects, &|| ()).unwrap();

@@ -80,7 +80,8 @@ impl Painter<'_> {
     fn draw(&self, subjects: &[Subject]) -> Result<Vec<Rgb>> {
         let settings = &self.system.config.sample;
         let refiner = self.system.refiner(self.seed);
-        let sampler = Sampler { refiner, ar: &self.system.ar, settings };
+        let device = self.system.device.clone();
+        let sampler = Sampler { refiner, ar: &self.system.ar, settings, device };
         let mut images = Vec::with_capacity(subjects.len());
         for part in subjects.chunks(CHUNK) {
             self.interrupt.check()?;

@@ -108,9 +108,9 @@ impl BetaVae {
     }
 
     fn encode(&self, p: &Pass, x: &Var, mode: &mut Mode) -> Result<(Var, Var)> {
-        if x.dims().len() != 2 || x.dims()[1] != self.config.genes {
+        if x.dims().len() < 2 || x.value().shape().last() != self.config.genes {
             let what =
-                format!("profiles are {}, not [B, {}]", x.value().shape(), self.config.genes);
+                format!("profiles are {}, not [.., {}]", x.value().shape(), self.config.genes);
             return Err(Error::shape("beta-VAE", what));
         }
         let h = self.stack(p, &self.encoder, x, mode)?;
@@ -159,7 +159,7 @@ impl BetaVae {
         layers.zip(&loss.stats).try_for_each(|(layer, s)| layer.norm.remember(s, rows))
     }
 
-    /// Posterior (mean, log-variance) [B, latent] of profiles [B, genes].
+    /// Posterior (mean, log-variance) [.., latent] of profiles [.., genes].
     pub fn posterior(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let (m, v) = self.encode(&Pass::eval(), &x.clone().into(), &mut Mode::Running)?;
         Ok((m.into_value(), v.into_value()))

@@ -151,10 +151,13 @@ impl MaskedAr {
     pub fn condition(&self, p: &Pass, cond: &Cond<'_>, null: &[bool]) -> Result<Var> {
         let c = self.cfg.width;
         let b = null.len();
+        // As samples of one row each, so that none sees how many the others are.
+        let each_alone = |x: &Tensor| Ok::<_, Error>(x.reshape([b, 1, x.shape().last()])?.into());
+        let flat = |x: &Var| p.op(Reshape { to: [b, c].into() }, &[x]);
         let made = match (&self.condition, cond) {
-            (Condition::Prior(w), Cond::Vector(z)) => w.forward(p, &(*z).clone().into())?,
+            (Condition::Prior(w), Cond::Vector(z)) => flat(&w.forward(p, &each_alone(z)?)?)?,
             (Condition::Genes(genes, w), Cond::Vector(g)) => {
-                w.forward(p, &genes.forward(p, &(*g).clone().into())?)?
+                flat(&w.forward(p, &genes.forward(p, &each_alone(g)?)?)?)?
             }
             (Condition::Class(table), Cond::Class(labels)) => {
                 p.op(GatherRows, &[&p.param(table), &(*labels).clone().into()])?

@@ -157,7 +157,6 @@ impl Phi {
         let mut h = place(&self.f_in.forward(p, &flat(x.f, n)?)?, self.dims.side)?;
         let times = self.times(p, x)?;
         let c1 = p.op(ADD, &[&self.z(p, x)?, &times])?;
-        let c1 = p.op(Reshape { to: [b, 1, w].into() }, &[&c1])?;
         let context = match self.cfg.mode {
             FlowMode::Vanilla => None,
             _ => {
@@ -165,7 +164,6 @@ impl Phi {
                 let rho = layer_norm(p, &place(&rho, side)?)?;
                 let up = Resample::new(Map::Bicubic, [side; 2], [self.dims.side; 2]);
                 let up = flat(&p.op(up, &[x.r_k])?, n)?;
-                let times = p.op(Reshape { to: [b, 1, w].into() }, &[&times])?;
                 Some((rho, p.op(ADD, &[&self.r_up.forward(p, &up)?, &times])?))
             }
         };
@@ -177,11 +175,11 @@ impl Phi {
         p.op(Reshape { to: x.f.value().shape().clone() }, &[&u])
     }
 
-    /// E_t(t) + E_r(r or t - r) + E_k(k) [B, w]; the deterministic network has no times.
+    /// E_t(t) + E_r(r or t - r) + E_k(k) [B, 1, w]; the deterministic network has no times.
     fn times(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
         let b = x.f.dims()[0];
         let rows = Tensor::new_i32(vec![x.k as i32; b], [b])?;
-        let level = p.op(GatherRows, &[&p.param(&self.e_k), &rows.into()])?;
+        let level = each_alone(p, &p.op(GatherRows, &[&p.param(&self.e_k), &rows.into()])?)?;
         if self.cfg.mode == FlowMode::Vit {
             return Ok(level);
         }
@@ -190,12 +188,13 @@ impl Phi {
             TimePair::Both => x.r.clone(),
             TimePair::Difference => p.op(SUB, &[x.t, x.r])?,
         };
-        let t = self.e_t.forward(p, &p.op(wave.clone(), &[x.t])?)?;
-        let r = self.e_r.forward(p, &p.op(wave, &[&second])?)?;
+        let wave = |t: &Var| each_alone(p, &p.op(wave.clone(), &[t])?);
+        let t = self.e_t.forward(p, &wave(x.t)?)?;
+        let r = self.e_r.forward(p, &wave(&second)?)?;
         p.op(ADD, &[&p.op(ADD, &[&t, &r])?, &level])
     }
 
-    /// E_z of z, or of the learned null on rows that must not see it [B, w].
+    /// E_z of z, or of the learned null on rows that must not see it [B, 1, w].
     fn z(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
         let keep = x.null.iter().map(|&n| f64::from(u8::from(self.cfg.rna && !n))).collect();
         let keep = Tensor::from_f64s(x.f.value().dtype(), keep, [x.null.len(), 1])?;
@@ -204,7 +203,7 @@ impl Phi {
         let z = p.op(Mul, &[&x.z.clone().into(), &keep.into()])?;
         let spread = crate::ops::reduce::BroadcastTo { to: z.value().shape().clone() };
         let null = p.op(Mul, &[&p.op(spread, &[&p.param(&self.z_null)])?, &rest])?;
-        self.e_z.forward(p, &p.op(ADD, &[&z, &null])?)
+        self.e_z.forward(p, &each_alone(p, &p.op(ADD, &[&z, &null])?)?)
     }
 }
 
@@ -224,6 +223,12 @@ impl Block {
         let x = norm_modulate(p, &h, &m[3], &m[4])?;
         self.mlp.forward(p, &x, &Onto { stream: &h, gate: &m[5] })
     }
+}
+
+/// Rows [B, w] as samples of one row each [B, 1, w], so that none sees how many the others are.
+fn each_alone(p: &Pass, x: &Var) -> Result<Var> {
+    let d = x.dims();
+    p.op(Reshape { to: [d[0], 1, d[1]].into() }, &[x])
 }
 
 /// Sines and cosines of the cell centres of a `side` x `side` grid [side^2, w], in units of the

@@ -170,7 +170,9 @@ impl Quantiser {
     /// Tokens outside the code book.
     pub fn add_scale(&self, f: &Tensor, k: usize, tokens: &Tensor) -> Result<Tensor> {
         let (vocab, side) = (self.config.vocab as i32, self.side(k));
-        if let Some(bad) = tokens.i32s()?.iter().find(|t| !(0..vocab).contains(t)) {
+        // On a GPU nobody waits to look: a token that is none becomes NaN there.
+        let seen = if tokens.remote().is_none() { tokens.i32s()? } else { &[] };
+        if let Some(bad) = seen.iter().find(|t| !(0..vocab).contains(t)) {
             let what = format!("token {bad} at scale {} of a book of {vocab}", k + 1);
             return Err(Error::shape("tokens", what));
         }
@@ -212,7 +214,9 @@ impl Quantiser {
 
     /// Codes nearest to vectors [.., d], the first of equals.
     pub fn nearest(&self, x: &Tensor) -> Result<Tensor> {
-        x.check_finite("a vector to quantise")?;
+        if x.remote().is_none() {
+            x.check_finite("a vector to quantise")?;
+        }
         let cosine = self.config.lookup == Lookup::Cosine;
         call(&NearestCode { cosine }, &[x, &self.book.value()])
     }

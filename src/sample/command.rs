@@ -13,6 +13,7 @@ use crate::data::genes::GeneMap;
 use crate::data::loader::from_tensor;
 use crate::data::pack::Pack;
 use crate::data::rna::Expression;
+use crate::device::Device;
 use crate::error::{Error, Result, Within};
 use crate::io::images::{Rgb, grid, write_png};
 use crate::io::tables::{DenseSpec, Orientation, check_file_name, read_dense};
@@ -56,6 +57,9 @@ pub struct SampleArgs {
     seed: u64,
     #[command(flatten)]
     draw: DrawOptions,
+    /// Where to draw: cpu, cuda, or cuda:1 for the second GPU.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Where the tiles go; made if it is not there.
     #[arg(long)]
     out: PathBuf,
@@ -125,7 +129,7 @@ impl Profiles {
 
 /// Runs the command.
 pub fn run(args: &SampleArgs) -> Result<()> {
-    let system = System::load(&args.checkpoint)?;
+    let mut system = System::load(&args.checkpoint)?;
     let settings = settings(args, &system.config.sample)?;
     let x = expression(args)?;
     let rows = match &args.rows {
@@ -135,6 +139,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     for &r in &rows {
         check_file_name(&x.samples[r]).within(args.rna.display())?;
     }
+    system.place(&Device::named(&args.device)?)?;
     let profiles = Profiles::encode(&system, &x, &rows).within(args.rna.display())?;
     eprintln!("{}", profiles.report);
     atomic::create_folder(&args.out)?;
@@ -144,8 +149,8 @@ pub fn run(args: &SampleArgs) -> Result<()> {
             subjects.push(profiles.subject(&system, i, row as u64 * TILES_A_ROW + j)?);
         }
     }
-    let sampler =
-        Sampler { refiner: system.refiner(args.seed), ar: &system.ar, settings: &settings };
+    let (refiner, device) = (system.refiner(args.seed), system.device.clone());
+    let sampler = Sampler { refiner, ar: &system.ar, settings: &settings, device };
     let bar = progress(subjects.len() as u64);
     let started = std::time::Instant::now();
     let tiles = sampler.tiles(&subjects, &|| bar.inc(1))?;

@@ -1,22 +1,27 @@
 //! RNA to tile: K scales, each a step of the transformer, a refinement by Phi and its mask.
 //!
-//! A tile is a function of (seed, tile number, condition, settings): tiles are drawn one by one,
-//! spread over the cores, so neither the batch nor the number of threads changes a bit of any of
-//! them.
-
+//! A tile is a function of (seed, tile number, condition, settings): on the CPU tiles are drawn one
+//! by one, spread over the cores, on a GPU some at a time, by kernels that sum the numbers of a
+//! sample in an order of its own. So neither the batch nor the number of threads changes a bit of
+//! any of them.
 pub mod command;
 
 use crate::autograd::{Pass, Var};
 use crate::config::SampleConfig;
+use crate::device::Device;
 use crate::device::cpu::each;
-use crate::error::{Result, Within};
+use crate::error::{Error, Result, Within};
 use crate::models::genevar::{Refiner, ScaleInputs};
 use crate::models::masked_ar::{Cond, Inputs, MaskedAr};
 use crate::ops::call;
 use crate::ops::elementwise::{Affine, Axpy};
-use crate::ops::layout::Concat;
+use crate::ops::layout::{Concat, Narrow};
+use crate::ops::random::{Rows, uniform_rows};
 use crate::ops::sample::SampleToken;
-use crate::tensor::{DType, Purpose, Stream, Tensor};
+use crate::tensor::{DType, Purpose, Tensor};
+
+/// Tiles that a GPU draws at a time.
+const BATCH: usize = 32;
 
 /// Everything a tile is drawn with.
 #[derive(Clone)]
@@ -27,6 +32,8 @@ pub struct Sampler<'a> {
     pub ar: &'a MaskedAr,
     /// Guidance and truncation.
     pub settings: &'a SampleConfig,
+    /// Where the models are and tiles are drawn.
+    pub device: Device,
 }
 
 /// What a tile is drawn for.
@@ -54,30 +61,47 @@ pub struct Tile {
 impl Sampler<'_> {
     /// Draws a tile for each subject; `done` is called after each, from any thread.
     pub fn tiles(&self, subjects: &[Subject], done: &(dyn Fn() + Sync)) -> Result<Vec<Tile>> {
-        let one = |s: &Subject| {
-            let tile = self.tile(s).within(format_args!("tile {}", s.id));
-            done();
-            tile
-        };
-        each(subjects, one)
+        if let Device::Cpu = self.device {
+            return each(subjects, |s| {
+                let tile = self.tile(s).within(format_args!("tile {}", s.id));
+                done();
+                tile
+            });
+        }
+        let mut tiles = Vec::with_capacity(subjects.len());
+        for part in subjects.chunks(BATCH) {
+            let ids = part.first().zip(part.last()).map_or((0, 0), |(a, b)| (a.id, b.id));
+            let place = format_args!("tiles {} to {}", ids.0, ids.1);
+            tiles.extend(self.batch(part).within(place)?);
+            part.iter().for_each(|_| done());
+        }
+        Ok(tiles)
     }
 
     /// Draws one tile.
     pub fn tile(&self, s: &Subject) -> Result<Tile> {
+        let none = || Error::Internal("no tile was drawn".into());
+        self.batch(std::slice::from_ref(s))?.pop().ok_or_else(none)
+    }
+
+    /// Draws tiles side by side. On a GPU nothing is waited for until all of it is queued.
+    pub fn batch(&self, subjects: &[Subject]) -> Result<Vec<Tile>> {
         let p = Pass::eval();
-        let quantiser = self.refiner.msvq.quantiser();
+        let msvq = self.refiner.msvq;
         let guided = self.settings.cfg != 0.0;
-        let cond = self.condition(&p, s, guided)?;
+        let cond = self.condition(&p, subjects, guided)?;
         let modulation = self.ar.modulation(&p, &cond)?;
         let mut caches = self.ar.caches();
-        let config = self.refiner.msvq.config();
-        let (side, scales) = (config.latent_side(), self.ar.scales());
-        let mut f = Tensor::zeros(DType::F32, [1, side, side, config.d]);
-        let mut drawn = Vec::with_capacity(config.tokens());
+        let ids: Vec<u64> = subjects.iter().map(|s| s.id).collect();
+        let z = self.device.put(&side_by_side(subjects.iter().map(|s| &s.z))?)?;
+        let (side, scales) = (msvq.config().latent_side(), self.ar.scales());
+        let f = Tensor::zeros(DType::F32, [ids.len(), side, side, msvq.config().d]);
+        let mut f = self.device.put(&f)?;
+        let mut drawn = Vec::with_capacity(scales);
         for k in 0..scales {
             let seen = match k {
                 0 => None,
-                _ => Some(self.refiner.inputs(k, &f, None, &s.z, &[s.id])?),
+                _ => Some(self.refiner.inputs(k, &f, None, &z, &ids)?),
             };
             let seen = seen.map(|i| if guided { twice(&i) } else { Ok(i) }).transpose()?;
             let inputs = seen.as_ref().map(|i| Inputs {
@@ -87,49 +111,94 @@ impl Sampler<'_> {
             });
             let state = (&modulation, &mut caches[..]);
             let logits = self.ar.step(&p, k, &cond, state, inputs.as_ref())?.into_value();
-            let s_k = self.draw(&logits, (k, scales), s.id)?;
-            f = quantiser.add_scale(&f, k, &s_k)?;
-            drawn.extend_from_slice(s_k.i32s()?);
+            let s_k = self.draw(&logits, (k, scales), &ids)?;
+            f = msvq.quantiser().add_scale(&f, k, &s_k)?;
+            drawn.push(s_k);
         }
-        let l = drawn.len();
-        let pixels = self.refiner.msvq.paint_latent(&f)?;
-        Ok(Tile { tokens: Tensor::new_i32(drawn, [1, l])?, latent: f, pixels })
+        let pixels = msvq.paint_latent(&f)?;
+        finished(&drawn, &f, &pixels)
     }
 
-    /// The condition of the tile and, when guided, the null below it [1 or 2, C].
-    fn condition(&self, p: &Pass, s: &Subject, guided: bool) -> Result<Var> {
-        let what = s.other.as_ref().unwrap_or(&s.z);
-        let n = if guided { 2 } else { 1 };
-        let rows = match what.dtype() {
-            DType::I32 => Tensor::new_i32(what.i32s()?.repeat(n), [n])?,
-            _ => Tensor::new(what.f32s()?.repeat(n), [n, what.len()])?,
+    /// The conditions of the tiles and, when guided, the null below them [B or 2 B, C].
+    fn condition(&self, p: &Pass, subjects: &[Subject], guided: bool) -> Result<Var> {
+        let what = side_by_side(subjects.iter().map(|s| s.other.as_ref().unwrap_or(&s.z)))?;
+        let what = if guided { side_by_side([&what, &what])? } else { what };
+        let what = self.device.put(&what)?;
+        let cond = match what.dtype() {
+            DType::I32 => Cond::Class(&what),
+            _ => Cond::Vector(&what),
         };
-        let cond = match rows.dtype() {
-            DType::I32 => Cond::Class(&rows),
-            _ => Cond::Vector(&rows),
-        };
-        let null: &[bool] = if guided { &[false, true] } else { &[false] };
-        self.ar.condition(p, &cond, null)
+        let mut null = vec![false; subjects.len()];
+        if guided {
+            null.resize(2 * subjects.len(), true);
+        }
+        self.ar.condition(p, &cond, &null)
     }
 
-    /// Guided mix, top-k, top-p and draw: logits [1 or 2, n, V] to tokens [1, n].
-    fn draw(&self, logits: &Tensor, (k, scales): (usize, usize), id: u64) -> Result<Tensor> {
-        let d = logits.shape().dims().to_vec();
-        let (n, vocab) = (d[1], d[2]);
-        let row = |i: usize| logits.rows(i, 1)?.reshape([n, vocab]);
+    /// Guided mix, top-k, top-p and draw: logits [B or 2 B, n, V] to tokens [B, n].
+    fn draw(&self, logits: &Tensor, (k, scales): (usize, usize), ids: &[u64]) -> Result<Tensor> {
+        let n = logits.shape().dims()[1];
+        let stream = |i: usize| {
+            let (axis, start, len) = (0, i * ids.len(), ids.len());
+            call(&Narrow { axis, start, len }, &[logits])
+        };
         let tau = self.settings.guidance_at(k, scales);
-        let mixed = match d[0] {
-            1 => row(0)?,
-            _ => {
-                let own = call(&Affine { scale: 1.0 + tau, shift: 0.0 }, &[&row(0)?])?;
-                call(&Axpy { alpha: -tau }, &[&own, &row(1)?])?
+        let mixed = match logits.shape().dims()[0] == ids.len() {
+            true => logits.clone(),
+            false => {
+                let own = call(&Affine { scale: 1.0 + tau, shift: 0.0 }, &[&stream(0)?])?;
+                call(&Axpy { alpha: -tau }, &[&own, &stream(1)?])?
             }
         };
-        mixed.check_finite(&format!("logits of scale {}", k + 1))?;
-        let u = Stream::new(self.refiner.seed, id, k as u16, Purpose::Token).uniforms(n);
-        let op = SampleToken { top_k: self.settings.kept(vocab), top_p: self.settings.top_p };
-        call(&op, &[&mixed, &Tensor::new(u, [n])?])?.reshape([1, n])
+        if let Device::Cpu = self.device {
+            mixed.check_finite(&format!("logits of scale {}", k + 1))?;
+        }
+        let (seed, scale) = (self.refiner.seed, k as u16);
+        let rows = Rows { seed, scale, purpose: Purpose::Token, row: [n].into() };
+        let u = uniform_rows(&self.device, rows, ids)?;
+        let top_k = self.settings.kept(mixed.shape().last());
+        call(&SampleToken { top_k, top_p: self.settings.top_p }, &[&mixed, &u])
     }
+}
+
+/// Rows [1, ..] or `[1]` of the CPU's memory one after the other.
+fn side_by_side<'a>(rows: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
+    let rows: Vec<&Tensor> = rows.into_iter().collect();
+    let first = rows.first().ok_or_else(|| Error::Internal("nothing to draw".into()))?;
+    let mut dims = first.shape().dims().to_vec();
+    dims[0] = rows.iter().map(|t| t.shape().dims()[0]).sum();
+    match first.dtype() {
+        DType::I32 => {
+            let parts = rows.iter().map(|t| t.i32s()).collect::<Result<Vec<_>>>()?;
+            Tensor::new_i32(parts.concat(), dims)
+        }
+        _ => {
+            let parts = rows.iter().map(|t| t.f32s()).collect::<Result<Vec<_>>>()?;
+            Tensor::new(parts.concat(), dims)
+        }
+    }
+}
+
+/// The tiles of a batch, fetched: tokens [B, n] of each scale, f_K and pixels.
+fn finished(drawn: &[Tensor], latent: &Tensor, pixels: &Tensor) -> Result<Vec<Tile>> {
+    let rows = pixels.shape().dims()[0];
+    let mut tokens = vec![Vec::new(); rows];
+    for (k, scale) in drawn.iter().enumerate() {
+        let (all, n) = (scale.i32s()?, scale.shape().last());
+        // What is no distribution draws no token.
+        if let Some(first) = all.iter().position(|t| *t < 0) {
+            let count = all.iter().filter(|t| **t < 0).count();
+            let place = format!("logits of scale {}", k + 1);
+            return Err(Error::NotFinite { place, count, len: all.len(), first });
+        }
+        tokens.iter_mut().zip(all.chunks(n)).for_each(|(row, part)| row.extend(part));
+    }
+    let one = |(i, tokens): (usize, Vec<i32>)| {
+        let l = tokens.len();
+        let (latent, pixels) = (latent.rows(i, 1)?, pixels.rows(i, 1)?);
+        Ok(Tile { tokens: Tensor::new_i32(tokens, [1, l])?, latent, pixels })
+    };
+    tokens.into_iter().enumerate().map(one).collect()
 }
 
 /// The same inputs for the conditional and the null stream.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::Stage;
-use super::frozen::{Frozen, tokenizes_on};
+use super::frozen::Frozen;
 use super::learner::Learner;
 use super::log::StepLog;
 use super::schedule::learning_rate;
@@ -19,11 +19,12 @@ use crate::models::genevar::{FeatureStats, Refiner, ScaleInputs};
 use crate::models::masked_ar::{Cond, Inputs, MaskedAr, TrainNoise};
 use crate::models::msvq::Msvq;
 use crate::models::phi::Phi;
+use crate::ops::call;
 use crate::ops::elementwise::Affine;
 use crate::ops::layout::Reshape;
 use crate::ops::loss::CrossEntropy;
 use crate::ops::reduce::SumTo;
-use crate::tensor::{Purpose, Stream, Tensor};
+use crate::tensor::{DType, Purpose, Stream, Tensor};
 
 /// The models before the transformer.
 pub struct Before {
@@ -111,8 +112,7 @@ impl<'a> ArStage<'a> {
             Some(step) if self.cfg.ar.token_noise > 0.0 => self.corrupt(&tokens, step)?,
             _ => tokens.clone(),
         };
-        let here = |f: &Tensor| self.device.put(f);
-        let pyramid = msvq.quantiser().pyramid(&seen)?.iter().map(here).collect::<Result<Vec<_>>>();
+        let pyramid = msvq.quantiser().pyramid(&seen)?;
         let refiner = Refiner {
             msvq,
             phi: self.before.phi.as_deref(),
@@ -121,7 +121,8 @@ impl<'a> ArStage<'a> {
             ar: &self.cfg.ar,
             seed: self.cfg.seed,
         };
-        let inputs = refiner.teacher(&pyramid?, &here(&batch.z)?, &batch.ids)?;
+        let here = |x: &Tensor| self.device.put(x);
+        let inputs = refiner.teacher(&pyramid, &here(&batch.z)?, &batch.ids)?;
         let condition = match (self.cfg.ar.rna, &batch.genes) {
             (RnaEncoding::ClassLabel, _) => &batch.classes,
             (RnaEncoding::Linear, Some(genes)) => genes,
@@ -215,8 +216,9 @@ impl<'a> ArStage<'a> {
     }
 }
 
-fn mean(x: &Tensor) -> f64 {
-    x.to_f64s().iter().sum::<f64>() / x.len().max(1) as f64
+fn mean(x: &Tensor) -> Result<Tensor> {
+    let sum = call(&SumTo { to: [1].into() }, &[x])?;
+    call(&Affine { scale: 1.0 / x.len().max(1) as f64, shift: 0.0 }, &[&sum])
 }
 
 impl Stage for ArStage<'_> {
@@ -230,9 +232,9 @@ impl Stage for ArStage<'_> {
         let (l, keep) = self.forward(step, &pass)?;
         let grads = pass.backward(&l)?;
         let norm = self.learner.update(&grads, lr, step)?;
-        let log = StepLog::new(l.value().item()?, lr)
-            .with("keep_rate", keep.as_ref().map_or(1.0, mean))
-            .with("grad_norm", norm.item()?);
+        let keep = keep.map_or_else(|| Ok(Tensor::full(DType::F32, [1], 1.0)), |k| mean(&k))?;
+        let more = [("keep_rate", &keep), ("grad_norm", &norm)];
+        let log = StepLog::fetched(lr, l.value(), &more)?;
         match self.held_out.as_ref().is_some_and(|h| step.is_multiple_of(h.every)) {
             true => self.look(log),
             false => Ok(log),
@@ -253,7 +255,7 @@ impl Stage for ArStage<'_> {
     }
 
     fn place(&mut self, device: &Device) -> Result<()> {
-        self.before.msvq.place(&tokenizes_on(device))?;
+        self.before.msvq.place(device)?;
         self.before.phi.iter().try_for_each(|phi| phi.place(device))?;
         self.stats = self.before.stats.on(device)?;
         self.params.place(device)?;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use crate::autograd::{Params, Pass};
+use crate::autograd::{Param, Params, Pass};
 use crate::config::{BetaVaeConfig, Config, DataConfig, StageConfig};
 use crate::data::genes::GeneMap;
 use crate::data::loader::Sampler;
@@ -16,8 +16,9 @@ use crate::data::rna::{RnaNorm, Scaling};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::beta_vae::{BetaVae, Loss, active_dimensions};
+use crate::ops::layout::Narrow;
 use crate::ops::random::{DropoutMask, RandomNormal};
-use crate::ops::{DynOp, run_on};
+use crate::ops::{DynOp, call, run_on};
 use crate::tensor::{Purpose, Stream, Tensor};
 use crate::train::Stage;
 use crate::train::bundle::Trained;
@@ -39,13 +40,16 @@ pub struct Prior {
     /// The model.
     pub model: BetaVae,
     running: Params,
+    /// Where the model is, and its weights and statistics in the CPU's memory.
+    device: Device,
+    kept: Vec<(Param, Tensor)>,
 }
 
 impl Prior {
     fn fresh(config: &BetaVaeConfig, norm: RnaNorm, params: &mut Params) -> Self {
         let mut running = Params::new(0);
         let model = BetaVae::new(config, params, &mut running);
-        Self { norm, model, running }
+        Self { norm, model, running, device: Device::Cpu, kept: Vec::new() }
     }
 
     /// From a trained stage; `config` is the one it records.
@@ -55,24 +59,39 @@ impl Prior {
     pub fn load(config: &BetaVaeConfig, trained: &Trained) -> Result<Self> {
         let norm = RnaNorm::from_parts(&trained.tensors, trained.note(NORM)?)?;
         let mut params = Params::new(0);
-        let prior = Self::fresh(config, norm, &mut params);
+        let mut prior = Self::fresh(config, norm, &mut params);
         params.load(&trained.tensors, "param.")?;
         prior.running.load(&trained.tensors, RUNNING)?;
+        let all = params.iter().chain(prior.running.iter());
+        prior.kept = all.map(|p| (p.clone(), p.value())).collect();
         Ok(prior)
     }
 
-    /// Standardised z [n, latent] of inputs [n, genes]: posterior means.
+    /// Puts a trained prior where it is to encode.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn place(&mut self, device: &Device) -> Result<()> {
+        self.device = device.clone();
+        self.kept.iter().try_for_each(|(p, value)| p.set(device.put(value)?))
+    }
+
+    /// Standardised z [n, latent] of inputs [n, genes]: posterior means. A row's z does not depend
+    /// on the rows beside it.
     pub fn condition(&self, inputs: &Tensor) -> Result<Tensor> {
-        self.model.standardise(&means(&self.model, inputs)?)
+        let (n, genes) = inputs.shape().matrix();
+        let alone = self.device.put(&inputs.reshape([n, 1, genes])?)?;
+        let z = means(&self.model, &alone)?;
+        self.model.standardise(&z)
     }
 }
 
 /// Posterior means [n, latent], a part of the rows at a time.
 fn means(model: &BetaVae, inputs: &Tensor) -> Result<Tensor> {
-    let n = inputs.shape().matrix().0;
+    let n = inputs.shape().dims()[0];
     let mut all = Vec::with_capacity(n * model.config().latent);
     for start in (0..n).step_by(ROWS) {
-        let part = inputs.rows(start, ROWS.min(n - start))?;
+        let part = call(&Narrow { axis: 0, start, len: ROWS.min(n - start) }, &[inputs])?;
         all.extend(model.encode_mean(&part)?.f32s()?);
     }
     Tensor::new(all, [n, model.config().latent])
@@ -231,12 +250,10 @@ impl Stage for BetaVaeStage {
         let (pass, loss) = self.loss(step, &x, false)?;
         let grads = pass.backward(&loss.total)?;
         let lr = learning_rate(&self.stage, step);
-        // Asked for only now: on a GPU it waits for the whole step.
-        let norm = self.learner.update(&grads, lr, step)?.item()?;
-        let total = loss.total.value().item()?;
-        let log = StepLog::new(total, lr).with("grad_norm", norm);
-        let log = log.with("mse", loss.mse.item()?).with("kl", loss.kl.item()?);
-        if !norm.is_finite() || !total.is_finite() {
+        let norm = self.learner.update(&grads, lr, step)?;
+        let more = [("grad_norm", &norm), ("mse", &loss.mse), ("kl", &loss.kl)];
+        let log = StepLog::fetched(lr, loss.total.value(), &more)?;
+        if log.not_finite().is_some() {
             return Ok(log);
         }
         self.prior.model.remember(&loss, x.shape().matrix().0)?;

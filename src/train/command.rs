@@ -70,8 +70,7 @@ pub struct TrainArgs {
     /// Begin from the weights of another run or bundle (all stages but the gene prior).
     #[arg(long)]
     warm: Option<PathBuf>,
-    /// Where to train: cpu, cuda, or cuda:1 for the second GPU (the tokenizer trains on the CPU so
-    /// far).
+    /// Where to train: cpu, cuda, or cuda:1 for the second GPU.
     #[arg(long, default_value = "cpu")]
     device: String,
 }

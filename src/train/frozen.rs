@@ -5,8 +5,6 @@ use std::ops::Deref;
 use crate::autograd::{Param, Params};
 use crate::device::Device;
 use crate::error::Result;
-use crate::ops::DynOp;
-use crate::ops::conv::Conv2d;
 use crate::tensor::Tensor;
 
 /// A model with its trained weights, which are also kept in the CPU's memory: from there they go to
@@ -37,9 +35,4 @@ impl<M> Deref for Frozen<M> {
     fn deref(&self) -> &M {
         &self.model
     }
-}
-
-/// Where the tokenizer's ops run while the stage after it trains on `device`.
-pub fn tokenizes_on(device: &Device) -> Device {
-    if Conv2d::same(3).has_cuda() { device.clone() } else { Device::Cpu }
 }

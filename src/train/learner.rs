@@ -135,7 +135,7 @@ impl Learner {
             for part in rows.iter().map(|r| r * width..(r + 1) * width) {
                 data[part.clone()].copy_from_slice(&from.f32s()?[part]);
             }
-            Tensor::new(data, tensor.shape())
+            Device::of([tensor]).put(&Tensor::new(data, tensor.shape())?)
         };
         let zero = Tensor::zeros(DType::F32, value.shape());
         (slot.m, slot.v) = (rewrite(&slot.m, &zero)?, rewrite(&slot.v, &zero)?);

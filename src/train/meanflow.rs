@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::Stage;
-use super::frozen::{Frozen, tokenizes_on};
+use super::frozen::Frozen;
 use super::learner::Learner;
 use super::log::StepLog;
 use super::schedule::{learning_rate, ramp};
@@ -67,9 +67,8 @@ impl<'a> MeanFlowStage<'a> {
     fn features(&self, pixels: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
         let f = self.msvq.encode(&Pass::eval(), &pixels.clone().into())?;
         let (_, sums) = self.msvq.quantiser().walk(f.value())?;
-        let (f, before) = (self.device.put(&sums[k])?, self.device.put(&sums[k - 1])?);
-        let r = self.msvq.quantiser().pool(k, &before)?;
-        Ok((self.stats.standardise(&f)?, self.stats.standardise(&r)?))
+        let r = self.msvq.quantiser().pool(k, &sums[k - 1])?;
+        Ok((self.stats.standardise(&sums[k])?, self.stats.standardise(&r)?))
     }
 
     /// Counterfactual features, each with its factors lambda.
@@ -144,11 +143,10 @@ impl Stage for MeanFlowStage<'_> {
         let l = self.forward(step, &pass)?;
         let grads = pass.backward(&l.loss)?;
         let norm = self.learner.update(&grads, lr, step)?;
-        Ok(StepLog::new(l.loss.value().item()?, lr)
+        Ok(StepLog::fetched(lr, l.loss.value(), &[("grad_norm", &norm)])?
             .with("mse", l.mse())
             .with("mse_equal_times", l.mse_equal())
-            .with("length_ratio", l.length_ratio())
-            .with("grad_norm", norm.item()?))
+            .with("length_ratio", l.length_ratio()))
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
@@ -166,7 +164,7 @@ impl Stage for MeanFlowStage<'_> {
     }
 
     fn place(&mut self, device: &Device) -> Result<()> {
-        self.msvq.place(&tokenizes_on(device))?;
+        self.msvq.place(device)?;
         self.params.place(device)?;
         self.learner.place(device)?;
         self.stats = self.stats.on(device)?;

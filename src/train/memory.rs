@@ -11,12 +11,12 @@ use crate::error::{Error, Result, Within};
 /// Bytes that a step holds at most, weights and optimiser included. The stage is as before.
 ///
 /// # Errors
-/// A stage that runs on the CPU alone; those of the step.
+/// Those of the step.
 pub fn rehearse(stage: &mut dyn Stage) -> Result<u64> {
     let state = stage.state()?;
     let meter = Meter::default();
     stage.place(&Device::Plan(meter.clone()))?;
-    let step = stage.step(0).within("planning its memory");
+    let step = stage.step(stage.heaviest()).within("planning its memory");
     // First the place, so that what comes back stays on the CPU.
     stage.place(&Device::Cpu)?;
     stage.restore(state)?;

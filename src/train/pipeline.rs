@@ -136,8 +136,7 @@ impl Work<'_> {
 
     fn meanflow(&self, settings: &StageConfig) -> Result<Summary> {
         let trained = Bundle::load(self.out)?;
-        let msvq = load_msvq(self.config, &trained)?;
-        let prior = load_prior(self.config, &trained)?;
+        let (msvq, prior) = self.frozen(&trained)?;
         let tissue = self.tissue(&prior, "train")?;
         let stats = self.feature_stats(&msvq)?;
         // Phi's own dropout of z is the configuration's, not the transformer's.
@@ -152,8 +151,7 @@ impl Work<'_> {
 
     fn ar(&self, settings: &StageConfig) -> Result<Summary> {
         let trained = Bundle::load(self.out)?;
-        let msvq = load_msvq(self.config, &trained)?;
-        let prior = load_prior(self.config, &trained)?;
+        let (msvq, prior) = self.frozen(&trained)?;
         let (phi, stats) = match self.config.ar.plain_var {
             true => (None, self.feature_stats(&msvq)?),
             false => {
@@ -175,6 +173,15 @@ impl Work<'_> {
             stage = stage.with_held_out(held, settings.checkpoint_every)?;
         }
         self.drive(&mut stage.with_notes(self.notes()), settings)
+    }
+
+    /// The tokenizer and the gene prior, where the stage after them runs.
+    fn frozen(&self, trained: &Bundle) -> Result<(Frozen<Msvq>, Prior)> {
+        let msvq = load_msvq(self.config, trained)?;
+        msvq.place(&self.device)?;
+        let mut prior = load_prior(self.config, trained)?;
+        prior.place(&self.device)?;
+        Ok((msvq, prior))
     }
 
     fn rule(&self, batch: usize, drop: f64) -> BatchRule {

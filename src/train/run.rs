@@ -39,15 +39,12 @@ pub trait Stage {
     /// Moves everything that a step reads to a device, where its ops then run.
     ///
     /// # Errors
-    /// A stage that runs on the CPU alone; those of the device.
-    fn place(&mut self, device: &Device) -> Result<()> {
-        match device {
-            Device::Cpu => Ok(()),
-            _ => {
-                let what = format!("the stage {} trains on the CPU alone so far", self.name());
-                Err(Error::data(what, "leave out --device"))
-            }
-        }
+    /// Those of the device.
+    fn place(&mut self, device: &Device) -> Result<()>;
+
+    /// The step that takes the most memory.
+    fn heaviest(&self) -> u64 {
+        0
     }
 
     /// What a reader of the checkpoint needs beside tensors: gene names, data set.
@@ -216,6 +213,10 @@ mod tests {
 
         fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
             self.weights = state["w"].f32s()?.to_vec();
+            Ok(())
+        }
+
+        fn place(&mut self, _: &Device) -> Result<()> {
             Ok(())
         }
 

@@ -7,6 +7,7 @@ use super::bundle::Bundle;
 use super::frozen::Frozen;
 use super::pipeline::{load_ar, load_msvq, load_phi, load_prior};
 use crate::config::Config;
+use crate::device::Device;
 use crate::error::Result;
 use crate::models::genevar::{FeatureStats, Refiner};
 use crate::models::masked_ar::MaskedAr;
@@ -27,6 +28,8 @@ pub struct System {
     pub stats: FeatureStats,
     /// The transformer.
     pub ar: Frozen<MaskedAr>,
+    /// Where they are.
+    pub device: Device,
 }
 
 impl System {
@@ -54,7 +57,22 @@ impl System {
             stats,
             ar,
             config,
+            device: Device::Cpu,
         })
+    }
+
+    /// Puts all models on a device, where they then run.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn place(&mut self, device: &Device) -> Result<()> {
+        self.prior.place(device)?;
+        self.msvq.place(device)?;
+        self.phi.iter().try_for_each(|phi| phi.place(device))?;
+        self.ar.place(device)?;
+        self.stats = self.stats.on(device)?;
+        self.device = device.clone();
+        Ok(())
     }
 
     /// What makes the transformer's inputs, with random numbers of `seed`.

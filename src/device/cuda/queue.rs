@@ -43,6 +43,7 @@ struct Inner {
     stream: Arc<CudaStream>,
     id: u64,
     launches: AtomicUsize,
+    fetches: AtomicUsize,
     /// The newest launches, oldest first.
     recent: Mutex<Vec<Launch>>,
     /// All launches while somebody listens.
@@ -72,6 +73,7 @@ impl Gpu {
             stream,
             id: IDS.fetch_add(1, Ordering::Relaxed),
             launches: AtomicUsize::new(0),
+            fetches: AtomicUsize::new(0),
             recent: Mutex::default(),
             traced: Mutex::default(),
             checked: asked("GENEVAR_CHECK_FINITE"),
@@ -113,6 +115,15 @@ impl Queue {
     /// Kernels launched so far.
     pub fn launches(&self) -> usize {
         self.0.launches.load(Ordering::Relaxed)
+    }
+
+    /// How often something was copied from the GPU so far: each time the CPU waited for it.
+    pub fn fetches(&self) -> usize {
+        self.0.fetches.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_fetch(&self) {
+        self.0.fetches.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Runs `f` and returns with its result what was launched meanwhile, in order.

@@ -136,6 +136,7 @@ impl Queue {
     /// Copies from the GPU, after the commands before.
     pub(super) fn download(&self, from: u64, data: &mut [u8]) -> Result<()> {
         self.ready_to_copy()?;
+        self.count_fetch();
         let tried = |e| failed(e, "copying from the GPU".into(), self.advice());
         let mut staging = self.staging().lock().unwrap_or_else(PoisonError::into_inner);
         staging.blocks.iter_mut().for_each(|b| b.held = false);

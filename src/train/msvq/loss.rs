@@ -7,13 +7,15 @@
 
 use crate::autograd::{Params, Pass, Var};
 use crate::config::{MsvqLossConfig, StageConfig};
+use crate::device::Device;
 use crate::error::Result;
 use crate::models::discriminator::{Discriminator, feature_distance, mean};
 use crate::models::ms_ssim::{Border, ms_ssim};
 use crate::nn::conv::Conv;
-use crate::ops::activation::{Abs, Square};
+use crate::ops::activation::{Abs, Clamp, Power, Square};
 use crate::ops::call;
-use crate::ops::elementwise::{ADD, Affine, Axpy, SUB};
+use crate::ops::elementwise::{ADD, Affine, Axpy, Mul, SUB};
+use crate::ops::optim::GlobalNorm;
 use crate::tensor::Tensor;
 use crate::train::learner::Learner;
 
@@ -23,10 +25,10 @@ const WEIGHT_EPS: f64 = 1e-4;
 
 /// A loss at an image: named parts, their weighted sum, the gradient of the sum.
 pub struct AtImage {
-    /// The weighted sum.
-    pub total: f64,
-    /// The parts, unweighted.
-    pub parts: Vec<(&'static str, f64)>,
+    /// The weighted sum, one element.
+    pub total: Tensor,
+    /// The parts, unweighted, one element each.
+    pub parts: Vec<(&'static str, Tensor)>,
     /// d total / d image, [B, S, S, 3].
     pub gradient: Tensor,
 }
@@ -62,11 +64,8 @@ fn finish(p: Pass, x: &Var, terms: &[(&'static str, f64, Var)]) -> Result<AtImag
     for (_, weight, term) in &terms[1..] {
         total = p.op(Axpy { alpha: *weight }, &[&total, term])?;
     }
-    let mut parts = Vec::with_capacity(terms.len());
-    for (name, _, value) in terms {
-        parts.push((*name, value.value().item()?));
-    }
-    let value = total.value().item()?;
+    let parts = terms.iter().map(|(name, _, value)| (*name, value.value().clone())).collect();
+    let value = total.value().clone();
     let gradient = p.backward(&total)?.of(x)?.clone();
     Ok(AtImage { total: value, parts, gradient })
 }
@@ -109,17 +108,20 @@ impl Adversary {
         let gan = finish(p, &x, &[("gan", 1.0, loss)])?;
         let fooled = at_last(last, features, &gan.gradient)?;
         let fit = at_last(last, features, &pixels.gradient)?;
-        let adaptive = (fit / (fooled + WEIGHT_EPS)).clamp(0.0, WEIGHT_CAP);
-        let weight = self.config.gan * adaptive * ramp;
+        let above = call(&Affine { scale: 1.0, shift: WEIGHT_EPS }, &[&fooled])?;
+        let adaptive = call(&Mul, &[&fit, &call(&Power { p: -1.0 }, &[&above])?])?;
+        let adaptive = call(&Clamp { lo: 0.0, hi: WEIGHT_CAP }, &[&adaptive])?;
+        let scale = self.config.gan * ramp;
+        let weight = call(&Affine { scale, shift: 0.0 }, &[&adaptive])?;
         let mut sum = AtImage {
-            total: weight * gan.total,
+            total: call(&Mul, &[&gan.total, &weight])?,
+            gradient: call(&Mul, &[&gan.gradient, &weight])?,
             parts: vec![("gan", gan.total), ("gan_weight", weight)],
-            gradient: call(&Affine { scale: weight, shift: 0.0 }, &[&gan.gradient])?,
         };
         if self.config.feature_matching > 0.0 {
             let matched = self.match_features(image, wanted)?;
             let alpha = self.config.feature_matching * ramp;
-            sum.total += alpha * matched.total;
+            sum.total = call(&Axpy { alpha }, &[&sum.total, &matched.total])?;
             sum.parts.extend(matched.parts);
             sum.gradient = call(&Axpy { alpha }, &[&sum.gradient, &matched.gradient])?;
         }
@@ -134,29 +136,34 @@ impl Adversary {
         finish(p, &x, &[("features", 1.0, distance)])
     }
 
+    /// Moves it to a device.
+    pub fn place(&mut self, device: &Device) -> Result<()> {
+        self.params.place(device)?;
+        self.learner.place(device)
+    }
+
     /// One hinge step of the discriminator; returns its loss.
-    pub fn learn(&mut self, real: &Tensor, fake: &Tensor, lr: f64, n: u64) -> Result<f64> {
+    pub fn learn(&mut self, real: &Tensor, fake: &Tensor, lr: f64, n: u64) -> Result<Tensor> {
         let p = Pass::tape().training(&self.params);
         let loss = self.net.hinge(&p, &real.clone().into(), &fake.clone().into())?;
-        let value = loss.value().item()?;
         let grads = p.backward(&loss)?;
         self.learner.update(&grads, lr, n)?;
-        Ok(value)
+        Ok(loss.into_value())
     }
 }
 
 /// Norm of the gradient at the last layer's kernel for the gradient `g` at its output.
-fn at_last(last: &Conv, features: &Tensor, g: &Tensor) -> Result<f64> {
+fn at_last(last: &Conv, features: &Tensor, g: &Tensor) -> Result<Tensor> {
     let p = Pass::tape();
     let w = p.leaf(last.weight().value());
     let y = last.with_weight(&p, &features.clone().into(), &w)?;
     let grads = p.backward_from(&y, g.clone())?;
-    Ok(grads.of(&w)?.to_f64s().iter().map(|v| v * v).sum::<f64>().sqrt())
+    call(&GlobalNorm, &[grads.of(&w)?])
 }
 
 /// Adds a second gradient at the same image.
 pub fn add(a: &mut AtImage, b: AtImage) -> Result<()> {
-    a.total += b.total;
+    a.total = call(&ADD, &[&a.total, &b.total])?;
     a.parts.extend(b.parts);
     a.gradient = call(&ADD, &[&a.gradient, &b.gradient])?;
     Ok(())

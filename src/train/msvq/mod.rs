@@ -14,11 +14,13 @@ use crate::config::{Config, MsvqConfig, StageConfig};
 use crate::data::augment;
 use crate::data::loader::{Sampler, to_tensor, windows};
 use crate::data::pack::Pack;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::images::Rgb;
 use crate::models::ms_ssim::{Border, ms_ssim};
 use crate::models::msvq::Msvq;
 use crate::models::quantiser::Quantised;
+use crate::ops::call;
 use crate::ops::elementwise::{Axpy, Mul};
 use crate::ops::reduce::SumTo;
 use crate::tensor::{Purpose, Stream, Tensor};
@@ -53,6 +55,7 @@ pub struct MsvqStage {
     images: Vec<Rgb>,
     held: Option<Tensor>,
     sampler: Sampler,
+    device: Device,
 }
 
 /// One forward pass in training.
@@ -63,7 +66,6 @@ struct Forward {
     pixels: AtImage,
     image: Tensor,
     quantised: Option<Quantised>,
-    vq: f64,
 }
 
 impl MsvqStage {
@@ -101,6 +103,7 @@ impl MsvqStage {
             learner,
             adversary,
             images,
+            device: Device::Cpu,
         })
     }
 
@@ -121,7 +124,7 @@ impl MsvqStage {
 
     fn batch(&mut self, step: u64) -> Result<Tensor> {
         let examples = self.sampler.batch(step);
-        windows(&self.images, &examples, self.config.image, self.seed)
+        self.device.put(&windows(&self.images, &examples, self.config.image, self.seed)?)
     }
 
     fn quantises(&self, step: u64) -> bool {
@@ -173,12 +176,10 @@ impl MsvqStage {
         }
         let product = pass.op(Mul, &[&image, &pixels.gradient.clone().into()])?;
         let mut root = pass.op(SumTo { to: [1].into() }, &[&product])?;
-        let mut vq = 0.0;
         if let Some(q) = &quantised {
-            vq = q.loss.value().item()?;
             root = pass.op(Axpy { alpha: self.config.loss.vq }, &[&root, &q.loss])?;
         }
-        Ok(Forward { pass, root, pixels, image: image.into_value(), quantised, vq })
+        Ok(Forward { pass, root, pixels, image: image.into_value(), quantised })
     }
 
     /// Weight of the adversarial part in [0, 1]; `None` before it starts.
@@ -205,8 +206,9 @@ impl MsvqStage {
                 };
                 pool.take(&residuals, self.seed, step + i)?;
             }
-            let book = kmeans(&pool.vectors()?, self.config.vocab, KMEANS_ROUNDS, self.seed)?;
-            self.model.book().set(book)?;
+            let vectors = self.device.put(&pool.vectors()?)?;
+            let book = kmeans(&vectors, self.config.vocab, KMEANS_ROUNDS, self.seed)?;
+            self.model.book().set(self.device.put(&book)?)?;
         }
         let all: Vec<usize> = (0..self.config.vocab).collect();
         self.learner.forget_rows(self.model.book(), &all)
@@ -226,7 +228,7 @@ impl MsvqStage {
         let old = self.model.book().value();
         let (book, moved) = revive(&old, &mut self.usage, &q.residuals, below, &draws)?;
         if !moved.is_empty() {
-            self.model.book().set(book)?;
+            self.model.book().set(self.device.put(&book)?)?;
             self.learner.forget_rows(self.model.book(), &moved)?;
         }
         Ok(moved.len())
@@ -234,7 +236,8 @@ impl MsvqStage {
 
     /// Adds the numbers of the held-out batch, taken with the running mean of the weights.
     fn held_out(&self, step: u64, log: StepLog) -> Result<StepLog> {
-        let Some(wanted) = self.held.clone() else { return Ok(log) };
+        let Some(held) = &self.held else { return Ok(log) };
+        let wanted = self.device.put(held)?;
         let quantises = self.quantises(step);
         let (psnr, similarity) = self.learner.averaged(|| self.score(&wanted, quantises))?;
         Ok(log.with("val_psnr", psnr).with("val_ms_ssim", similarity))
@@ -279,25 +282,28 @@ impl Stage for MsvqStage {
         }
         let wanted = self.batch(step)?;
         let fights = self.gan_ramp(step).is_some();
-        let Forward { pass, root, pixels, image, quantised, vq } =
+        let Forward { pass, root, pixels, image, quantised } =
             self.forward(step, &wanted, false)?;
         let grads = pass.backward(&root)?;
         let lr = learning_rate(&self.stage, step);
-        let norm = self.learner.update(&grads, lr, step)?.item()?;
-        let loss = pixels.total + self.config.loss.vq * vq;
-        let mut log = StepLog::new(loss, lr).with("grad_norm", norm);
-        for (name, value) in pixels.parts {
-            log = log.with(name, value);
+        let norm = self.learner.update(&grads, lr, step)?;
+        let mut more: Vec<(&str, &Tensor)> = vec![("grad_norm", &norm)];
+        more.extend(pixels.parts.iter().map(|(name, value)| (*name, value)));
+        let mut loss = pixels.total.clone();
+        if let Some(q) = &quantised {
+            loss = call(&Axpy { alpha: self.config.loss.vq }, &[&loss, q.loss.value()])?;
+            more.push(("vq", q.loss.value()));
         }
-        if !norm.is_finite() || !loss.is_finite() {
+        let mut log = StepLog::fetched(lr, &loss, &more)?;
+        if log.not_finite().is_some() {
             return Ok(log);
         }
         if let (Some(adversary), true) = (&mut self.adversary, fights) {
-            log = log.with("disc", adversary.learn(&wanted, &image, lr, step)?);
+            log = log.with("disc", adversary.learn(&wanted, &image, lr, step)?.item()?);
         }
         if let Some(q) = &quantised {
             let moved = self.tend_book(step, q)?;
-            log = log.with("vq", vq).with("moved", moved as f64);
+            log = log.with("moved", moved as f64);
             log = log.with("live", self.usage.live() as f64);
             for (k, value) in self.usage.perplexities().into_iter().enumerate() {
                 log = log.with(format!("perplexity_{}", k + 1), value);
@@ -325,9 +331,25 @@ impl Stage for MsvqStage {
             adversary.learner.restore(&state, "disc.")?;
         }
         match state.get("usage") {
-            Some(counts) => self.usage.restore(counts),
-            None => Err(Error::data("tensor usage is missing", "train the tokenizer again")),
+            Some(counts) => self.usage.restore(counts)?,
+            None => {
+                return Err(Error::data("tensor usage is missing", "train the tokenizer again"));
+            }
         }
+        self.place(&self.device.clone())
+    }
+
+    fn place(&mut self, device: &Device) -> Result<()> {
+        self.params.place(device)?;
+        self.learner.place(device)?;
+        self.adversary.iter_mut().try_for_each(|a| a.place(device))?;
+        self.device = device.clone();
+        Ok(())
+    }
+
+    /// The last step has every part: codes, adversary, held-out images.
+    fn heaviest(&self) -> u64 {
+        self.stage.steps.saturating_sub(1)
     }
 
     fn diagnose(&mut self, step: u64) -> Result<()> {

@@ -1,0 +1,245 @@
+//! Tiles drawn on a GPU: softcuda's unless GENEVAR_TEST_DEVICE names another.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
+
+#[path = "support/ops/gpu.rs"]
+mod gpu;
+#[path = "support/models.rs"]
+mod models;
+
+use genevar::autograd::Pass;
+use genevar::config::{Config, SampleConfig};
+use genevar::device::Device;
+use genevar::models::genevar::{FeatureStats, Refiner};
+use genevar::models::masked_ar::{Cond, Inputs, MaskedAr};
+use genevar::models::msvq::Msvq;
+use genevar::models::phi::Phi;
+use genevar::ops::gemm::{Linear, MatMul};
+use genevar::ops::sample::SampleToken;
+use genevar::ops::{DynOp, call, heard};
+use genevar::sample::{Sampler, Subject, Tile};
+use genevar::tensor::{Purpose, Stream, Tensor};
+use genevar::train::frozen::Frozen;
+use models::noise;
+
+const SEED: u64 = 3;
+
+/// The device that tests run kernels on; `None` in a build without kernels.
+fn cuda() -> Option<Device> {
+    gpu::has_kernels().then(|| Device::Cuda(gpu::queue().unwrap()))
+}
+
+/// Four models with made-up weights, on a device.
+struct System {
+    config: Config,
+    msvq: Frozen<Msvq>,
+    phi: Frozen<Phi>,
+    ar: Frozen<MaskedAr>,
+    stats: FeatureStats,
+    device: Device,
+}
+
+fn system(device: &Device) -> System {
+    let config = models::config();
+    let (params, phi) = models::fresh_phi(&config);
+    let phi = Frozen::new(phi, &params);
+    let (params, ar) = models::fresh_ar(&config);
+    models::stir(&params, 0.1);
+    let ar = Frozen::new(ar, &params);
+    let msvq = models::tokenizer(&config);
+    msvq.place(device).unwrap();
+    phi.place(device).unwrap();
+    ar.place(device).unwrap();
+    let stats = FeatureStats::of(&noise(50, &[100, config.msvq.d])).unwrap().on(device).unwrap();
+    System { config, msvq, phi, ar, stats, device: device.clone() }
+}
+
+fn settings() -> SampleConfig {
+    SampleConfig { cfg: 1.5, top_k: 0, top_p: 1.0, ..SampleConfig::default() }
+}
+
+impl System {
+    fn subject(&self, id: u64) -> Subject {
+        let z = noise(70 + id, &[1, self.config.beta_vae.latent]);
+        Subject { id, z, other: None }
+    }
+
+    fn refiner(&self) -> Refiner<'_> {
+        Refiner {
+            msvq: &self.msvq,
+            phi: Some(&self.phi),
+            stats: self.stats.clone(),
+            mask: &self.config.mask,
+            ar: &self.config.ar,
+            seed: SEED,
+        }
+    }
+
+    /// Tiles drawn in one call.
+    fn draw(&self, ids: &[u64], settings: &SampleConfig) -> Vec<Tile> {
+        let (refiner, device) = (self.refiner(), self.device.clone());
+        let sampler = Sampler { refiner, ar: &self.ar, settings, device };
+        let subjects: Vec<Subject> = ids.iter().map(|&id| self.subject(id)).collect();
+        sampler.tiles(&subjects, &|| ()).unwrap()
+    }
+
+    /// Guided logits [n, V] of 0-based scale `last` behind these tokens.
+    fn logits(&self, id: u64, tokens: &[i32], last: usize) -> Vec<f64> {
+        let p = Pass::eval();
+        let Subject { z, .. } = self.subject(id);
+        let twice = Tensor::new(z.f32s().unwrap().repeat(2), [2, z.len()]).unwrap();
+        let cond = self.ar.condition(&p, &Cond::Vector(&twice), &[false, true]).unwrap();
+        let modulation = self.ar.modulation(&p, &cond).unwrap();
+        let mut caches = self.ar.caches();
+        let (side, d) = (self.config.msvq.latent_side(), self.config.msvq.d);
+        let mut f = Tensor::zeros(genevar::tensor::DType::F32, [1, side, side, d]);
+        let mut at = 0;
+        for k in 0..=last {
+            let seen = (k > 0).then(|| {
+                let f = self.device.put(&f).unwrap();
+                self.refiner().inputs(k, &f, None, &z, &[id]).unwrap()
+            });
+            let two = |t: &Tensor| {
+                let mut dims = t.shape().dims().to_vec();
+                dims[0] = 2;
+                Tensor::new(t.f32s().unwrap().repeat(2), dims).unwrap()
+            };
+            let two = seen.map(|s| (two(&s.features), two(&s.r), s.keep.as_ref().map(two)));
+            let inputs = two.as_ref().map(|(f, r, m)| Inputs { features: f, r, keep: m.as_ref() });
+            let state = (&modulation, &mut caches[..]);
+            let logits = self.ar.step(&p, k, &cond, state, inputs.as_ref()).unwrap().into_value();
+            if k == last {
+                let tau = settings().guidance_at(k, self.ar.scales());
+                let n = logits.len() / 2;
+                let mix = |i| (1.0 + tau) * logits.at(i) - tau * logits.at(n + i);
+                return (0..n).map(mix).collect();
+            }
+            let n = self.config.msvq.patch_nums[k].pow(2);
+            let part = Tensor::new_i32(tokens[at..at + n].to_vec(), [1, n]).unwrap();
+            f = self.msvq.quantiser().add_scale(&self.device.put(&f).unwrap(), k, &part).unwrap();
+            at += n;
+        }
+        unreachable!()
+    }
+}
+
+/// Why a token may differ behind equal ones: with logits that lie as near to each other as rounding
+/// lets them, a draw as near to the boundary of its token as that moves it.
+fn lies_at_a_boundary(here: &System, there: &System, id: u64, tokens: [&[i32]; 2], at: usize) {
+    let sides = &here.config.msvq.patch_nums;
+    let ends: Vec<usize> =
+        sides.iter().scan(0, |end, p| Some(*end + p * p).inspect(|e| *end = *e)).collect();
+    let k = ends.partition_point(|&end| end <= at);
+    let place = at - if k == 0 { 0 } else { ends[k - 1] };
+    let (a, b) = (here.logits(id, tokens[0], k), there.logits(id, tokens[0], k));
+    let vocab = here.config.msvq.vocab;
+    let row = place * vocab..(place + 1) * vocab;
+    let apart = a[row.clone()].iter().zip(&b[row.clone()]).map(|(a, b)| (a - b).abs());
+    let apart = apart.fold(0.0, f64::max);
+    assert!(apart < 1e-3, "tile {id}, token {at}: logits {apart} apart");
+    let u = f64::from(Stream::new(SEED, id, k as u16, Purpose::Token).uniform(place));
+    let drawn = |u: f64| {
+        let x = Tensor::from_f64s(genevar::tensor::DType::F32, a[row.clone()].to_vec(), [1, vocab]);
+        let u = Tensor::new(vec![u.clamp(0.0, 0.999_999_9) as f32], [1]).unwrap();
+        let op = SampleToken { top_k: 0, top_p: 1.0 };
+        call(&op, &[&x.unwrap(), &u]).unwrap().i32s().unwrap()[0]
+    };
+    // Weights move by a factor of at most e^(2 apart), so shares of the whole by 4 apart.
+    let room = 4.0 * apart + 1e-6;
+    let token = tokens[1][at];
+    let fits = drawn(u - room) <= token && token <= drawn(u + room);
+    assert!(fits, "tile {id}, token {at}: {} became {token}, u = {u}", tokens[0][at]);
+    eprintln!("tile {id}, token {at}: {} and {token}, u = {u} at a boundary", tokens[0][at]);
+}
+
+#[test]
+fn tokens_are_those_of_the_cpu() {
+    let Some(device) = cuda() else { return };
+    let (here, there) = (system(&Device::Cpu), system(&device));
+    let ids = [0, 1, 2, 5];
+    let mut differ = 0;
+    for (a, b) in here.draw(&ids, &settings()).iter().zip(&there.draw(&ids, &settings())).zip(ids) {
+        let ((a, b), id) = ((a.0, a.1), b);
+        let tokens = [a.tokens.i32s().unwrap(), b.tokens.i32s().unwrap()];
+        match tokens[0].iter().zip(tokens[1]).position(|(a, b)| a != b) {
+            Some(at) => {
+                differ += 1;
+                lies_at_a_boundary(&here, &there, id, tokens, at);
+            }
+            None => {
+                let pairs = (0..a.pixels.len()).map(|i| (a.pixels.at(i), b.pixels.at(i)));
+                let apart = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                assert!(apart < 1e-3, "tile {id}: pixels {apart} apart");
+            }
+        }
+    }
+    assert!(differ <= 1, "{differ} of {} tiles", ids.len());
+    // The predicate can fail: the draw is not at the boundary of every token.
+    let tokens = here.draw(&[0], &settings())[0].tokens.i32s().unwrap().to_vec();
+    let mut other = tokens.clone();
+    other[0] = (other[0] + 7) % here.config.msvq.vocab as i32;
+    let wrong = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        lies_at_a_boundary(&here, &there, 0, [&tokens, &other], 0);
+    }));
+    assert!(wrong.is_err());
+}
+
+/// All bits of a tile.
+fn bits(t: &Tile) -> (Vec<i32>, Vec<u32>, Vec<u32>) {
+    let of = |t: &Tensor| t.f32s().unwrap().iter().map(|v| v.to_bits()).collect();
+    (t.tokens.i32s().unwrap().to_vec(), of(&t.latent), of(&t.pixels))
+}
+
+#[test]
+fn a_tile_has_the_same_bits_alone_and_in_a_batch_of_seven() {
+    let Some(device) = cuda() else { return };
+    let s = system(&device);
+    let settings = SampleConfig { cfg: 1.5, ..SampleConfig::default() };
+    let Device::Cuda(queue) = &device else { panic!("not a GPU") };
+    let before = queue.fetches();
+    let (batch, ran) = heard(|| s.draw(&[0, 1, 2, 3, 4, 5, 6], &settings));
+    // Tokens of three scales, latents and pixels, when all is done.
+    assert_eq!(queue.fetches() - before, 5);
+    let fallen: Vec<_> = ran.iter().filter(|r| r.on_cpu).map(|r| r.op).collect();
+    assert!(fallen.is_empty() && ran.len() > 100, "on the CPU: {fallen:?}");
+    for id in [3, 6] {
+        assert!(bits(&s.draw(&[id], &settings)[0]) == bits(&batch[id as usize]), "tile {id}");
+    }
+    assert_ne!(bits(&batch[0]).0, bits(&batch[1]).0);
+}
+
+/// The sums of a sample's product do not depend on how many samples there are, whichever kernel
+/// takes it.
+#[test]
+fn a_samples_products_have_the_same_bits_in_any_batch() {
+    let Some(device) = cuda() else { return };
+    let mut ways = std::collections::BTreeSet::new();
+    let mut compare = |op: &dyn DynOp, [n, k]: [usize; 2], w: [usize; 2], batch: usize| {
+        let x = noise(1, &[batch, n, k]);
+        let w = device.put(&noise(2, &w)).unwrap();
+        let all = call(op, &[&x, &w]).unwrap().reshape([batch, n, w_out(op, &w)]).unwrap();
+        let last = x.rows(batch - 1, 1).unwrap();
+        let one = call(op, &[&last, &w]).unwrap();
+        let shapes = [x.shape(), w.shape()];
+        ways.insert(op.fastest(genevar::ops::Precision::F32, &shapes).unwrap());
+        let alone = one.f32s().unwrap();
+        let beside = all.f32s().unwrap();
+        let same = alone.iter().zip(&beside[beside.len() - alone.len()..]);
+        let same = same.filter(|(a, b)| a.to_bits() == b.to_bits()).count();
+        assert_eq!(same, alone.len(), "{} of {batch} x [{n}, {k}]", op.name());
+    };
+    for n in [1, 4, 9, 16, 25, 70] {
+        for (k, outs) in [(36, 108), (130, 24), (600, 40), (64, 6)] {
+            compare(&Linear, [n, k], [outs, k], 7);
+            compare(&MatMul::of(false, false), [n, k], [k, outs], 7);
+        }
+    }
+    compare(&Linear, [680, 24], [512, 24], 8);
+    let ways: Vec<_> = ways.into_iter().collect();
+    assert_eq!(ways, ["few rows", "parts of k", "tiles 128", "tiles 64"]);
+}
+
+/// Columns of a product with w.
+fn w_out(op: &dyn DynOp, w: &Tensor) -> usize {
+    w.shape().dims()[usize::from(op.name() == "matmul")]
+}
