@@ -13,6 +13,19 @@ constexpr int SAMPLERS = 256;           // Threads of a block.
 constexpr int DIGITS = 256;             // Values of a digit of a rank; a thread each.
 constexpr int PARTS = SAMPLERS / WARP;  // A row's parts, a warp each.
 
+// A row of logits, mixed with the null stream's where that is there: own + tau (own - null), rounded
+// operation by operation as src/ops/sample.rs does, so that both rank alike.
+struct Logits {
+    const float *own, *null;
+    float tau;
+
+    __device__ __forceinline__ float operator[](int i) const {
+        const float x = own[i];
+        if (null == nullptr) return x;
+        return __fadd_rn(x, __fmul_rn(tau, __fsub_rn(x, null[i])));
+    }
+};
+
 // Rises with x.
 __device__ __forceinline__ unsigned rank_of(float x) {
     const unsigned bits = __float_as_uint(x);
@@ -56,7 +69,7 @@ __device__ __forceinline__ u64 block_scan(Sampler& s, u64 x) {
 // what has weight 0 is ignored.
 template <class F>
 __device__ __forceinline__ bool find_rank(
-    Sampler& s, const float* x, int cols, u64 limit, unsigned& rank, u64& below, F f) {
+    Sampler& s, const Logits& x, int cols, u64 limit, unsigned& rank, u64& below, F f) {
     rank = 0;
     below = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
@@ -95,7 +108,7 @@ struct Kept {
 // The place of the first kept logit whose weight makes the sum over those up to it exceed u times
 // the sum of all; else the last that has any weight.
 __device__ __forceinline__ int draw(
-    Sampler& s, const float* x, int cols, float top, float u, const Kept& kept) {
+    Sampler& s, const Logits& x, int cols, float top, float u, const Kept& kept) {
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int part = (cols + SAMPLERS - 1) / SAMPLERS * WARP;
     const int begin = min(cols, static_cast<int>(warp) * part), end = min(cols, begin + part);
@@ -157,28 +170,32 @@ __device__ __forceinline__ int draw(
 }
 
 // sample_token_fwd: a token for each row of logits x and number u in [0, 1), of the `keep` largest
-// logits and without those at the end that have the share `dropped` of the probability.
-//   floor  bytes = 4*rows*cols + 8*rows;  flops = 24*rows*keep
+// logits and without those at the end that have the share `dropped` of the probability. A guided
+// row has its null logits `rows` rows below.
+//   floor  bytes = 4*(1 + guided)*rows*cols + 8*rows;  flops = 24*rows*keep
 //   plan   a block a row: its largest logit, the least that top-k keeps, digit by digit, the least
 //          that top-p keeps, likewise, then the token
 //   slack  15 (a row is read up to 14 times, from a cache)
 //   bits   sums of whole numbers: repeatable in any order
 __global__ void __launch_bounds__(256, 2) sample_token_fwd(
     int*         __restrict__ y,   // [rows]
-    const float* __restrict__ x,   // [rows, cols]
+    const float* __restrict__ x,   // [(1 + guided)*rows, cols]
     const float* __restrict__ u,   // [rows]
-    int rows, int cols, int keep, float dropped) {
+    int rows, int cols, int keep, int guided, float dropped, float tau) {
     __shared__ Sampler s;
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     for (int r = blockIdx.x; r < rows; r += gridDim.x) {
-        const float* own = x + static_cast<unsigned>(r) * cols;
+        const float* first = x + static_cast<unsigned>(r) * cols;
+        const float* null = guided ? first + static_cast<unsigned>(rows) * cols : nullptr;
+        const Logits own = {first, null, tau};
         float top = -infinity();
         bool clean = true;
         u64 count = 0;
         for (int i = threadIdx.x; i < cols; i += SAMPLERS) {
-            top = fmaxf(top, own[i]);
-            clean = clean && own[i] < infinity();
-            count += is_finite(own[i]);
+            const float v = own[i];
+            top = fmaxf(top, v);
+            clean = clean && v < infinity();
+            count += is_finite(v);
         }
         top = warp_max(top);
         clean = __all_sync(ALL_LANES, clean);

@@ -141,7 +141,7 @@ fn lies_at_a_boundary(here: &System, there: &System, id: u64, tokens: [&[i32]; 2
     let drawn = |u: f64| {
         let x = Tensor::from_f64s(genevar::tensor::DType::F32, a[row.clone()].to_vec(), [1, vocab]);
         let u = Tensor::new(vec![u.clamp(0.0, 0.999_999_9) as f32], [1]).unwrap();
-        let op = SampleToken { top_k: 0, top_p: 1.0 };
+        let op = SampleToken { top_k: 0, top_p: 1.0, guidance: None };
         call(&op, &[&x.unwrap(), &u]).unwrap().i32s().unwrap()[0]
     };
     // Weights move by a factor of at most e^(2 apart), so shares of the whole by 4 apart.

@@ -1,7 +1,7 @@
-//! Drawing tokens: top-k, top-p, then the inverse of the cumulative distribution in index order.
-//!
-//! Guidance needs no op of its own: cond + tau (cond - uncond) is an `Axpy` of a difference.
+//! Drawing tokens: guidance, top-k, top-p, then the inverse of the cumulative distribution in index
+//! order.
 
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
 use super::cuda::{Kernels, block_per_job, kernels};
@@ -11,8 +11,10 @@ use crate::device::launch::sample as launch;
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
 
-/// A token for each row: logits [.., V] and u [..] in [0, 1) to integers [..].
+/// A token for each row: logits [B, .., V] and u [B, ..] in [0, 1) to integers [B, ..].
 ///
+/// Guided logits are [2 B, .., V], the conditional stream's and then the null's: a row is drawn
+/// from own + tau (own - null), each operation rounded to binary32, so that every face ranks alike.
 /// Top-k keeps the logits that are at least the k-th largest. Top-p sorts what is left by (logit,
 /// then lower index first), drops the tail whose probabilities add up to at most 1 - p, and always
 /// keeps the best. A row with NaN or +infinity, or with nothing above -infinity, is no
@@ -23,6 +25,8 @@ pub struct SampleToken {
     pub top_k: usize,
     /// The probability that top-p keeps; 1 keeps all.
     pub top_p: f64,
+    /// tau of guided logits; None where there is no null stream.
+    pub guidance: Option<f64>,
 }
 
 /// Rows a parallel piece holds.
@@ -37,6 +41,18 @@ fn is_distribution<R: Real>(x: &[R]) -> bool {
 }
 
 impl SampleToken {
+    /// The logits that row `r` is drawn from, of `rows` rows of `n`.
+    fn row<'a, R: Real>(&self, x: &'a [R], (r, rows): (usize, usize), n: usize) -> Cow<'a, [R]> {
+        let own = &x[r * n..(r + 1) * n];
+        let Some(tau) = self.guidance else { return Cow::Borrowed(own) };
+        let (null, tau) = (&x[(rows + r) * n..(rows + r + 1) * n], tau as f32);
+        let mixed = own.iter().zip(null).map(|(own, null)| {
+            let (own, null) = (own.val() as f32, null.val() as f32);
+            R::of(f64::from(own + tau * (own - null)))
+        });
+        Cow::Owned(mixed.collect())
+    }
+
     /// What top-k keeps, best first; equal logits by index. Comparisons are of inputs, hence exact.
     fn candidates<R: Real>(&self, x: &[R]) -> Vec<(R, usize)> {
         let mut kept: Vec<(R, usize)> =
@@ -140,51 +156,56 @@ impl Op for SampleToken {
     const INT_OUTPUTS: &'static [usize] = &[0];
     const DIFF: Diff = Diff::No("a drawn token is a step function of the logits");
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
-        let (rows, n) = x[0].shape.matrix();
-        let (x, u) = (x[0].r(), x[1].r());
-        let pieces = cpu::par_map(rows.div_ceil(ROWS), |i| {
-            let rows = i * ROWS..((i + 1) * ROWS).min(rows);
-            rows.map(|r| op.draw(&x[r * n..(r + 1) * n], u[r])).collect::<Vec<_>>()
+        let (n, u) = (x[0].shape.last(), x[1].r());
+        let pieces = cpu::par_map(u.len().div_ceil(ROWS), |i| {
+            let rows = i * ROWS..((i + 1) * ROWS).min(u.len());
+            let draw = |r: usize| op.draw(&op.row(x[0].r(), (r, u.len()), n), u[r]);
+            rows.map(draw).collect::<Vec<_>>()
         });
         for (y, token) in y[0].i().iter_mut().zip(pieces.into_iter().flatten()) {
             *y = token;
         }
     });
     const CUDA: Kernels<Self> = kernels!([f32], |op, q, x, y| {
-        let (rows, n) = x[0].shape.matrix();
+        let (rows, n) = (x[1].shape.len(), x[0].shape.last());
         let (x, u) = (x[0].get::<T>()?, x[1].get::<T>()?);
         let (y, grid) = (&mut y[0].get::<i32>()?, block_per_job(q, rows));
         let keep = if op.top_k == 0 { n } else { op.top_k.min(n) };
-        launch::sample_token_fwd(q, grid, y, &x, &u, rows, n, keep, (1.0 - op.top_p) as f32)
+        let (guided, tau) = (usize::from(op.guidance.is_some()), op.guidance.unwrap_or(0.0));
+        let dropped = (1.0 - op.top_p) as f32;
+        launch::sample_token_fwd(q, grid, y, &x, &u, rows, n, keep, guided, dropped, tau as f32)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
-        let d = x[0].dims();
-        if d.is_empty() || x[0].last() == 0 || x[1].dims() != &d[..d.len() - 1] {
-            let what = format!("wants logits [.., V] and u [..]; found {}, {}", x[0], x[1]);
+        let mut wanted = x[1].dims().to_vec();
+        if let (Some(batch), Some(_)) = (wanted.first_mut(), self.guidance) {
+            *batch *= 2;
+        }
+        wanted.push(x[0].last());
+        let streams = self.guidance.is_none() || x[1].rank() > 0;
+        if x[0].rank() == 0 || x[0].last() == 0 || x[0].dims() != wanted || !streams {
+            let kind = if self.guidance.is_some() { "2 B" } else { "B" };
+            let what = format!("wants logits [{kind}, .., V], u [B, ..]; found {}, {}", x[0], x[1]);
             return Err(Error::shape(Self::NAME, what));
         }
         Ok(vec![x[1].clone()])
     }
     fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
-        let rows = x[0].r().chunks(x[0].shape.last().max(1)).zip(x[1].r());
-        for (y, (x, &u)) in y[0].i().iter_mut().zip(rows) {
-            *y = self.draw(x, u);
+        let (n, u) = (x[0].shape.last(), x[1].r());
+        for (r, (y, &u_r)) in y[0].i().iter_mut().zip(u).enumerate() {
+            *y = self.draw(&self.row(x[0].r(), (r, u.len()), n), u_r);
         }
     }
     fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String> {
-        let rows = x[0].r().chunks(x[0].shape.last().max(1)).zip(x[1].r());
-        let tokens = got.first()?;
-        rows.zip(tokens)
-            .enumerate()
-            .find_map(|(r, ((x, &u), &t))| Some((r, self.refusal(x, u, t)?)))
-            .map(|(r, why)| format!("row {r}: {why}"))
+        let (n, u) = (x[0].shape.last(), x[1].r());
+        u.iter().zip(got.first()?).enumerate().find_map(|(r, (&u_r, &token))| {
+            let why = self.refusal(&self.row(x[0].r(), (r, u.len()), n), u_r, token)?;
+            Some(format!("row {r}: {why}"))
+        })
     }
     fn cases() -> Cases {
         let case = |name: &str, rows: &[usize], n: usize, top_k, top_p| {
-            let x = Input::normal([rows, &[n]].concat());
-            let op = SampleToken { top_k, top_p };
-            Case::new(name, op, vec![x, Input::uniform(rows, 0.0, 1.0)])
+            case_of(name, rows, n, SampleToken { top_k, top_p, guidance: None })
         };
         Cases {
             named: vec![
@@ -195,16 +216,36 @@ impl Op for SampleToken {
                 case("both", &[3, 20], 64, 20, 0.9),
                 case("best", &[9], 50, 1, 0.0),
                 case("no_rows", &[0], 5, 0, 1.0),
+                guided("guided", &[3, 5], 33, 9, 0.9),
+                guided("guided_all", &[4], 300, 0, 1.0),
             ],
             draw: |d| {
                 let (rows, n) = ([d.size(1, 9)], d.size(1, 40));
                 let (top_k, top_p) = (d.size(0, 40), d.pick(&[1.0, 0.96, 0.5, 0.0]));
-                let inputs = vec![Input::normal([rows[0], n]), Input::uniform(rows, 0.0, 1.0)];
-                Case::new("drawn", SampleToken { top_k, top_p }, inputs)
+                match d.coin() {
+                    true => guided("drawn", &rows, n, top_k, top_p),
+                    false => {
+                        case_of("drawn", &rows, n, SampleToken { top_k, top_p, guidance: None })
+                    }
+                }
             },
-            bench: vec![case("last_scale", &[256], 4096, 900, 0.96)],
+            bench: vec![
+                case("last_scale", &[256], 4096, 900, 0.96),
+                guided("last_scale_guided", &[256], 4096, 900, 0.96),
+            ],
         }
     }
+}
+
+fn guided(name: &str, rows: &[usize], n: usize, top_k: usize, top_p: f64) -> Case {
+    case_of(name, rows, n, SampleToken { top_k, top_p, guidance: Some(1.5) })
+}
+
+fn case_of(name: &str, rows: &[usize], n: usize, op: SampleToken) -> Case {
+    let mut streams = rows.to_vec();
+    streams[0] *= 1 + usize::from(op.guidance.is_some());
+    let x = Input::normal([&streams, &[n][..]].concat());
+    Case::new(name, op, vec![x, Input::uniform(rows, 0.0, 1.0)])
 }
 
 #[cfg(test)]
@@ -226,22 +267,22 @@ mod tests {
             seen.dedup();
             seen
         };
-        assert_eq!(all(SampleToken { top_k: 0, top_p: 1.0 }), [0, 1, 2, 3, 5]);
-        assert_eq!(all(SampleToken { top_k: 2, top_p: 1.0 }), [1, 2, 3]);
-        assert_eq!(all(SampleToken { top_k: 1, top_p: 1.0 }), [1]);
-        assert_eq!(all(SampleToken { top_k: 0, top_p: 0.0 }), [1]);
+        assert_eq!(all(SampleToken { top_k: 0, top_p: 1.0, guidance: None }), [0, 1, 2, 3, 5]);
+        assert_eq!(all(SampleToken { top_k: 2, top_p: 1.0, guidance: None }), [1, 2, 3]);
+        assert_eq!(all(SampleToken { top_k: 1, top_p: 1.0, guidance: None }), [1]);
+        assert_eq!(all(SampleToken { top_k: 0, top_p: 0.0, guidance: None }), [1]);
         // Probabilities .07, .51, .19, .19, .03: the tail .03 + .07 is dropped, .03 + .07 + .19 is
         // not.
-        assert_eq!(all(SampleToken { top_k: 0, top_p: 0.75 }), [1, 2, 3]);
+        assert_eq!(all(SampleToken { top_k: 0, top_p: 0.75, guidance: None }), [1, 2, 3]);
         // Of the two equal ones the later goes first.
-        assert_eq!(all(SampleToken { top_k: 0, top_p: 0.6 }), [1, 2]);
+        assert_eq!(all(SampleToken { top_k: 0, top_p: 0.6, guidance: None }), [1, 2]);
     }
 
     #[test]
     fn frequencies_are_the_softmax() {
         let (x, n) = ([0.0f32, 1.0, 2.0], 100_000);
         let u = Stream::new(3, 0, 0, Purpose::Test).uniforms(n);
-        let op = SampleToken { top_k: 0, top_p: 1.0 };
+        let op = SampleToken { top_k: 0, top_p: 1.0, guidance: None };
         let mut counts = [0.0f64; 3];
         u.iter().for_each(|&u| counts[draw(&op, &x, u) as usize] += 1.0 / n as f64);
         let total: f64 = x.iter().map(|&x| f64::from(x).exp()).sum();
@@ -253,7 +294,7 @@ mod tests {
 
     #[test]
     fn what_is_no_distribution_draws_no_token() {
-        let (inf, op) = (f32::INFINITY, SampleToken { top_k: 2, top_p: 0.9 });
+        let (inf, op) = (f32::INFINITY, SampleToken { top_k: 2, top_p: 0.9, guidance: None });
         for x in [[0.0, f32::NAN], [0.0, inf], [-inf, -inf]] {
             assert_eq!(draw(&op, &x, 0.5), -1);
         }
@@ -262,17 +303,21 @@ mod tests {
 
     #[test]
     fn the_predicate_refuses_a_neighbour_and_takes_either_side_of_a_boundary() {
-        let op = SampleToken { top_k: 0, top_p: 1.0 };
+        let op = SampleToken { top_k: 0, top_p: 1.0, guidance: None };
         let x = [0.0f64, 0.0, 0.0, 0.0];
         assert_eq!(op.refusal(&x, 0.6, 2), None);
         assert!(op.refusal(&x, 0.6, 1).is_some() && op.refusal(&x, 0.6, 4).is_some());
         assert_eq!((op.refusal(&x, 0.5, 1), op.refusal(&x, 0.5, 2)), (None, None));
-        assert!(SampleToken { top_k: 1, top_p: 1.0 }.refusal(&[0.0, 1.0], 0.1, 0).is_some());
+        assert!(
+            SampleToken { top_k: 1, top_p: 1.0, guidance: None }
+                .refusal(&[0.0, 1.0], 0.1, 0)
+                .is_some()
+        );
     }
 
     #[test]
     fn a_row_draws_the_same_alone() {
-        let op = SampleToken { top_k: 30, top_p: 0.9 };
+        let op = SampleToken { top_k: 30, top_p: 0.9, guidance: None };
         let x =
             Tensor::new(Stream::new(4, 0, 0, Purpose::Test).normals(50 * 70), [50, 70]).unwrap();
         let u = Tensor::new(Stream::new(5, 0, 0, Purpose::Test).uniforms(50), [50]).unwrap();

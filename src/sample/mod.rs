@@ -14,8 +14,7 @@ use crate::error::{Error, Result, Within};
 use crate::models::genevar::{Refiner, ScaleInputs};
 use crate::models::masked_ar::{Cond, Inputs, MaskedAr};
 use crate::ops::call;
-use crate::ops::elementwise::{Affine, Axpy};
-use crate::ops::layout::{Concat, Narrow};
+use crate::ops::layout::Concat;
 use crate::ops::random::{Rows, uniform_rows};
 use crate::ops::sample::SampleToken;
 use crate::tensor::{DType, Purpose, Tensor};
@@ -137,27 +136,16 @@ impl Sampler<'_> {
 
     /// Guided mix, top-k, top-p and draw: logits [B or 2 B, n, V] to tokens [B, n].
     fn draw(&self, logits: &Tensor, (k, scales): (usize, usize), ids: &[u64]) -> Result<Tensor> {
-        let n = logits.shape().dims()[1];
-        let stream = |i: usize| {
-            let (axis, start, len) = (0, i * ids.len(), ids.len());
-            call(&Narrow { axis, start, len }, &[logits])
-        };
-        let tau = self.settings.guidance_at(k, scales);
-        let mixed = match logits.shape().dims()[0] == ids.len() {
-            true => logits.clone(),
-            false => {
-                let own = call(&Affine { scale: 1.0 + tau, shift: 0.0 }, &[&stream(0)?])?;
-                call(&Axpy { alpha: -tau }, &[&own, &stream(1)?])?
-            }
-        };
+        let d = logits.shape().dims();
         if let Device::Cpu = self.device {
-            mixed.check_finite(&format!("logits of scale {}", k + 1))?;
+            logits.check_finite(&format!("logits of scale {}", k + 1))?;
         }
         let (seed, scale) = (self.refiner.seed, k as u16);
-        let rows = Rows { seed, scale, purpose: Purpose::Token, row: [n].into() };
+        let rows = Rows { seed, scale, purpose: Purpose::Token, row: [d[1]].into() };
         let u = uniform_rows(&self.device, rows, ids)?;
-        let top_k = self.settings.kept(mixed.shape().last());
-        call(&SampleToken { top_k, top_p: self.settings.top_p }, &[&mixed, &u])
+        let guidance = (d[0] > ids.len()).then(|| self.settings.guidance_at(k, scales));
+        let (top_k, top_p) = (self.settings.kept(d[2]), self.settings.top_p);
+        call(&SampleToken { top_k, top_p, guidance }, &[logits, &u])
     }
 }
 
