@@ -13,8 +13,8 @@ constexpr int SAMPLERS = 256;           // Threads of a block.
 constexpr int DIGITS = 256;             // Values of a digit of a rank; a thread each.
 constexpr int PARTS = SAMPLERS / WARP;  // A row's parts, a warp each.
 
-// A row of logits, mixed with the null stream's where that is there: own + tau (own - null), rounded
-// operation by operation as src/ops/sample.rs does, so that both rank alike.
+// A row of logits, mixed with the null stream's where that is there: own + tau (own - null),
+// rounded operation by operation as src/ops/sample.rs does, so that both rank alike.
 struct Logits {
     const float *own, *null;
     float tau;

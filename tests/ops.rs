@@ -13,7 +13,7 @@ mod support;
 use std::cell::Cell;
 use std::process::ExitCode;
 
-use genevar::ops::{Case, Diff, Draw, DynOp, OPS, Row};
+use genevar::ops::{CHECKS, CUDA_CHECKS, Case, Diff, Draw, DynOp, OPS, RULE_CHECKS, Row};
 use libtest_mimic::{Arguments, Trial};
 use proptest::collection::vec;
 use proptest::test_runner::{
@@ -172,6 +172,19 @@ fn faults() -> Vec<Trial> {
     sound.chain(noticed).chain([shrunk]).chain(cards).collect()
 }
 
+/// The op table names the checks that are run.
+fn told() -> Verdict {
+    let names = |checks: &[(&'static str, Check)]| checks.iter().map(|c| c.0).collect::<Vec<_>>();
+    let mut run = [names(FACES), names(EDGES)].concat();
+    let mut told = [&CHECKS[..], &CUDA_CHECKS].concat();
+    run.sort_unstable();
+    told.sort_unstable();
+    match run == told && names(RULES) == RULE_CHECKS {
+        true => Ok(()),
+        false => Err(format!("the table names {told:?} and {RULE_CHECKS:?}")),
+    }
+}
+
 fn main() -> ExitCode {
     // Panics are part of what is tested; those that count come back as the message of a failed
     // test.
@@ -180,6 +193,7 @@ fn main() -> ExitCode {
     for &(name, check) in coverage::CHECKS {
         trials.push(Trial::test(format!("table/{name}"), move || check().map_err(Into::into)));
     }
+    trials.push(Trial::test("table/checks", || told().map_err(Into::into)));
     for row in OPS {
         trials.extend(named(row));
         let test = move || drawn(row).map_err(Into::into);
