@@ -178,6 +178,6 @@ stages! {
     // Beside the numbers that are logged: the tokens of three scales, for the use of codes.
     msvq: 5, ("loss", 0.6);
     meanflow: 2, ("mse", 0.7);
-    // The tokens of three scales, which become one row.
-    ar: 4, ("loss", 0.7);
+    // The tokens, a share of which is swapped.
+    ar: 2, ("loss", 0.7);
 }

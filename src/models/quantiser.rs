@@ -8,6 +8,7 @@
 
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::config::{Lookup, MsvqConfig};
+use crate::device::Device;
 use crate::error::{Error, Result, Within};
 use crate::nn::conv::{Conv, ConvInit};
 use crate::ops::activation::Square;
@@ -15,7 +16,7 @@ use crate::ops::call;
 use crate::ops::conv::Conv2d;
 use crate::ops::elementwise::{ADD, Affine, Axpy, Mul, SUB};
 use crate::ops::embed::GatherRows;
-use crate::ops::layout::Concat;
+use crate::ops::layout::{Concat, Narrow};
 use crate::ops::pyramid::QuantisePyramid;
 use crate::ops::quantize::NearestCode;
 use crate::ops::reduce::SumTo;
@@ -144,21 +145,26 @@ impl Quantiser {
 
     /// f_1 .. f_K, each [B, h, w, d], of tokens [B, L].
     pub fn pyramid(&self, tokens: &Tensor) -> Result<Vec<Tensor>> {
-        let (b, l) = match tokens.shape().dims() {
-            &[b, l] if l == self.config.tokens() => (b, l),
+        let b = match tokens.shape().dims() {
+            &[b, l] if l == self.config.tokens() => b,
             _ => {
                 let what = format!("{} is not [B, {}]", tokens.shape(), self.config.tokens());
                 return Err(Error::shape("tokens", what));
             }
         };
-        let all = tokens.i32s()?;
-        let h = self.config.latent_side();
-        let mut f = Tensor::zeros(self.book.value().dtype(), [b, h, h, self.config.d]);
+        let ends: Vec<usize> = (1..=self.scales()).map(|k| self.offset(k)).collect();
+        self.check(tokens, |i| ends.partition_point(|&end| end <= i % self.config.tokens()))?;
+        let p = Pass::eval();
+        let (h, d) = (self.config.latent_side(), self.config.d);
+        let codes = call(&GatherRows, &[&self.book.value(), tokens])?;
+        let zeros = Tensor::zeros(codes.dtype(), [b, h, h, d]);
+        let mut f = Device::of([&codes]).put(&zeros)?;
         let mut pyramid = Vec::with_capacity(self.scales());
         for k in 0..self.scales() {
-            let (at, n) = (self.offset(k), self.side(k).pow(2));
-            let part = (0..b).flat_map(|i| &all[i * l + at..i * l + at + n]).copied().collect();
-            f = self.add_scale(&f, k, &Tensor::new_i32(part, [b, n])?)?;
+            let (start, side) = (self.offset(k), self.side(k));
+            let own = call(&Narrow { axis: 1, start, len: side * side }, &[&codes])?;
+            let adds = self.raise(&p, k, &own.reshape([b, side, side, d])?.into())?;
+            f = call(&ADD, &[&f, adds.value()])?;
             pyramid.push(f.clone());
         }
         Ok(pyramid)
@@ -169,16 +175,21 @@ impl Quantiser {
     /// # Errors
     /// Tokens outside the code book.
     pub fn add_scale(&self, f: &Tensor, k: usize, tokens: &Tensor) -> Result<Tensor> {
-        let (vocab, side) = (self.config.vocab as i32, self.side(k));
-        // On a GPU nobody waits to look: a token that is none becomes NaN there.
-        let seen = if tokens.remote().is_none() { tokens.i32s()? } else { &[] };
-        if let Some(bad) = seen.iter().find(|t| !(0..vocab).contains(t)) {
-            let what = format!("token {bad} at scale {} of a book of {vocab}", k + 1);
-            return Err(Error::shape("tokens", what));
-        }
+        let side = self.side(k);
+        self.check(tokens, |_| k)?;
         let b = f.shape().dims().first().copied().unwrap_or(0);
         let adds = self.lift(&Pass::eval(), k, &tokens.reshape([b, side, side])?)?;
         call(&ADD, &[f, adds.value()])
+    }
+
+    /// Fails for tokens outside the code book. On a GPU nobody waits to look: what is no token
+    /// becomes NaN there.
+    fn check(&self, tokens: &Tensor, scale: impl Fn(usize) -> usize) -> Result<()> {
+        let vocab = self.config.vocab as i32;
+        let seen = if tokens.remote().is_none() { tokens.i32s()? } else { &[] };
+        let Some(at) = seen.iter().position(|t| !(0..vocab).contains(t)) else { return Ok(()) };
+        let (bad, k) = (seen[at], scale(at) + 1);
+        Err(Error::shape("tokens", format!("token {bad} at scale {k} of a book of {vocab}")))
     }
 
     /// D_p of 0-based scale `k`: f [B, h, w, d] to [B, p, p, d]. Of f_{k-1} this is r_k.
@@ -192,11 +203,15 @@ impl Quantiser {
 
     /// h = phi(U_p(`e[s]`)) for tokens s [B, p, p] of scale `k`.
     fn lift(&self, p: &Pass, k: usize, tokens: &Tensor) -> Result<Var> {
-        let h = p.op(GatherRows, &[&p.param(&self.book), &tokens.clone().into()])?;
+        self.raise(p, k, &p.op(GatherRows, &[&p.param(&self.book), &tokens.clone().into()])?)
+    }
+
+    /// phi(U_p(h)) for vectors h [B, p, p, d] of scale `k`.
+    fn raise(&self, p: &Pass, k: usize, h: &Var) -> Result<Var> {
         let side = self.config.latent_side();
         let h = match self.side(k) == side {
-            true => h,
-            false => p.op(resize(Map::Bicubic, self.side(k), side), &[&h])?,
+            true => h.clone(),
+            false => p.op(resize(Map::Bicubic, self.side(k), side), &[h])?,
         };
         let q = self.config.quant_resi;
         let Some(conv) = self.phi.get(self.config.phi_of(k)) else { return Ok(h) };
