@@ -43,6 +43,15 @@ impl Device {
         Ok(Self::Cuda(Gpu::open(ordinal)?.queue()?))
     }
 
+    /// Whether it is the same place; no plan is.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Cpu, Self::Cpu) => true,
+            (Self::Cuda(a), Self::Cuda(b)) => a.id() == b.id(),
+            _ => false,
+        }
+    }
+
     /// The device that the first tensor elsewhere than in the CPU's memory is on.
     pub fn of<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Self {
         let away = |t: &Tensor| {

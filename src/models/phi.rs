@@ -10,7 +10,8 @@ use crate::config::{FlowMode, MeanFlowConfig, TimePair};
 use crate::device::Device;
 use crate::error::{Result, Within};
 use crate::nn::{
-    AdaLn, CrossAttention, Init, Linear, Mlp, Onto, SelfAttention, layer_norm, norm_modulate,
+    AdaLn, CrossAttention, Init, Linear, Mlp, Onto, SelfAttention, Tables, layer_norm,
+    norm_modulate,
 };
 use crate::ops::activation::Silu;
 use crate::ops::attention::Mask;
@@ -88,6 +89,7 @@ pub struct Phi {
     e_t: Embedder,
     e_r: Embedder,
     e_k: Param,
+    positions: Tables,
     blocks: Vec<Block>,
     out_ada: AdaLn,
     out: Linear,
@@ -111,6 +113,7 @@ impl Phi {
             e_t: Embedder::new(params, "e_t", [cfg.time_dims, w], n),
             e_r: Embedder::new(params, "e_r", [cfg.time_dims, w], n),
             e_k: params.normal("e_k", [dims.patch_nums.len(), w], 0.02, false),
+            positions: Tables::default(),
             blocks: (0..cfg.blocks)
                 .map(|i| {
                     params.at(format_args!("blocks.{i}"), |p| Block {
@@ -148,11 +151,11 @@ impl Phi {
 
     fn velocity(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
         let (b, w) = (x.f.dims()[0], self.cfg.width);
-        let dtype = x.f.value().dtype();
         let (n, side) = (self.dims.side * self.dims.side, self.dims.patch_nums[x.k]);
         let flat = |v: &Var, n: usize| p.op(Reshape { to: [b, n, self.dims.d].into() }, &[v]);
         let place = |v: &Var, side: usize| {
-            p.op(ADD, &[v, &positions(dtype, side, self.dims.side, w)?.into()])
+            let table = |dtype| positions(dtype, side, self.dims.side, w);
+            p.op(ADD, &[v, &self.positions.get(side, v.value(), table)?.into()])
         };
         let mut h = place(&self.f_in.forward(p, &flat(x.f, n)?)?, self.dims.side)?;
         let times = self.times(p, x)?;

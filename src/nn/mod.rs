@@ -6,8 +6,10 @@ mod attention;
 pub mod conv;
 mod linear;
 pub mod norm;
+mod tables;
 mod transformer;
 
 pub use attention::{CrossAttention, KvCache, SelfAttention};
 pub use linear::{Init, Linear, Onto};
+pub use tables::Tables;
 pub use transformer::{AdaLn, Mlp, layer_norm, norm_modulate};

@@ -172,6 +172,11 @@ impl Stage for MeanFlowStage<'_> {
         Ok(())
     }
 
+    /// The push has its whole weight at the end.
+    fn heaviest(&self) -> u64 {
+        self.cfg.train.meanflow.steps.saturating_sub(1)
+    }
+
     fn diagnose(&mut self, step: u64) -> Result<()> {
         let pass = self.pass().checked(true);
         let l = self.forward(step, &pass)?;
