@@ -1,5 +1,5 @@
-//! Image operators: flips and rotations, free crops, area downscaling, and the three
-//! counterfactual operators of algorithm.md 5.3 (colour anomaly, contrast, sharpening).
+//! Image operators: flips and rotations, free crops, area downscaling, blur. The counterfactual
+//! ones are ops (`ops::augment`).
 //!
 //! Images stay 8-bit RGB between operators; inside one they are f32 in 0..255. Every random number
 //! comes from a [`Stream`], so a variant is a function of its name.
@@ -105,101 +105,6 @@ pub fn grey_sd(image: &Rgb, x: usize, y: usize, width: usize, height: usize) -> 
     (square / n - (sum / n) * (sum / n)).max(0.0).sqrt()
 }
 
-/// A counterfactual operator: what it destroys carries no biology that RNA could explain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counterfactual {
-    /// X_a: stain and hue.
-    Colour,
-    /// X_c: contrast about the tile's mean.
-    Contrast,
-    /// X_s: unsharp mask.
-    Sharpen,
-}
-
-impl Counterfactual {
-    /// All three, in the paper's order a, c, s.
-    pub const ALL: [Self; 3] = [Self::Colour, Self::Contrast, Self::Sharpen];
-
-    /// The variant of `image` named by (seed, example): strengths as in algorithm.md 5.3.
-    pub fn apply(self, image: &Rgb, seed: u64, example: u64) -> Rgb {
-        let draw = Stream::new(seed, example, self as u16, Purpose::Counterfactual);
-        let between = |i: usize, low: f32, high: f32| low + (high - low) * draw.uniform(i);
-        match self {
-            Self::Colour => {
-                let gain = [0, 1, 2].map(|s| stain_gain(draw.uniform(s)));
-                let offset = [3, 4, 5].map(|s| between(s, -0.1, 0.1));
-                let turn = between(6, -25.0, 25.0);
-                hue_turn(&stain_jitter(image, gain, offset), turn)
-            }
-            Self::Contrast => {
-                // U(0.4, 0.7) and U(1.4, 2.0), weighted by their lengths.
-                let u = 0.9 * draw.uniform(0);
-                contrast(image, if u < 0.3 { 0.4 + u } else { 1.1 + u })
-            }
-            Self::Sharpen => unsharp(image, 1.5, between(0, 1.5, 3.0)),
-        }
-    }
-}
-
-/// U(0.5, 1.5) without the middle: |gain - 1| is at least 0.2.
-fn stain_gain(u: f32) -> f32 {
-    let u = 0.6 * u;
-    if u < 0.3 { 0.5 + u } else { 0.9 + u }
-}
-
-/// Optical densities of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001), rows
-/// of unit length.
-const STAINS: [[f32; 3]; 3] = [
-    [0.650_032, 0.704_031, 0.286_013],
-    [0.070_377, 0.990_425, 0.118_573],
-    [0.268_148, 0.570_312, 0.776_427],
-];
-
-/// Unmixes the stains, scales each by `gain` and shifts it by `offset`, and mixes them again.
-pub fn stain_jitter(image: &Rgb, gain: [f32; 3], offset: [f32; 3]) -> Rgb {
-    let unmix = inverse(STAINS);
-    let mut data = widen(image);
-    for pixel in data.as_chunks_mut::<3>().0 {
-        let density = pixel.map(|v| -((v + 1.0) / 256.0).ln());
-        let mut stain = product(density, unmix);
-        (0..3).for_each(|s| stain[s] = stain[s] * gain[s] + offset[s]);
-        *pixel = product(stain, STAINS).map(|d| 256.0 * (-d).exp() - 1.0);
-    }
-    narrow(image, data)
-}
-
-/// Turns the hue by `degrees`: the chroma plane of YIQ rotates, luma stays.
-pub fn hue_turn(image: &Rgb, degrees: f32) -> Rgb {
-    let (sin, cos) = degrees.to_radians().sin_cos();
-    let mut data = widen(image);
-    for pixel in data.as_chunks_mut::<3>().0 {
-        let [r, g, b] = *pixel;
-        let y = 0.299 * r + 0.587 * g + 0.114 * b;
-        let i = 0.596 * r - 0.274 * g - 0.322 * b;
-        let q = 0.211 * r - 0.523 * g + 0.312 * b;
-        let (i, q) = (cos * i - sin * q, sin * i + cos * q);
-        *pixel = [y + 0.956 * i + 0.621 * q, y - 0.272 * i - 0.647 * q, y - 1.106 * i + 1.703 * q];
-    }
-    narrow(image, data)
-}
-
-/// Scales the distance of every channel from its mean over the tile.
-pub fn contrast(image: &Rgb, factor: f32) -> Rgb {
-    let mut data = widen(image);
-    let mean = means(&data);
-    for pixel in data.as_chunks_mut::<3>().0 {
-        (0..3).for_each(|c| pixel[c] = mean[c] + factor * (pixel[c] - mean[c]));
-    }
-    narrow(image, data)
-}
-
-/// Adds `amount` times the difference between the image and its blur of radius `sigma`.
-pub fn unsharp(image: &Rgb, sigma: f32, amount: f32) -> Rgb {
-    let sharp = widen(image);
-    let soft = blur_f32(&sharp, image.width, image.height, sigma);
-    narrow(image, sharp.iter().zip(&soft).map(|(x, s)| x + amount * (x - s)).collect())
-}
-
 /// Gaussian blur of standard deviation `sigma` pixels, which must be positive.
 pub fn blur(image: &Rgb, sigma: f32) -> Rgb {
     narrow(image, blur_f32(&widen(image), image.width, image.height, sigma))
@@ -251,30 +156,6 @@ fn narrow(like: &Rgb, data: Vec<f32>) -> Rgb {
     Rgb { width: like.width, height: like.height, data }
 }
 
-fn means(data: &[f32]) -> [f32; 3] {
-    let n = (data.len() / 3).max(1) as f64;
-    [0, 1, 2].map(|c| {
-        let sum: f64 = data.iter().skip(c).step_by(3).map(|&v| f64::from(v)).sum();
-        (sum / n) as f32
-    })
-}
-
-/// Row vector times matrix.
-fn product(v: [f32; 3], m: [[f32; 3]; 3]) -> [f32; 3] {
-    [0, 1, 2].map(|c| v[0] * m[0][c] + v[1] * m[1][c] + v[2] * m[2][c])
-}
-
-/// Inverse by cofactors; the stain matrix is far from singular.
-fn inverse(m: [[f32; 3]; 3]) -> [[f32; 3]; 3] {
-    let minor = |r: usize, c: usize| {
-        let (a, b) = ((r + 1) % 3, (r + 2) % 3);
-        let (x, y) = ((c + 1) % 3, (c + 2) % 3);
-        m[a][x] * m[b][y] - m[a][y] * m[b][x]
-    };
-    let determinant: f32 = (0..3).map(|c| m[0][c] * minor(0, c)).sum();
-    [0, 1, 2].map(|r| [0, 1, 2].map(|c| minor(c, r) / determinant))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,38 +183,14 @@ mod tests {
     }
 
     #[test]
-    fn downscaling_takes_means_and_sharpening_keeps_a_flat_image() {
+    fn downscaling_takes_means_and_blurring_keeps_a_flat_image() {
         let image = Rgb::new(2, 2, vec![0, 10, 1, 2, 20, 1, 4, 30, 1, 6, 40, 2]).unwrap();
         assert_eq!(downscale(&image, 2).unwrap().data, [3, 25, 1]);
         let flat = Rgb::filled(9, 7, [10, 200, 33]);
-        assert_eq!(unsharp(&flat, 2.0, 3.0), flat);
+        assert_eq!(blur(&flat, 2.0), flat);
         let sharp = noise(16, 16);
         let sd = |x: &Rgb| grey_sd(x, 0, 0, 16, 16);
-        assert!(sd(&unsharp(&sharp, 1.0, -1.0)) < 0.5 * sd(&sharp));
-        assert!(sd(&unsharp(&sharp, 1.5, 2.0)) > 1.2 * sd(&sharp));
-    }
-
-    #[test]
-    fn neutral_parameters_change_nothing_and_others_do() {
-        let image = noise(8, 8);
-        let near = |a: &Rgb, b: &Rgb| a.data.iter().zip(&b.data).all(|(x, y)| x.abs_diff(*y) <= 1);
-        assert!(near(&stain_jitter(&image, [1.0; 3], [0.0; 3]), &image));
-        assert!(near(&hue_turn(&image, 0.0), &image));
-        assert!(near(&contrast(&image, 1.0), &image));
-        for kind in Counterfactual::ALL {
-            let a = kind.apply(&image, 3, 9);
-            assert_eq!(a, kind.apply(&image, 3, 9), "{kind:?} is not repeatable");
-            assert_ne!(a, kind.apply(&image, 3, 10), "{kind:?} ignores the example");
-            assert!(!near(&a, &image), "{kind:?} does nothing");
-        }
-    }
-
-    #[test]
-    fn strengths_stay_in_their_ranges() {
-        for i in 0..=100 {
-            let g = stain_gain(i as f32 / 100.0);
-            assert!((0.5..=1.5).contains(&g) && (g - 1.0).abs() >= 0.2 - 1e-6, "{g}");
-        }
+        assert!(sd(&blur(&sharp, 1.0)) < 0.5 * sd(&sharp));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod augment;
 pub mod batch_norm;
 mod broadcast;
 pub mod cases;
@@ -93,6 +94,7 @@ table! {
     resample: Resample;
     quantize: NearestCode;
     pyramid: QuantisePyramid;
+    augment: StainHue, Contrast, Unsharp;
 }
 
 thread_local!(static HEARD: RefCell<Option<Vec<Ran>>> = const { RefCell::new(None) });

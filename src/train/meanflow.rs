@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::Stage;
+use super::counterfactual::Counterfactual;
 use super::frozen::Frozen;
 use super::learner::Learner;
 use super::log::StepLog;
@@ -12,11 +13,8 @@ use super::schedule::{learning_rate, ramp};
 use super::tissue::{Batches, TissueBatch};
 use crate::autograd::{Params, Pass};
 use crate::config::{Config, CounterfactualConfig, FlowMode};
-use crate::data::augment::Counterfactual;
-use crate::data::loader::to_tensor;
 use crate::device::Device;
 use crate::error::Result;
-use crate::io::images::Rgb;
 use crate::models::genevar::FeatureStats;
 use crate::models::meanflow::{FlowBatch, FlowLoss, Times, loss};
 use crate::models::msvq::Msvq;
@@ -75,15 +73,13 @@ impl<'a> MeanFlowStage<'a> {
     fn negatives(
         &self,
         b: &TissueBatch,
-        f: &Tensor,
+        (pixels, f): (&Tensor, &Tensor),
         (k, step): (usize, u64),
     ) -> Result<Vec<(Tensor, Vec<f64>)>> {
         let seed = self.cfg.seed;
         let mut found = Vec::new();
         for operator in operators(&self.cfg.meanflow.counterfactual) {
-            let spoil = |(crop, &id): (&Rgb, &u64)| operator.apply(crop, seed, id);
-            let spoilt: Vec<Rgb> = b.crops.iter().zip(&b.ids).map(spoil).collect();
-            found.push(self.features(&to_tensor(&spoilt)?, k)?.0);
+            found.push(self.features(&operator.apply(pixels, seed, &b.ids)?, k)?.0);
         }
         if self.cfg.meanflow.counterfactual.other_slide {
             found.extend(other_slide(f, &b.slides)?);
@@ -102,12 +98,16 @@ impl<'a> MeanFlowStage<'a> {
         let seed = self.cfg.seed;
         let scales = self.cfg.msvq.scales();
         let k = 1 + Stream::new(seed, step, 2, Purpose::Time).below(0, scales - 1);
-        let (f, r_k) = self.features(&b.pixels, k)?;
+        let pixels = self.device.put(&b.pixels)?;
+        let (f, r_k) = self.features(&pixels, k)?;
         let flow = &self.cfg.meanflow;
         let stage = &self.cfg.train.meanflow;
         let alpha = flow.alpha * ramp(flow.alpha_ramp, stage.steps, step);
         let contrasts = flow.mode != FlowMode::Vit && flow.alpha > 0.0;
-        let negatives = if contrasts { self.negatives(&b, &f, (k, step))? } else { Vec::new() };
+        let negatives = match contrasts {
+            true => self.negatives(&b, (&pixels, &f), (k, step))?,
+            false => Vec::new(),
+        };
         let row = f.shape().dims().get(1..).unwrap_or_default().into();
         let rows = Rows { seed, scale: k as u16, purpose: Purpose::Noise, row };
         let eps = normal_rows(&self.device, rows, &b.ids)?;

@@ -9,6 +9,7 @@ pub mod beta_vae;
 pub mod bundle;
 pub mod checkpoint;
 pub mod command;
+pub mod counterfactual;
 pub mod frozen;
 pub mod interrupt;
 pub mod kmeans;

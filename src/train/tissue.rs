@@ -64,8 +64,6 @@ pub struct BatchRule {
 
 /// One batch.
 pub struct TissueBatch {
-    /// The crops.
-    pub crops: Vec<Rgb>,
     /// The crops as [B, S, S, 3] in [-1, 1].
     pub pixels: Tensor,
     /// z [B, latent]; zeros where there is none.
@@ -132,7 +130,6 @@ impl Batches {
         let class = |&i: &usize| self.tissue.classes.get(i).copied().unwrap_or(0);
         Ok(TissueBatch {
             pixels: to_tensor(&crops)?,
-            crops,
             z: Tensor::from_f64s(crate::tensor::DType::F32, z, [picked.len(), self.width()])?,
             null,
             slides: picked.iter().map(|&i| self.tissue.slides[i]).collect(),
