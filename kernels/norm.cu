@@ -2,6 +2,7 @@
 //
 // Their Jacobians are symmetric, so one derivative entry serves both modes (src/ops/norm.rs).
 // A warp takes a row (lib/rows.cuh).
+#include "lib/math.cuh"
 #include "lib/rows.cuh"
 
 // layer_norm_fwd: y = (x - mean) * rstd with rstd = 1 / sqrt(variance + eps), keeping rstd.
@@ -311,4 +312,64 @@ __global__ void __launch_bounds__(256) ada_norm_vjp(
             if (scaled) store(gs + row_at(r, cols) + c, s);
         });
     });
+}
+
+// unit_heads_fwd: the rows [q, k, v] of self-attention's projection as heads, with q and k of unit
+// length (times the head's temperature for q) where `unit` says so.
+//   for    T: f32, bf16
+//   floor  bytes = 6*rows*heads*cols*s + 4*unit*heads;
+//          flops = unit*rows*heads*(6*cols + 400)
+//   plan   one warp a head of a row, 16-byte loads; q and k held between their passes
+//   slack  1.5 for cols >= 256; 9 beyond (lanes beyond a head's end, a temperature for few numbers)
+//   bits   fixed shuffle tree, no atomics: repeatable
+template <class T>
+__global__ void __launch_bounds__(256) unit_heads_fwd(
+    T*           __restrict__ q,          // [rows, heads*cols]
+    T*           __restrict__ k,          // [rows, heads*cols]
+    T*           __restrict__ v,          // [rows, heads*cols]
+    const T*     __restrict__ x,          // [rows, 3*heads*cols]
+    const float* __restrict__ ln_scale,   // [unit*heads]
+    int rows, int heads, int cols, int unit, float eps, float most) {
+    const unsigned wide = heads * cols, jobs = rows * heads;
+    const unsigned warps = gridDim.x * (blockDim.x / WARP);
+    const bool packets = cols % width<T> == 0 && aligned(q, k, v, x);
+    unsigned job = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    for (; job < jobs; job += warps) {
+        const unsigned row = job / heads, head = job % heads;
+        const unsigned long long to = row_at(row, wide) + head * cols;
+        const T* from = x + row_at(row, 3 * wide) + head * cols;
+        const auto move_row = [&](T* y, const T* x, auto n, bool normal, float scale) {
+            constexpr int N = decltype(n)::value;
+            const T* const one[1] = {x};
+            const auto work = [&](const auto& held) {
+                float factor = scale;
+                if (normal) {
+                    const float norm = sqrtf(
+                        row_sum(held, [](auto& v, int i) { return v[0].at[i] * v[0].at[i]; }));
+                    factor *= 1.0f / (norm < eps ? eps : norm);
+                }
+                row_store(y, held, [=](auto& v, int i) {
+                    return normal ? v[0].at[i] * factor : v[0].at[i];
+                });
+            };
+            if (cols <= held<1> * WARP) {
+                work(Held<T, N, 1>(one, cols));
+            } else {
+                work(Reread<T, N, 1>(one, cols));
+            }
+        };
+        const auto all = [&](auto n) {
+            // NaN is not above the most, and stays.
+            const float own = unit ? ln_scale[head] : 0.0f;
+            const float scale = unit ? exp_of(most < own ? most : own) : 1.0f;
+            move_row(q + to, from, n, unit, scale);
+            move_row(k + to, from + wide, n, unit, 1.0f);
+            move_row(v + to, from + 2 * wide, n, false, 1.0f);
+        };
+        if (packets) {
+            all(Width<width<T>>());
+        } else {
+            all(Width<1>());
+        }
+    }
 }

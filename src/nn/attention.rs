@@ -5,19 +5,14 @@
 
 use super::{Init, Linear, Onto};
 use crate::autograd::{Param, Params, Pass, Var};
-use crate::error::{Result, Within};
+use crate::error::{Error, Result, Within};
 use crate::ops::activation::{Clamp, Exp};
 use crate::ops::attention::{Attention, Mask};
 use crate::ops::elementwise::Mul;
 use crate::ops::gemm;
 use crate::ops::layout::{Concat, Narrow, Reshape};
-use crate::ops::norm::L2Normalize;
+use crate::ops::norm::{HEAD_EPS, L2Normalize, LN_MAX_SCALE, UnitHeads};
 use crate::tensor::Tensor;
-
-/// Smallest length a query or key is divided by.
-const NORM_EPS: f64 = 1e-12;
-/// Largest temperature of unit-length queries, as a logarithm: ln 100.
-const LN_MAX_SCALE: f64 = 4.605_170_185_988_092;
 
 /// Keys and values of the positions decoded so far, for one block.
 #[derive(Clone, Default)]
@@ -107,21 +102,41 @@ impl SelfAttention {
         let bias =
             p.op(Concat { axis: 0 }, &[&p.param(&self.q_bias), &no_bias, &p.param(&self.v_bias)])?;
         let qkv = p.op(gemm::Linear, &[x, &p.param(&self.qkv), &bias])?;
-        let part = |i| heads(p, &columns(p, &qkv, i, c)?, self.heads);
-        let (mut q, mut k, v) = (part(0)?, part(1)?, part(2)?);
-        let mut scale = ((c / self.heads) as f64).powf(-0.5);
-        if let Some(ln_scale) = &self.ln_scale {
-            let limit = Clamp { lo: f64::NEG_INFINITY, hi: LN_MAX_SCALE };
-            let s = p.op(Exp, &[&p.op(limit, &[&p.param(ln_scale)])?])?;
-            q = p.op(Mul, &[&p.op(L2Normalize { eps: NORM_EPS }, &[&q])?, &s])?;
-            k = p.op(L2Normalize { eps: NORM_EPS }, &[&k])?;
-            scale = 1.0;
-        }
+        let (q, k, v) = match p.differentiates() {
+            true => self.parts(p, &qkv, c)?,
+            false => self.parts_at_once(p, &qkv)?,
+        };
+        let scale =
+            if self.ln_scale.is_some() { 1.0 } else { ((c / self.heads) as f64).powf(-0.5) };
         let (k, v) = match cache {
             Some(cache) => cache.extend(p, &k, &v)?,
             None => (k, v),
         };
         tokens(p, &p.op(Attention { scale, mask }, &[&q, &k, &v])?)
+    }
+}
+
+impl SelfAttention {
+    /// Queries, keys and values of the projection [B, n, 3 C], by ops that have derivatives.
+    fn parts(&self, p: &Pass, qkv: &Var, c: usize) -> Result<(Var, Var, Var)> {
+        let part = |i| heads(p, &columns(p, qkv, i, c)?, self.heads);
+        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        let Some(ln_scale) = &self.ln_scale else { return Ok((q, k, v)) };
+        let limit = Clamp { lo: f64::NEG_INFINITY, hi: LN_MAX_SCALE };
+        let s = p.op(Exp, &[&p.op(limit, &[&p.param(ln_scale)])?])?;
+        let q = p.op(Mul, &[&p.op(L2Normalize { eps: HEAD_EPS }, &[&q])?, &s])?;
+        Ok((q, p.op(L2Normalize { eps: HEAD_EPS }, &[&k])?, v))
+    }
+
+    /// The same in one pass over the projection.
+    fn parts_at_once(&self, p: &Pass, qkv: &Var) -> Result<(Var, Var, Var)> {
+        let scale = self.ln_scale.as_ref().map(|s| p.param(s));
+        let x: Vec<&Var> = [qkv].into_iter().chain(&scale).collect();
+        let (q, rest) = p.op_with_extras(UnitHeads { heads: self.heads }, &x)?;
+        match <[Tensor; 2]>::try_from(rest) {
+            Ok([k, v]) => Ok((q, k.into(), v.into())),
+            Err(_) => Err(Error::Internal("unit_heads has three outputs".into())),
+        }
     }
 }
 

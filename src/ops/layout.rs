@@ -42,7 +42,7 @@ pub struct Concat {
     pub axis: usize,
 }
 
-/// The same elements under another shape. A copy here; a layer that can share the storage should.
+/// The same elements under another shape; shared, not copied, by [`super::run`].
 #[derive(Clone, Debug)]
 pub struct Reshape {
     /// The result's shape.
@@ -334,6 +334,7 @@ impl Op for Concat {
 
 impl Op for Reshape {
     const NAME: &'static str = "reshape";
+    const SHARES: bool = true;
     const INPUTS: RangeInclusive<usize> = 1..=1;
     const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {
         let x = x[0].r();

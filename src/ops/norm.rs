@@ -7,6 +7,7 @@
 //!   L2           r (g - h sum(h g)), or r g where the length was clamped
 
 mod ada;
+mod heads;
 mod rms;
 
 use std::ops::RangeInclusive;
@@ -22,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
 pub use ada::{AdaNorm, AdaNormJvp, AdaNormVjp};
+pub use heads::{EPS as HEAD_EPS, LN_MAX_SCALE, UnitHeads};
 pub use rms::{RmsNorm, RmsNormVjp};
 
 /// y = (x - mean) rstd over the last axis, with rstd = 1 / sqrt(variance + eps). Second output:

@@ -138,6 +138,9 @@ pub trait Op: Clone + Send + Sync + Sized + 'static {
     const CPU: Option<CpuFace<Self>> = None;
     /// The kernels' launches.
     const CUDA: Kernels<Self> = Kernels::NONE;
+    /// Whether the result is the input under another shape: [`crate::ops::run`] then shares the
+    /// elements instead of running a face.
+    const SHARES: bool = false;
     /// Indices of inputs that kernels take in f32 when the others are in bf16: statistics.
     const F32_INPUTS: &'static [usize] = &[];
     /// Indices of outputs that kernels give in f32 when the others are in bf16.
@@ -291,6 +294,8 @@ macro_rules! dyn_op {
             fn cpu(&self, x: &[In<'_, f32>], y: &mut [Out<'_, f32>]);
             /// Whether [`Op::CUDA`] exists.
             fn has_cuda(&self) -> bool;
+            /// [`Op::SHARES`].
+            fn shares(&self) -> bool;
             /// [`Op::F32_INPUTS`].
             fn f32_inputs(&self) -> &'static [usize];
             /// [`Op::F32_OUTPUTS`].
@@ -361,6 +366,9 @@ macro_rules! dyn_op {
             }
             fn has_cuda(&self) -> bool {
                 !O::CUDA.variants.is_empty()
+            }
+            fn shares(&self) -> bool {
+                O::SHARES
             }
             fn f32_inputs(&self) -> &'static [usize] {
                 O::F32_INPUTS
