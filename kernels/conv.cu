@@ -7,18 +7,20 @@
 #include "lib/finish.cuh"
 #include "lib/windows.cuh"
 
-// A convolution of maps [images, high, wide, ins] to [images, down, across, outs].
+// A convolution of maps [images, high, wide, ins] to [images, down, across, outs]; where `doubled`,
+// each pixel in memory is 2 x 2 of such a map.
 struct Extents {
     unsigned images, high, wide, ins, outs;
     uint2 kernel;
-    unsigned down, across, stride, top, left;
+    unsigned down, across, stride, top, left, doubled;
 
     __device__ __forceinline__ Extents(int images, int high, int wide, int ins, int outs,
                                        int kernel_high, int kernel_wide, int down, int across,
-                                       unsigned stride, unsigned top, unsigned left)
-        : images(images), high(high), wide(wide), ins(ins), outs(outs),
+                                       unsigned stride, unsigned top, unsigned left,
+                                       unsigned doubled = 0)
+        : images(images), high(high << doubled), wide(wide << doubled), ins(ins), outs(outs),
           kernel(make_uint2(kernel_high, kernel_wide)), down(down), across(across), stride(stride),
-          top(top), left(left) {}
+          top(top), left(left), doubled(doubled) {}
 };
 
 // How k is cut: into `parts`, each by a block of its own (`splits` is `parts`), or one after the
@@ -54,8 +56,8 @@ __device__ __forceinline__ void add_windows(Block& block, void* shared, const Ma
 template <bool GRADIENT, class Block, class T>
 __device__ __forceinline__ void convolve(void* shared, const T* from, const T* w, float* part,
                                          const Finish<T>& finish, const Extents& e, Cut cut) {
-    const Map<T> map = GRADIENT ? Map<T>{from, e.down, e.across, e.outs}
-                                : Map<T>{from, e.high, e.wide, e.ins};
+    const Map<T> map = GRADIENT ? Map<T>{from, e.down, e.across, e.outs, 0}
+                                : Map<T>{from, e.high, e.wide, e.ins, e.doubled};
     const unsigned cols = GRADIENT ? e.ins : e.outs;
     const unsigned wide = GRADIENT ? min(e.stride, e.wide) : 1;
     const unsigned phases = GRADIENT ? min(e.stride, e.high) * wide : 1;
@@ -114,7 +116,7 @@ __device__ __forceinline__ void convolve(void* shared, const T* from, const T* w
 template <class Block, class T>
 __device__ __forceinline__ void outer(void* shared, const T* gy, const T* x, float* part,
                                       const Finish<T>& finish, const Extents& e, unsigned splits) {
-    const Map<T> map = {x, e.high, e.wide, e.ins};
+    const Map<T> map = {x, e.high, e.wide, e.ins, 0};
     const Axis down = axis_of_map(e.down, e.stride, e.top, e.kernel.x);
     const Axis across = axis_of_map(e.across, e.stride, e.left, e.kernel.y);
     const unsigned windows = e.images * e.down * e.across, m = e.outs;
@@ -139,20 +141,20 @@ __device__ __forceinline__ void outer(void* shared, const T* gy, const T* x, flo
     }
 }
 
-// A result with a bias alone, or with nothing.
+// A result with a bias and a residual, null where there are none.
 template <class T>
-__device__ __forceinline__ Finish<T> finish_of(T* y, const T* bias, int cols, int biased) {
-    return {y,       nullptr,  biased ? bias : nullptr, nullptr, nullptr, 1,
-            static_cast<unsigned>(cols), ACT_NONE, 0};
+__device__ __forceinline__ Finish<T> finish_of(T* y, const T* bias, const T* residual, int cols) {
+    return {y, nullptr, bias, residual, nullptr, 1, static_cast<unsigned>(cols), ACT_NONE, 0};
 }
 
-// conv2d_mma_fwd: y[b, i, j] = bias + sum of x[b, i stride + p - top, j stride + q - left] w[p, q].
+// conv2d_mma_fwd: y[b, i, j] = residual + bias + sum of x[b, i stride + p - top,
+// j stride + q - left] w[p, q]; where doubled, of x with 2 x 2 copies of each pixel.
 //   for    T: bf16; C: 32, 64, 128
 //   floor  bytes = images*read_rows*read_cols*ins*s + outs*kernel_high*kernel_wide*ins*s
-//            + max(2 - splits, 0)*(images*down*across + biased)*outs*s
+//            + max(2 - splits, 0)*(images*down*across*(1 + added) + biased)*outs*s
 //            + min(splits - 1, 1)*splits*images*down*across*outs*4;
 //          flops = 8192*C*chunks + 4096*merges
-//            + max(2 - splits, 0)*biased*images*down*across*outs
+//            + max(2 - splits, 0)*(biased + added)*images*down*across*outs
 //   plan   blocks of 4 warps, a tile of 128 windows by C results, or 64 by 64, by mma.sync
 //          m16n8k16, through three stages of cp.async; packets are permuted: no bank conflicts. A
 //          packet is 8 channels of a tap, in runs; where there are no eights, single elements.
@@ -163,29 +165,31 @@ __device__ __forceinline__ Finish<T> finish_of(T* y, const T* bias, int cols, in
 //          same whatever else is in the batch
 template <class T, int C>
 __global__ void __launch_bounds__(128, 2) conv2d_mma_fwd(
-    T*       __restrict__ y,      // [images, down, across, outs]
-    float*   __restrict__ part,   // [min(splits - 1, 1)*splits*images*down*across*outs]
-    const T* __restrict__ x,      // [images, high, wide, ins]
-    const T* __restrict__ w,      // [outs, kernel_high, kernel_wide, ins]
-    const T* __restrict__ bias,   // [biased*outs]
+    T*       __restrict__ y,          // [images, down, across, outs]
+    float*   __restrict__ part,       // [min(splits - 1, 1)*splits*images*down*across*outs]
+    const T* __restrict__ x,          // [images, high, wide, ins]
+    const T* __restrict__ w,          // [outs, kernel_high, kernel_wide, ins]
+    const T* __restrict__ bias,       // [biased*outs]
+    const T* __restrict__ residual,   // [added*images*down*across*outs]
     int images, int high, int wide, int ins, int outs, int kernel_high, int kernel_wide, int down,
-    int across, unsigned stride, unsigned top, unsigned left, int parts, int splits, int biased,
-    int read_rows, int read_cols, int chunks, int merges) {
+    int across, unsigned stride, unsigned top, unsigned left, unsigned doubled, int parts,
+    int splits, int biased, int added, int read_rows, int read_cols, int chunks, int merges) {
     using Block = MmaBlock<C == 64 ? 64 : 128, C, false, true>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e(images, high, wide, ins, outs, kernel_high, kernel_wide, down, across, stride,
-                    top, left);
-    convolve<false, Block>(shared, x, w, part, finish_of(y, bias, outs, biased), e,
-                           {parts, splits});
+                    top, left, doubled);
+    const Finish<T> finish =
+        finish_of(y, biased ? bias : nullptr, added ? residual : nullptr, outs);
+    convolve<false, Block>(shared, x, w, part, finish, e, {parts, splits});
 }
 
 // conv2d_fma_fwd: conv2d_mma_fwd in float.
 //   for    T: f32; C: 64, 128
 //   floor  bytes = images*read_rows*read_cols*ins*s + outs*kernel_high*kernel_wide*ins*s
-//            + max(2 - splits, 0)*(images*down*across + biased)*outs*s
+//            + max(2 - splits, 0)*(images*down*across*(1 + added) + biased)*outs*s
 //            + min(splits - 1, 1)*splits*images*down*across*outs*4;
 //          flops = 32*C*C*chunks + 4096*merges
-//            + max(2 - splits, 0)*biased*images*down*across*outs
+//            + max(2 - splits, 0)*(biased + added)*images*down*across*outs
 //   plan   blocks of 8 warps, a tile of C x C sums, through two stages; no bank conflicts. x is
 //          read in runs of 4 channels of a tap.
 //   slack  400 (a window shares its pixels with its neighbours, and w is read for every tile down)
@@ -193,20 +197,22 @@ __global__ void __launch_bounds__(128, 2) conv2d_mma_fwd(
 //          same whatever else is in the batch
 template <class T, int C>
 __global__ void __launch_bounds__(256, C == 128 ? 1 : 2) conv2d_fma_fwd(
-    T*       __restrict__ y,      // [images, down, across, outs]
-    float*   __restrict__ part,   // [min(splits - 1, 1)*splits*images*down*across*outs]
-    const T* __restrict__ x,      // [images, high, wide, ins]
-    const T* __restrict__ w,      // [outs, kernel_high, kernel_wide, ins]
-    const T* __restrict__ bias,   // [biased*outs]
+    T*       __restrict__ y,          // [images, down, across, outs]
+    float*   __restrict__ part,       // [min(splits - 1, 1)*splits*images*down*across*outs]
+    const T* __restrict__ x,          // [images, high, wide, ins]
+    const T* __restrict__ w,          // [outs, kernel_high, kernel_wide, ins]
+    const T* __restrict__ bias,       // [biased*outs]
+    const T* __restrict__ residual,   // [added*images*down*across*outs]
     int images, int high, int wide, int ins, int outs, int kernel_high, int kernel_wide, int down,
-    int across, unsigned stride, unsigned top, unsigned left, int parts, int splits, int biased,
-    int read_rows, int read_cols, int chunks, int merges) {
+    int across, unsigned stride, unsigned top, unsigned left, unsigned doubled, int parts,
+    int splits, int biased, int added, int read_rows, int read_cols, int chunks, int merges) {
     using Block = FmaBlock<C, false, true>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e(images, high, wide, ins, outs, kernel_high, kernel_wide, down, across, stride,
-                    top, left);
-    convolve<false, Block>(shared, x, w, part, finish_of(y, bias, outs, biased), e,
-                           {parts, splits});
+                    top, left, doubled);
+    const Finish<T> finish =
+        finish_of(y, biased ? bias : nullptr, added ? residual : nullptr, outs);
+    convolve<false, Block>(shared, x, w, part, finish, e, {parts, splits});
 }
 
 // conv2d_dx_mma_fwd: gx[b, h, v] = sum of gy[b, i, j] w[p, q] where i stride + p - top = h and
@@ -235,7 +241,7 @@ __global__ void __launch_bounds__(128, 2) conv2d_dx_mma_fwd(
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e(images, high, wide, ins, outs, kernel_high, kernel_wide, down, across, stride,
                     top, left);
-    convolve<true, Block>(shared, gy, w, part, finish_of<T>(gx, nullptr, ins, 0), e,
+    convolve<true, Block>(shared, gy, w, part, finish_of<T>(gx, nullptr, nullptr, ins), e,
                           {parts, splits});
 }
 
@@ -263,7 +269,7 @@ __global__ void __launch_bounds__(256, C == 128 ? 1 : 2) conv2d_dx_fma_fwd(
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e(images, high, wide, ins, outs, kernel_high, kernel_wide, down, across, stride,
                     top, left);
-    convolve<true, Block>(shared, gy, w, part, finish_of<T>(gx, nullptr, ins, 0), e,
+    convolve<true, Block>(shared, gy, w, part, finish_of<T>(gx, nullptr, nullptr, ins), e,
                           {parts, splits});
 }
 
@@ -291,7 +297,7 @@ __global__ void __launch_bounds__(128, 2) conv2d_dw_mma_fwd(
     const Extents e(images, high, wide, ins, outs, kernel_high, kernel_wide, down, across, stride,
                     top, left);
     const int cols = kernel_high * kernel_wide * ins;
-    outer<Block>(shared, gy, x, part, finish_of<T>(gw, nullptr, cols, 0), e, splits);
+    outer<Block>(shared, gy, x, part, finish_of<T>(gw, nullptr, nullptr, cols), e, splits);
 }
 
 // conv2d_dw_fma_fwd: conv2d_dw_mma_fwd in float.
@@ -318,5 +324,5 @@ __global__ void __launch_bounds__(256, C == 128 ? 1 : 2) conv2d_dw_fma_fwd(
     const Extents e(images, high, wide, ins, outs, kernel_high, kernel_wide, down, across, stride,
                     top, left);
     const int cols = kernel_high * kernel_wide * ins;
-    outer<Block>(shared, gy, x, part, finish_of<T>(gw, nullptr, cols, 0), e, splits);
+    outer<Block>(shared, gy, x, part, finish_of<T>(gw, nullptr, nullptr, cols), e, splits);
 }

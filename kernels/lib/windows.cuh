@@ -7,10 +7,21 @@
 
 #include "lib/tile.cuh"
 
+// The images are seen as high x wide; where `doubled` is 1, each pixel in memory is 2 x 2 of them.
 template <class T>
 struct Map {
     const T* at;
-    unsigned high, wide, depth;
+    unsigned high, wide, depth, doubled;
+
+    // The first row of an image in memory, counted over all images.
+    __device__ __forceinline__ unsigned first(unsigned image) const {
+        return image * (high >> doubled);
+    }
+
+    // The pixel at a row and a column of the image whose first row this is.
+    __device__ __forceinline__ unsigned pixel(unsigned first, unsigned row, unsigned col) const {
+        return (first + (row >> doubled)) * (wide >> doubled) + (col >> doubled);
+    }
 };
 
 // One axis of windows over a map. Window n begins at row `step * n + origin`, its tap i lies
@@ -55,18 +66,18 @@ struct Cursor {
     }
 };
 
-// Where a window begins: a row and column of a map, and the pixel there counted over all images.
+// Where a window begins: a row and column of a map, and the first row of its image.
 struct Corner {
-    unsigned row, col, pixel;
+    unsigned row, col, first;
 
     template <class T>
     __device__ __forceinline__ Corner(const Map<T>& map, const Axis& down, const Axis& across,
                                       const Cursor& window)
         : row(window.mid * down.step + down.origin),
           col(window.fast * across.step + across.origin),
-          pixel((window.slow * map.high + row) * map.wide + col) {}
+          first(map.first(window.slow)) {}
 
-    __device__ __forceinline__ Corner() : row(), col(), pixel() {}
+    __device__ __forceinline__ Corner() : row(), col(), first() {}
 };
 
 // Lines are windows, along their taps and channels.
@@ -100,8 +111,7 @@ struct WindowLines {
                                               bool& live) const {
         const unsigned row = from.row + down.way * k.slow, col = from.col + across.way * k.mid;
         live = k.slow < down.taps && row < map.high && col < map.wide;
-        const unsigned on = down.way * k.slow * map.wide + across.way * k.mid;
-        return (from.pixel + on) * map.depth + k.fast;
+        return map.pixel(from.first, row, col) * map.depth + k.fast;
     }
 
     __device__ __forceinline__ unsigned spot(int i, bool& live) {
@@ -146,8 +156,7 @@ struct WindowColumns {
         const Corner from(map, down, across, window);
         const unsigned row = from.row + column.slow, col = from.col + column.mid;
         live = line < windows && column.slow < down.taps && row < map.high && col < map.wide;
-        const unsigned pixel = from.pixel + column.slow * map.wide + column.mid;
-        return pixel * map.depth + column.fast;
+        return map.pixel(from.first, row, col) * map.depth + column.fast;
     }
 
     __device__ __forceinline__ unsigned spot(int i, bool& live) {

@@ -6,7 +6,6 @@ use crate::error::{Error, Result, Within};
 use crate::nn::conv::Conv;
 use crate::nn::norm::GroupNorm;
 use crate::ops::attention::{Attention, Mask};
-use crate::ops::elementwise::ADD;
 use crate::ops::layout::{Narrow, Reshape};
 
 /// y = shortcut(x) + conv(silu(norm(conv(silu(norm(x)))))), the shortcut being 1x1 where widths
@@ -37,10 +36,9 @@ impl ResBlock {
         let h = self.norm1.forward(p, x)?;
         let h = self.conv1.forward(p, &h)?;
         let h = self.norm2.forward(p, &h)?;
-        let h = self.conv2.forward(p, &h)?;
         match &self.shortcut {
-            Some(conv) => p.op(ADD, &[&conv.forward(p, x)?, &h]),
-            None => p.op(ADD, &[x, &h]),
+            Some(conv) => self.conv2.add_to(p, &conv.forward(p, x)?, &h),
+            None => self.conv2.add_to(p, x, &h),
         }
     }
 }
@@ -80,7 +78,7 @@ impl AttnBlock {
         let op = Attention { scale: (self.channels as f64).powf(-0.5), mask: Mask::Full };
         let y = p.op(op, &[&part(0)?, &part(1)?, &part(2)?]).within("attention block")?;
         let y = p.op(Reshape { to: [b, h, w, c].into() }, &[&y])?;
-        p.op(ADD, &[x, &self.proj.forward(p, &y)?])
+        self.proj.add_to(p, x, &y)
     }
 }
 

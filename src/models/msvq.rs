@@ -8,7 +8,6 @@ use crate::models::blocks::{Block, ResBlock};
 use crate::models::quantiser::Quantiser;
 use crate::nn::conv::Conv;
 use crate::nn::norm::GroupNorm;
-use crate::ops::resample::Resample;
 use crate::tensor::Tensor;
 
 /// Pixels to the latent map f and back, and f to tokens and back.
@@ -228,8 +227,7 @@ impl Decoder {
         for level in &self.levels {
             x = level.forward(p, x)?;
             if let Some(conv) = &level.resize {
-                let double = Resample::nearest_x2([x.dims()[1], x.dims()[2]]);
-                x = conv.forward(p, &p.op(double, &[&x])?)?;
+                x = conv.of_doubled(p, &x)?;
             }
         }
         self.norm_out.forward(p, &x)

@@ -2,7 +2,7 @@
 
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::error::{Result, Within};
-use crate::ops::conv::Conv2d;
+use crate::ops::conv::{Conv2d, FusedConv};
 use crate::tensor::{DType, Tensor};
 
 /// How a kernel [out, kh, kw, in] and its bias start.
@@ -78,7 +78,19 @@ impl Conv {
         self.with_weight(p, x, &p.param(&self.w))
     }
 
-    /// The same with the kernel given as a variable: for gradients at this layer alone.
+    /// residual + the layer of x: what ends a residual block.
+    pub fn add_to(&self, p: &Pass, residual: &Var, x: &Var) -> Result<Var> {
+        let op = FusedConv { conv: self.op.clone(), double: false };
+        p.op(op, &[x, &p.param(&self.w), &p.param(&self.b), residual]).within(self.w.name())
+    }
+
+    /// The layer of x with 2 x 2 copies of each pixel: x [B, H, W, in] as [B, 2 H, 2 W, in].
+    pub fn of_doubled(&self, p: &Pass, x: &Var) -> Result<Var> {
+        let op = FusedConv { conv: self.op.clone(), double: true };
+        p.op(op, &[x, &p.param(&self.w), &p.param(&self.b)]).within(self.w.name())
+    }
+
+    /// [`Conv::forward`] with the kernel given as a variable: for gradients at this layer alone.
     pub fn with_weight(&self, p: &Pass, x: &Var, w: &Var) -> Result<Var> {
         p.op(self.op.clone(), &[x, w, &p.param(&self.b)]).within(self.w.name())
     }

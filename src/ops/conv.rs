@@ -6,6 +6,7 @@
 
 mod cuda;
 mod extents;
+mod fused;
 
 use std::ops::RangeInclusive;
 
@@ -19,6 +20,8 @@ use super::{
 use crate::device::window::{Panels, Windows, outer, product};
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
+
+pub use fused::FusedConv;
 
 /// x [B, H, W, I], w [O, kh, kw, I], bias `[O]` (optional) to [B, H', W', O].
 #[derive(Clone, Debug)]
@@ -113,21 +116,23 @@ fn tap<R: Real>(x: &In<'_, R>, [b, c]: [usize; 2], h: isize, w: isize) -> R {
     }
 }
 
+/// y = conv(x, w) + bias.
+fn cpu(op: &Conv2d, x: &In<'_, f32>, w: &In<'_, f32>, bias: Option<&In<'_, f32>>, y: &mut [f32]) {
+    let [outs, kh, kw, c] = dims(w.shape);
+    let depth = kh * kw * c;
+    let panels = Panels::new(depth, outs, |k, first, row| {
+        for (i, row) in row.iter_mut().enumerate() {
+            *row = w.r()[(first + i) * depth + k];
+        }
+    });
+    product(y, &op.windows(x.shape), x.r(), &panels, bias.map(In::r));
+}
+
 impl Op for Conv2d {
     const NAME: &'static str = "conv2d";
     const INPUTS: RangeInclusive<usize> = 2..=3;
     const SAVES: Saves = Saves::inputs(&[0, 1]);
-    const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
-        let at = op.windows(x[0].shape);
-        let [outs, kh, kw, c] = dims(x[1].shape);
-        let (depth, w) = (kh * kw * c, x[1].r());
-        let panels = Panels::new(depth, outs, |k, first, row| {
-            for (i, row) in row.iter_mut().enumerate() {
-                *row = w[(first + i) * depth + k];
-            }
-        });
-        product(y[0].r(), &at, x[0].r(), &panels, x.get(2).map(In::r));
-    });
+    const CPU: Option<CpuFace<Self>> = Some(|op, x, y| cpu(op, &x[0], &x[1], x.get(2), y[0].r()));
     const CUDA: Kernels<Self> = cuda::CONV2D;
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

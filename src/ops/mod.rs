@@ -82,7 +82,7 @@ table! {
     batch_norm: BatchNormTrain, BatchNormTrainVjp;
     attention: Attention, AttentionJvp, AttentionVjp;
     depthwise: DepthwiseConv;
-    conv: Conv2d, Conv2dDx, Conv2dDw;
+    conv: Conv2d, FusedConv, Conv2dDx, Conv2dDw;
     embed: GatherRows, ScatterRows, TimeEmbed, TimeEmbedSlope;
     loss: CrossEntropy, CrossEntropyVjp;
     flow: FlowPath, FlowLoss, FlowLossVjp;

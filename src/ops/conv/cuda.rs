@@ -5,7 +5,7 @@
 //! along k in the same order, and where k is cut is a matter of one sample's extents.
 
 use super::extents::{Cut, Extents};
-use super::{Conv2d, Conv2dDw, Conv2dDx, dims};
+use super::{Conv2d, Conv2dDw, Conv2dDx, FusedConv, dims};
 use crate::device::Held;
 use crate::device::cuda::{Buffer, Queue};
 use crate::device::kernel::{Bf16, Grid, Slice, SliceMut};
@@ -71,6 +71,8 @@ struct Convolution<'a, T> {
     w: Slice<'a, T>,
     /// No elements where there is none.
     bias: Slice<'a, T>,
+    /// The same.
+    residual: Slice<'a, T>,
 }
 
 impl<T: Elements> Convolution<'_, T> {
@@ -82,23 +84,28 @@ impl<T: Elements> Convolution<'_, T> {
         let (rows, cols) = (self.e.rows(), self.e.cols());
         let mut sums = Buffer::new(q, cut.splits * rows * cols)?;
         T::convolve(&mut self, q, &mut sums.slice_mut(), cut)?;
-        join(q, &mut self.y, &sums.slice(), &self.bias, [rows, cols, cut.splits])
+        join(q, &mut self.y, &sums.slice(), [&self.bias, &self.residual], [rows, cols, cut.splits])
     }
 }
 
-/// Adds the parts of sums in their order, and the bias where it has elements.
+/// Adds the parts of sums in their order, and bias and residual where they have elements.
 fn join<T: Elements>(
     q: &Queue,
     y: &mut SliceMut<'_, T>,
     sums: &Slice<'_, f32>,
-    bias: &Slice<'_, T>,
+    [bias, residual]: [&Slice<'_, T>; 2],
     [rows, cols, parts]: [usize; 3],
 ) -> Result<()> {
     let (mut kept, none) = (SliceMut::none(q), Slice::none(q));
-    let (grid, biased) = (over_elements(q, rows * cols), usize::from(!bias.is_empty()));
+    let (grid, [b, r]) = (over_elements(q, rows * cols), has([bias, residual]));
     matmul_join_fwd(
-        q, grid, y, &mut kept, sums, bias, &none, &none, rows, cols, parts, 0, biased, 0, 0, 0,
+        q, grid, y, &mut kept, sums, bias, residual, &none, rows, cols, parts, 0, b, r, 0, 0,
     )
+}
+
+/// Which have elements.
+fn has<T: Held>(parts: [&Slice<'_, T>; 2]) -> [usize; 2] {
+    parts.map(|part| usize::from(!part.is_empty()))
 }
 
 /// One launch of gradients by windows.
@@ -117,7 +124,7 @@ impl<T: Elements> Outer<'_, T> {
         let [rows, cols, _] = self.e.outer();
         let mut sums = Buffer::new(q, parts * rows * cols)?;
         T::outer(&mut self, q, &mut sums.slice_mut(), side, parts)?;
-        join(q, &mut self.gw, &sums.slice(), &Slice::none(q), [rows, cols, parts])
+        join(q, &mut self.gw, &sums.slice(), [&Slice::none(q); 2], [rows, cols, parts])
     }
 }
 
@@ -160,7 +167,7 @@ macro_rules! elements {
             ) -> Result<()> {
                 let (e, (chunks, merges)) = (c.e, c.e.steps(cut, Self::depth(cut.tile[0])));
                 let ([stride, top, left], parts) = e.numbers(cut.parts)?;
-                let ([h, w], [kh, kw], [down, across]) = (e.size, e.kernel, e.count);
+                let ([h, w], [kh, kw], [down, across]) = (e.held(), e.kernel, e.count);
                 let grid = Grid::line(e.launched(cut.tile) * cut.splits, $threads);
                 let (b, i, o) = (e.images, e.ins, e.outs);
                 let splits = cut.splits;
@@ -181,11 +188,12 @@ macro_rules! elements {
                     $($cols => launch::$fwd::<$t, $cols>,)*
                     _ => launch::$fwd::<$t, 128>,
                 };
-                let biased = usize::from(!c.bias.is_empty());
+                let [biased, added] = has([&c.bias, &c.residual]);
+                let double = u32::from(e.double);
                 launch(
-                    q, grid, &mut c.y, sums, &c.map, &c.w, &c.bias, b, h, w, i, o, kh, kw, down,
-                    across, stride, top, left, parts, splits, biased, rows, cols, chunks,
-                    merges,
+                    q, grid, &mut c.y, sums, &c.map, &c.w, &c.bias, &c.residual, b, h, w, i, o, kh,
+                    kw, down, across, stride, top, left, double, parts, splits, biased, added,
+                    rows, cols, chunks, merges,
                 )
             }
 
@@ -273,11 +281,29 @@ impl Gather for Conv2d {
             map: x[0].get()?,
             w: x[1].get()?,
             bias: x.get(2).map_or(Ok(Slice::none(q)), CudaIn::get)?,
+            residual: Slice::none(q),
         })
     }
     fn extents(&self, x: &[&Shape]) -> Extents {
         let ([b, h, w, ins], [outs, ..]) = (dims(x[0]), dims(x[1]));
         Extents::new(self, b, [h, w], ins, outs)
+    }
+}
+
+impl Gather for FusedConv {
+    fn convolution<'a, T: Elements>(
+        &self,
+        q: &Queue,
+        x: &[CudaIn<'a>],
+        y: &'a mut [CudaOut],
+    ) -> Result<Convolution<'a, T>> {
+        let e = self.extents(&[x[0].shape, x[1].shape]);
+        let residual = x.get(3).map_or(Ok(Slice::none(q)), CudaIn::get)?;
+        Ok(Convolution { e, residual, ..self.conv.convolution(q, &x[..3], y)? })
+    }
+    fn extents(&self, x: &[&Shape]) -> Extents {
+        let e = self.conv.extents(&[&self.seen(x[0]), x[1]]);
+        Extents { double: self.double, ..e }
     }
 }
 
@@ -294,6 +320,7 @@ impl Gather for Conv2dDx {
             map: x[0].get()?,
             w: x[1].get()?,
             bias: Slice::none(q),
+            residual: Slice::none(q),
         })
     }
     fn extents(&self, x: &[&Shape]) -> Extents {
@@ -320,6 +347,8 @@ impl Conv2dDw {
 
 /// The ways of [`Conv2d`].
 pub(super) const CONV2D: Kernels<Conv2d> = Conv2d::KERNELS;
+/// The ways of [`FusedConv`].
+pub(super) const FUSED_CONV: Kernels<FusedConv> = FusedConv::KERNELS;
 /// The ways of [`Conv2dDx`].
 pub(super) const CONV2D_DX: Kernels<Conv2dDx> = Conv2dDx::KERNELS;
 /// The ways of [`Conv2dDw`]. Sums over all windows are few and long: parts of them fill the card.

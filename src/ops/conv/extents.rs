@@ -35,6 +35,8 @@ pub(super) struct Extents {
     pub(super) before: [usize; 2],
     /// Whether it is the gradient to the map: its windows lie over the result.
     pub(super) gradient: bool,
+    /// Whether each pixel in memory is 2 x 2 of the map.
+    pub(super) double: bool,
 }
 
 impl Extents {
@@ -56,7 +58,13 @@ impl Extents {
             stride: conv.stride,
             before: [top, left],
             gradient: false,
+            double: false,
         }
+    }
+
+    /// Rows and columns in memory.
+    pub(super) fn held(&self) -> [usize; 2] {
+        self.size.map(|n| if self.double { n / 2 } else { n })
     }
 
     /// Windows and taps along an axis, for each phase of it.
@@ -129,7 +137,8 @@ impl Extents {
         wanted.min(longest / LEAST_PART).clamp(1, MOST_PARTS)
     }
 
-    /// Rows, or columns, of the map that windows meet; of the result for the gradient.
+    /// Rows, or columns, in memory that windows meet: of the map, or of the result for the
+    /// gradient.
     pub(super) fn met(&self, axis: usize) -> usize {
         let (s, k, pad) = (self.stride, self.kernel[axis], self.before[axis]);
         let meets = |&i: &usize| {
@@ -143,6 +152,10 @@ impl Extents {
             pad.saturating_sub(i * s) < last
         };
         match self.gradient {
+            false if self.double => {
+                let met = |i: &usize| meets(&(2 * i)) || meets(&(2 * i + 1));
+                (0..self.held()[axis]).filter(met).count()
+            }
             false => (0..self.size[axis]).filter(meets).count(),
             true => (0..self.count[axis]).filter(meets_back).count(),
         }
