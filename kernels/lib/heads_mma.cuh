@@ -51,25 +51,53 @@ struct WarpScores {
         return 8 * n + threadIdx.x % 4 * 2 + i % 2;
     }
 
-    // q k^T.
-    template <int D>
-    __device__ __forceinline__ void multiply(const unsigned (&q)[D / 16][4],
-                                             const HeadTile<KEYS, D>& k) {
+    __device__ __forceinline__ void zero() {
 #pragma unroll
         for (int n = 0; n < KEYS / 8; ++n) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) at[n][i] = 0.0f;
         }
+    }
+
+    // Adds the part of q k^T that 16 of the width make, from d on.
+    template <int D>
+    __device__ __forceinline__ void add_part(const unsigned (&q)[4], const HeadTile<KEYS, D>& k,
+                                             int d) {
+#pragma unroll
+        for (int n = 0; n < KEYS; n += 16) {
+            unsigned b[4];
+            HeadTile<KEYS, D>::Lines::template fragment<false>(b, k.at, n, d);
+            mma(at[n / 8], q, b[0], b[1]);
+            mma(at[n / 8 + 1], q, b[2], b[3]);
+        }
+    }
+
+    // Adds q k^T, q held in fragments, or its warp's rows taken out of a tile as they are wanted.
+    template <int D>
+    __device__ __forceinline__ void add(const unsigned (&q)[D / 16][4],
+                                        const HeadTile<KEYS, D>& k) {
+#pragma unroll
+        for (int d = 0; d < D; d += 16) add_part(q[d / 16], k, d);
+    }
+
+    template <int D>
+    __device__ __forceinline__ void add(const HeadTile<MMA_QUERIES, D>& q,
+                                        const HeadTile<KEYS, D>& k) {
 #pragma unroll
         for (int d = 0; d < D; d += 16) {
-#pragma unroll
-            for (int n = 0; n < KEYS; n += 16) {
-                unsigned b[4];
-                HeadTile<KEYS, D>::Lines::template fragment<false>(b, k.at, n, d);
-                mma(at[n / 8], q[d / 16], b[0], b[1]);
-                mma(at[n / 8 + 1], q[d / 16], b[2], b[3]);
-            }
+            unsigned own[4];
+            HeadTile<MMA_QUERIES, D>::Lines::template fragment<true>(
+                own, q.at, threadIdx.x / 32 * 16, d);
+            add_part(own, k, d);
         }
+    }
+
+    // q k^T.
+    template <int D>
+    __device__ __forceinline__ void multiply(const unsigned (&q)[D / 16][4],
+                                             const HeadTile<KEYS, D>& k) {
+        zero();
+        add(q, k);
     }
 };
 
@@ -84,16 +112,26 @@ __device__ __forceinline__ float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-// Two weights in two words of bf16: the upper 8 digits of each, cut, and the next 8, rounded. What
-// is left keeps a sign, so that weights that are exact still meet an infinite value with one.
-__device__ __forceinline__ void split(float a, float b, unsigned& upper, unsigned& lower) {
+// What the upper digits of a weight leave of it. It keeps the weight's sign, so that weights that
+// are exact, or infinite, still meet an infinite value with one.
+template <bool SIGNED>
+__device__ __forceinline__ float rest_of(float weight, float rest) {
     const float least = 1.1754944e-38f;
+    if constexpr (SIGNED) {
+        return weight == 0.0f ? 0.0f : copysignf(fmaxf(fabsf(rest), least), weight);
+    } else {
+        return weight > 0.0f ? fmaxf(rest, least) : rest;
+    }
+}
+
+// Two weights in two words of bf16: the upper 8 digits of each, cut, and the next 8, rounded.
+template <bool SIGNED>
+__device__ __forceinline__ void split(float a, float b, unsigned& upper, unsigned& lower) {
     const unsigned high_a = __float_as_uint(a) & 0xffff0000u;
     const unsigned high_b = __float_as_uint(b) & 0xffff0000u;
     upper = high_a >> 16 | high_b;
     const float rest_a = a - __uint_as_float(high_a), rest_b = b - __uint_as_float(high_b);
-    lower = to_bf16x2(a > 0.0f ? fmaxf(rest_a, least) : rest_a,
-                      b > 0.0f ? fmaxf(rest_b, least) : rest_b);
+    lower = to_bf16x2(rest_of<SIGNED>(a, rest_a), rest_of<SIGNED>(b, rest_b));
 }
 
 // 16 queries of a warp by D of their sums, laid out as WarpScores.
@@ -101,8 +139,8 @@ template <int D>
 struct WarpRows {
     float at[D / 8][4];
 
-    // Adds p v, p in two words.
-    template <int KEYS>
+    // Adds p v, p in two words; SIGNED where p may be negative, or more than finite.
+    template <int KEYS, bool SIGNED = false>
     __device__ __forceinline__ void add(const WarpScores<KEYS>& p, const HeadTile<KEYS, D>& v) {
 #pragma unroll
         for (int k = 0; k < KEYS; k += 16) {
@@ -110,7 +148,7 @@ struct WarpRows {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const float* pair = &p.at[k / 8 + i / 2][i % 2 * 2];
-                split(pair[0], pair[1], upper[i], lower[i]);
+                split<SIGNED>(pair[0], pair[1], upper[i], lower[i]);
             }
 #pragma unroll
             for (int d = 0; d < D; d += 16) {

@@ -5,6 +5,7 @@ use crate::device::Held;
 use crate::device::cuda::{Buffer, Queue};
 use crate::device::kernel::{Bf16, Grid};
 use crate::device::launch::attention as launch;
+use crate::device::launch::{attention, attention_mma};
 use crate::error::{Error, Result};
 use crate::ops::cuda::{CudaFace, Kernels, Variant, block_per_job, warp_per_row};
 use crate::ops::{CudaIn, CudaOut, Precision};
@@ -78,6 +79,11 @@ fn rows(width: i32) -> usize {
     if width <= 64 { 32 } else { 16 }
 }
 
+/// Rows of the other side that a tile on the tensor cores looks at.
+fn at_once(width: i32) -> usize {
+    if width <= 64 { 64 } else { 32 }
+}
+
 fn narrow(_: &Shape, x: &Shape) -> bool {
     x.last() <= WIDEST
 }
@@ -112,25 +118,34 @@ const fn tiled<O>(f32: CudaFace<O>, bf16: CudaFace<O>) -> Variant<O> {
     Variant { name: "tiles", f32: Some(f32), bf16: Some(bf16), takes: |_, x| narrow(x[0], x[0]) }
 }
 
-pub(super) const FORWARD: Kernels<Attention> = Kernels {
-    variants: &[
-        tiled(forward::<f32>, forward::<Bf16>),
-        Variant { name: "mma", f32: None, bf16: Some(by_mma), takes: |_, x| narrow(x[0], x[0]) },
-    ],
-    fastest: |_, precision, _| usize::from(precision == Precision::Bf16),
-};
-pub(super) const TANGENT: Kernels<AttentionJvp> =
-    Kernels { variants: &[tiled(tangent::<f32>, tangent::<Bf16>)], fastest: |_, _, _| 0 };
-pub(super) const GRADIENTS: Kernels<AttentionVjp> =
-    Kernels { variants: &[tiled(gradients::<f32>, gradients::<Bf16>)], fastest: |_, _, _| 0 };
+const fn by_mma<O>(bf16: CudaFace<O>) -> Variant<O> {
+    Variant { name: "mma", f32: None, bf16: Some(bf16), takes: |_, x| narrow(x[0], x[0]) }
+}
 
-/// Forward on the tensor cores.
-fn by_mma(op: &Attention, q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOut]) -> Result<()> {
-    match x[0].shape.last() {
-        0..=32 => mma_of::<32>(op, q, x, y),
-        33..=64 => mma_of::<64>(op, q, x, y),
-        _ => mma_of::<128>(op, q, x, y),
-    }
+/// The tensor cores where there are bf16: predicted, not measured on a card yet.
+fn fastest<O>(_: &O, precision: Precision, _: &[&Shape]) -> usize {
+    usize::from(precision == Precision::Bf16)
+}
+
+pub(super) const FORWARD: Kernels<Attention> =
+    Kernels { variants: &[tiled(forward::<f32>, forward::<Bf16>), by_mma(forward_mma)], fastest };
+pub(super) const TANGENT: Kernels<AttentionJvp> =
+    Kernels { variants: &[tiled(tangent::<f32>, tangent::<Bf16>), by_mma(tangent_mma)], fastest };
+pub(super) const GRADIENTS: Kernels<AttentionVjp> = Kernels {
+    variants: &[tiled(gradients::<f32>, gradients::<Bf16>), by_mma(gradients_mma)],
+    fastest,
+};
+
+type T = Bf16;
+
+fn forward_mma(op: &Attention, q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOut]) -> Result<()> {
+    by_width!(forward_mma_of, op, q, x, y)
+}
+fn tangent_mma(op: &AttentionJvp, q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOut]) -> Result<()> {
+    by_width!(tangent_mma_of, op, q, x, y)
+}
+fn gradients_mma(op: &AttentionVjp, q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOut]) -> Result<()> {
+    by_width!(gradients_mma_of, op, q, x, y)
 }
 
 fn outputs() -> Error {
@@ -172,145 +187,176 @@ fn forward_of<T: Held + launch::attention_fwd::Instance<D>, const D: i32>(
     )
 }
 
-fn mma_of<const D: i32>(
+fn forward_mma_of<T: Held + launch::attention_mma_fwd::Instance<D>, const D: i32>(
     op: &Attention,
     queue: &Queue,
     x: &[CudaIn<'_>],
     out: &mut [CudaOut],
-) -> Result<()>
-where
-    Bf16: launch::attention_mma_fwd::Instance<D>,
-{
+) -> Result<()> {
     let job = Job::new(op, x)?;
     let [y, lse] = out else { return Err(outputs()) };
-    let (mut y, mut lse) = (y.get::<Bf16>()?, lse.get::<f32>()?);
-    let (q, k, v) = (x[0].get::<Bf16>()?, x[1].get::<Bf16>()?, x[2].get::<Bf16>()?);
+    let (mut y, mut lse) = (y.get::<T>()?, lse.get::<f32>()?);
+    let (q, k, v) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?);
     let (d, [e0, e1, e2, e3]) = (job.d, job.ends);
-    let (tiles, work) = job.by_queries(64, if D <= 64 { 64 } else { 32 });
+    let (tiles, work) = job.by_queries(64, at_once(D));
     let grid = Grid { threads: [128, 1, 1], ..job.grid(queue, tiles) };
-    launch::attention_mma_fwd::<Bf16, D>(
+    launch::attention_mma_fwd::<T, D>(
         queue, grid, &mut y, &mut lse, &q, &k, &v, d.batch, d.queries, d.keys, d.heads, d.width,
         work, tiles, job.scale, e0, e1, e2, e3,
     )
 }
 
-fn tangent_of<T: Held + launch::attention_jvp::Instance<D>, const D: i32>(
-    op: &AttentionJvp,
-    queue: &Queue,
-    x: &[CudaIn<'_>],
-    out: &mut [CudaOut],
-) -> Result<()> {
-    let job = Job::new(&op.of, x)?;
-    let [dy] = out else { return Err(outputs()) };
-    let mut dy = dy.get::<T>()?;
-    let (q, k, v) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?);
-    let lse = x[3].get::<f32>()?;
-    // What is not given is not read; its place is taken by the input of the same shape.
-    let [dq, dk, dv] = op.tangents(x);
-    let [dqs, dks, dvs] = op.given.map(usize::from);
-    let dq = dq.map_or(Ok(q), CudaIn::get::<T>)?;
-    let dk = dk.map_or(Ok(k), CudaIn::get::<T>)?;
-    let dv = dv.map_or(Ok(v), CudaIn::get::<T>)?;
-    let (d, [e0, e1, e2, e3]) = (job.d, job.ends);
-    let (tiles, work) = job.by_queries(rows(D), rows(D));
-    launch::attention_jvp::<T, D>(
-        queue,
-        job.grid(queue, tiles),
-        &mut dy,
-        &q,
-        &k,
-        &v,
-        &lse,
-        &dq,
-        &dk,
-        &dv,
-        d.batch,
-        d.queries,
-        d.keys,
-        d.heads,
-        d.width,
-        work,
-        tiles,
-        job.scale,
-        dqs,
-        dks,
-        dvs,
-        e0,
-        e1,
-        e2,
-        e3,
-    )
+/// A face of the tangent at widths up to D: its entry, threads of a block, rows and columns of a
+/// tile.
+macro_rules! tangent {
+    ($name:ident: $module:ident::$entry:ident, $threads:expr, $rows:expr, $cols:expr) => {
+        fn $name<T: Held + $module::$entry::Instance<D>, const D: i32>(
+            op: &AttentionJvp,
+            queue: &Queue,
+            x: &[CudaIn<'_>],
+            out: &mut [CudaOut],
+        ) -> Result<()> {
+            let job = Job::new(&op.of, x)?;
+            let [dy] = out else { return Err(outputs()) };
+            let mut dy = dy.get::<T>()?;
+            let (q, k, v) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?);
+            let lse = x[3].get::<f32>()?;
+            // What is not given is not read; its place is taken by the input of the same shape.
+            let [dq, dk, dv] = op.tangents(x);
+            let [dqs, dks, dvs] = op.given.map(usize::from);
+            let dq = dq.map_or(Ok(q), CudaIn::get::<T>)?;
+            let dk = dk.map_or(Ok(k), CudaIn::get::<T>)?;
+            let dv = dv.map_or(Ok(v), CudaIn::get::<T>)?;
+            let (d, [e0, e1, e2, e3]) = (job.d, job.ends);
+            let (tiles, work) = job.by_queries($rows, $cols);
+            $module::$entry::<T, D>(
+                queue,
+                Grid { threads: [$threads, 1, 1], ..job.grid(queue, tiles) },
+                &mut dy,
+                &q,
+                &k,
+                &v,
+                &lse,
+                &dq,
+                &dk,
+                &dv,
+                d.batch,
+                d.queries,
+                d.keys,
+                d.heads,
+                d.width,
+                work,
+                tiles,
+                job.scale,
+                dqs,
+                dks,
+                dvs,
+                e0,
+                e1,
+                e2,
+                e3,
+            )
+        }
+    };
 }
+tangent!(tangent_of: attention::attention_jvp, 256, rows(D), rows(D));
+tangent!(tangent_mma_of: attention_mma::attention_mma_jvp, 128, 64, at_once(D));
 
-fn gradients_of<T, const D: i32>(
-    op: &AttentionVjp,
-    queue: &Queue,
-    x: &[CudaIn<'_>],
-    out: &mut [CudaOut],
-) -> Result<()>
-where
-    T: Held
-        + launch::attention_means_vjp::Instance
-        + launch::attention_queries_vjp::Instance<D>
-        + launch::attention_keys_vjp::Instance<D>,
-{
-    let job = Job::new(&op.of, x)?;
-    let [gq, gk, gv] = out else { return Err(outputs()) };
-    let (mut gq, mut gk, mut gv) = (gq.get::<T>()?, gk.get::<T>()?, gv.get::<T>()?);
-    let (q, k, v) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?);
-    let (lse, y, gy) = (x[3].get::<f32>()?, x[4].get::<T>()?, x[5].get::<T>()?);
-    let (d, [e0, e1, e2, e3]) = (job.d, job.ends);
-    let stats = d.batch * d.queries * d.heads;
-    let mut means = Buffer::<f32>::new(queue, stats)?;
-    let grid = warp_per_row(queue, stats);
-    launch::attention_means_vjp(queue, grid, &mut means.slice_mut(), &gy, &y, stats, d.width)?;
-    let (tiles, work) = job.by_queries(rows(D), rows(D));
-    launch::attention_queries_vjp::<T, D>(
-        queue,
-        job.grid(queue, tiles),
-        &mut gq,
-        &q,
-        &k,
-        &v,
-        &lse,
-        &means.slice(),
-        &gy,
-        d.batch,
-        d.queries,
-        d.keys,
-        d.heads,
-        d.width,
-        work,
-        tiles,
-        job.scale,
-        e0,
-        e1,
-        e2,
-        e3,
-    )?;
-    let (tiles, work) = job.by_keys(rows(D), rows(D));
-    launch::attention_keys_vjp::<T, D>(
-        queue,
-        job.grid(queue, tiles),
-        &mut gk,
-        &mut gv,
-        &q,
-        &k,
-        &v,
-        &lse,
-        &means.slice(),
-        &gy,
-        d.batch,
-        d.queries,
-        d.keys,
-        d.heads,
-        d.width,
-        work,
-        tiles,
-        job.scale,
-        e0,
-        e1,
-        e2,
-        e3,
-    )
+/// A face of the gradients likewise: to the queries, then to the keys.
+macro_rules! gradients {
+    (
+        $name:ident: $module:ident::$queries:ident, $keys:ident, $threads:expr,
+        $asks:expr, $told:expr
+    ) => {
+        fn $name<T, const D: i32>(
+            op: &AttentionVjp,
+            queue: &Queue,
+            x: &[CudaIn<'_>],
+            out: &mut [CudaOut],
+        ) -> Result<()>
+        where
+            T: Held
+                + launch::attention_means_vjp::Instance
+                + $module::$queries::Instance<D>
+                + $module::$keys::Instance<D>,
+        {
+            let job = Job::new(&op.of, x)?;
+            let [gq, gk, gv] = out else { return Err(outputs()) };
+            let (mut gq, mut gk, mut gv) = (gq.get::<T>()?, gk.get::<T>()?, gv.get::<T>()?);
+            let (q, k, v) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?);
+            let (lse, y, gy) = (x[3].get::<f32>()?, x[4].get::<T>()?, x[5].get::<T>()?);
+            let (d, [e0, e1, e2, e3]) = (job.d, job.ends);
+            let stats = d.batch * d.queries * d.heads;
+            let mut means = Buffer::<f32>::new(queue, stats)?;
+            let grid = warp_per_row(queue, stats);
+            launch::attention_means_vjp(
+                queue,
+                grid,
+                &mut means.slice_mut(),
+                &gy,
+                &y,
+                stats,
+                d.width,
+            )?;
+            let (rows, cols) = $asks;
+            let (tiles, work) = job.by_queries(rows, cols);
+            $module::$queries::<T, D>(
+                queue,
+                Grid { threads: [$threads, 1, 1], ..job.grid(queue, tiles) },
+                &mut gq,
+                &q,
+                &k,
+                &v,
+                &lse,
+                &means.slice(),
+                &gy,
+                d.batch,
+                d.queries,
+                d.keys,
+                d.heads,
+                d.width,
+                work,
+                tiles,
+                job.scale,
+                e0,
+                e1,
+                e2,
+                e3,
+            )?;
+            let (rows, cols) = $told;
+            let (tiles, work) = job.by_keys(rows, cols);
+            $module::$keys::<T, D>(
+                queue,
+                Grid { threads: [$threads, 1, 1], ..job.grid(queue, tiles) },
+                &mut gk,
+                &mut gv,
+                &q,
+                &k,
+                &v,
+                &lse,
+                &means.slice(),
+                &gy,
+                d.batch,
+                d.queries,
+                d.keys,
+                d.heads,
+                d.width,
+                work,
+                tiles,
+                job.scale,
+                e0,
+                e1,
+                e2,
+                e3,
+            )
+        }
+    };
 }
+gradients!(
+    gradients_of: attention::attention_queries_vjp, attention_keys_vjp, 256,
+    (rows(D), rows(D)), (rows(D), rows(D))
+);
+gradients!(
+    gradients_mma_of: attention_mma::attention_queries_mma_vjp, attention_keys_mma_vjp, 128,
+    (64, at_once(D)), (64, at_once(D) / 2)
+);
