@@ -14,7 +14,7 @@ use crate::tensor::Shape;
 /// `[B]` of the losses, and N maps f_n.
 #[derive(Clone, Debug)]
 pub struct FlowLossVjp {
-    /// As in [`FlowLoss`].
+    /// As in [`super::FlowLoss`].
     pub sign: f64,
 }
 
