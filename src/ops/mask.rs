@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 
 use super::cuda::{Kernels, block_per_job, kernels, over_elements, warp_per_row};
 use super::elementwise::ADD;
+use super::random::stream_of;
 use super::reduce::{SumTo, broadcast_into};
 use super::{Case, Cases, Diff, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
 use crate::device::kernel::Slice;
@@ -70,8 +71,7 @@ pub struct MaskRows {
 
 /// The stream of a sample's thresholds.
 fn stream(seed: u64, scale: u16, words: &[i32]) -> Stream {
-    let word = |i: usize| u64::from(words.get(i).map_or(0, |w| w.cast_unsigned()));
-    Stream::new(seed, word(0) | word(1) << 32, scale, Purpose::Mask)
+    stream_of((seed, scale, Purpose::Mask), words)
 }
 
 /// Samples and positions of [B, .., C] with numbers [B, 2].

@@ -235,10 +235,15 @@ impl Op for DropoutMask {
     }
 }
 
+/// The stream of a sample whose number is these words, low word first.
+pub(super) fn stream_of((seed, scale, purpose): (u64, u16, Purpose), words: &[i32]) -> Stream {
+    let word = |i: usize| u64::from(words.get(i).map_or(0, |w| w.cast_unsigned()));
+    Stream::new(seed, word(0) | word(1) << 32, scale, purpose)
+}
+
 impl Rows {
     fn stream(&self, words: &[i32]) -> Stream {
-        let word = |i: usize| u64::from(words.get(i).map_or(0, |w| w.cast_unsigned()));
-        Stream::new(self.seed, word(0) | word(1) << 32, self.scale, self.purpose)
+        stream_of((self.seed, self.scale, self.purpose), words)
     }
 
     /// Key and last word of every row's stream, as the kernels take them.
@@ -294,57 +299,39 @@ fn each_row<R: Real>(
     }
 }
 
-impl Op for UniformRows {
-    const NAME: &'static str = "uniform_rows";
-    const INPUTS: RangeInclusive<usize> = 1..=1;
-    const INT_INPUTS: &'static [usize] = &[0];
-    const DIFF: Diff = DRAWN;
-    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
-        let (rows, cols, ([k0, k1], last)) = (x[0].shape.matrix().0, op.0.row.len(), op.0.name());
-        let (y, samples) = (&mut y[0].get::<T>()?, x[0].get::<i32>()?);
-        let grid = over_elements(q, rows * cols);
-        launch::uniform_rows_fwd(q, grid, y, &samples, rows, cols, k0, k1, last)
-    });
+/// An op that makes rows of numbers: its name, its launcher and a stream's numbers.
+macro_rules! rows_op {
+    ($op:ident, $name:literal, $launch:ident, $numbers:expr) => {
+        impl Op for $op {
+            const NAME: &'static str = $name;
+            const INPUTS: RangeInclusive<usize> = 1..=1;
+            const INT_INPUTS: &'static [usize] = &[0];
+            const DIFF: Diff = DRAWN;
+            const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
+                let (rows, cols) = (x[0].shape.matrix().0, op.0.row.len());
+                let ([k0, k1], last) = op.0.name();
+                let (y, samples) = (&mut y[0].get::<T>()?, x[0].get::<i32>()?);
+                let grid = over_elements(q, rows * cols);
+                launch::$launch(q, grid, y, &samples, rows, cols, k0, k1, last)
+            });
 
-    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
-        self.0.shapes(Self::NAME, x)
-    }
-    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
-        each_row(&self.0, x, y, Stream::uniforms);
-    }
-    fn cases() -> Cases {
-        Rows::cases(Self, |d| {
-            let (of, inputs) = Rows::drawn(d);
-            Case::new("drawn", Self(of), inputs)
-        })
-    }
+            fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+                self.0.shapes(Self::NAME, x)
+            }
+            fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+                each_row(&self.0, x, y, $numbers);
+            }
+            fn cases() -> Cases {
+                Rows::cases(Self, |d| {
+                    let (of, inputs) = Rows::drawn(d);
+                    Case::new("drawn", Self(of), inputs)
+                })
+            }
+        }
+    };
 }
-
-impl Op for NormalRows {
-    const NAME: &'static str = "normal_rows";
-    const INPUTS: RangeInclusive<usize> = 1..=1;
-    const INT_INPUTS: &'static [usize] = &[0];
-    const DIFF: Diff = DRAWN;
-    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
-        let (rows, cols, ([k0, k1], last)) = (x[0].shape.matrix().0, op.0.row.len(), op.0.name());
-        let (y, samples) = (&mut y[0].get::<T>()?, x[0].get::<i32>()?);
-        let grid = over_elements(q, rows * cols);
-        launch::normal_rows_fwd(q, grid, y, &samples, rows, cols, k0, k1, last)
-    });
-
-    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
-        self.0.shapes(Self::NAME, x)
-    }
-    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
-        each_row(&self.0, x, y, Stream::normals);
-    }
-    fn cases() -> Cases {
-        Rows::cases(Self, |d| {
-            let (of, inputs) = Rows::drawn(d);
-            Case::new("drawn", Self(of), inputs)
-        })
-    }
-}
+rows_op!(UniformRows, "uniform_rows", uniform_rows_fwd, Stream::uniforms);
+rows_op!(NormalRows, "normal_rows", normal_rows_fwd, Stream::normals);
 
 #[cfg(test)]
 mod tests {
