@@ -34,6 +34,7 @@ __device__ __forceinline__ void map_vjp(T* gx, const T* x, const T* gy, unsigned
 //   for    T: f32, bf16
 //   floor  bytes = 2*n*s;  flops = 34*n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) gelu_fwd(
@@ -47,6 +48,7 @@ __global__ void __launch_bounds__(256) gelu_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*n*s;  flops = 43*n
 //   plan   as gelu_fwd
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) gelu_vjp(
@@ -61,6 +63,7 @@ __global__ void __launch_bounds__(256) gelu_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*n*s;  flops = 24*n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) silu_fwd(
@@ -74,6 +77,7 @@ __global__ void __launch_bounds__(256) silu_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*n*s;  flops = 28*n
 //   plan   as silu_fwd
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) silu_vjp(
@@ -88,6 +92,7 @@ __global__ void __launch_bounds__(256) silu_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*n*s;  flops = n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) leaky_relu_fwd(
@@ -101,6 +106,7 @@ __global__ void __launch_bounds__(256) leaky_relu_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*n*s;  flops = n
 //   plan   as leaky_relu_fwd
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) leaky_relu_vjp(
@@ -115,6 +121,7 @@ __global__ void __launch_bounds__(256) leaky_relu_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*n*s;  flops = 25*n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) tanh_fwd(
@@ -128,6 +135,7 @@ __global__ void __launch_bounds__(256) tanh_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*n*s;  flops = 28*n
 //   plan   as tanh_fwd
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) tanh_vjp(
@@ -145,6 +153,7 @@ __global__ void __launch_bounds__(256) tanh_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*n*s;  flops = 21*n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) exp_fwd(
@@ -158,6 +167,7 @@ __global__ void __launch_bounds__(256) exp_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*n*s;  flops = 22*n
 //   plan   as exp_fwd
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) exp_vjp(
@@ -172,6 +182,7 @@ __global__ void __launch_bounds__(256) exp_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*n*s;  flops = 48*n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) softplus_fwd(
@@ -185,6 +196,7 @@ __global__ void __launch_bounds__(256) softplus_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*n*s;  flops = 24*n
 //   plan   as softplus_fwd
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) softplus_vjp(
@@ -199,6 +211,7 @@ __global__ void __launch_bounds__(256) softplus_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*n*s;  flops = n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) square_fwd(
@@ -212,6 +225,7 @@ __global__ void __launch_bounds__(256) square_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*n*s;  flops = 2*n
 //   plan   as square_fwd
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) square_vjp(
@@ -226,6 +240,7 @@ __global__ void __launch_bounds__(256) square_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*n*s;  flops = 0
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) abs_fwd(
@@ -239,6 +254,7 @@ __global__ void __launch_bounds__(256) abs_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*n*s;  flops = n
 //   plan   as abs_fwd
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) abs_vjp(
@@ -253,6 +269,7 @@ __global__ void __launch_bounds__(256) abs_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*n*s;  flops = 0
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) clamp_fwd(
@@ -269,6 +286,7 @@ __global__ void __launch_bounds__(256) clamp_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*n*s;  flops = n
 //   plan   as clamp_fwd
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) clamp_vjp(
@@ -283,6 +301,7 @@ __global__ void __launch_bounds__(256) clamp_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*n*s;  flops = 47*n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) power_fwd(
@@ -296,6 +315,7 @@ __global__ void __launch_bounds__(256) power_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*n*s;  flops = 49*n
 //   plan   as power_fwd
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) power_vjp(

@@ -107,6 +107,7 @@ __global__ void __launch_bounds__(256, 2) attention_fwd(
 //          time, the next ones on their way by cp.async, scores and sums in registers. Weights are
 //          multiplied as two bf16, 16 digits of them, so the sums are as good as float's;
 //          no bank conflicts
+//   code   tensor cores, 16-byte loads
 //   slack  3 for tiles <= 1 and width/8*8 >= width; 30 beyond (every tile of queries reads its
 //          keys, odd widths come as single elements)
 //   bits   fixed order of keys and fixed trees: repeatable, and the same alone and in a batch

@@ -61,6 +61,7 @@ __device__ __forceinline__ void put_rows(const WarpRows<D>& sum, bf16* y, const 
 //          cp.async: once for <s'>, the next ones on their way, once more for the sums, values on
 //          their way beside the scores and keys beside the sums. Tangents of the queries stay in
 //          shared memory; no bank conflicts
+//   code   tensor cores, 16-byte loads
 //   slack  3 for tiles <= 1 and width/8*8 >= width; 30 beyond (keys are read twice, by every tile
 //          of queries, odd widths come as single elements)
 //   bits   fixed order of keys and fixed trees: repeatable, and the same alone and in a batch
@@ -186,6 +187,7 @@ __global__ void __launch_bounds__(128, 2) attention_mma_jvp(
 //          flops = batch*heads*work*64*(64 - D/128*32)*8*D
 //   plan   a block of 4 warps for 64 queries of a head, 64 keys (32 for D = 128) at a time, the
 //          next ones on their way by cp.async; no bank conflicts
+//   code   tensor cores, 16-byte loads
 //   slack  3 for tiles <= 1 and width/8*8 >= width; 30 beyond (every tile of queries reads its
 //          keys, odd widths come as single elements)
 //   bits   fixed order of keys: repeatable, and the same alone and in a batch
@@ -269,6 +271,7 @@ __global__ void __launch_bounds__(128, 2) attention_queries_mma_vjp(
 //   plan   a block of 4 warps for 64 keys of a head of one scale, the queries that see them 32 at a
 //          time (16 for D = 128), the next ones on their way by cp.async; keys and values stay in
 //          shared memory; no bank conflicts
+//   code   tensor cores, 16-byte loads
 //   slack  3 for tiles <= 1 and width/8*8 >= width; 30 beyond (every tile of keys reads its
 //          queries, odd widths come as single elements)
 //   bits   fixed order of queries: repeatable, and the same alone and in a batch

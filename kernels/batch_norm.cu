@@ -57,6 +57,7 @@ __device__ __forceinline__ void fetch(float* to, const T* from, const Chunk& at)
 //   for    T: f32, bf16
 //   floor  bytes = 2*rows*cols*s + 2*cols*s + 8*cols;  flops = 7*rows*cols + 20*cols
 //   plan   strips of 32 columns, a block each; at most 128 rows are read once
+//   code   16-byte loads
 //   slack  1.2 for rows >= 100 and rows <= 128 and cols >= 32; 2.1 for rows >= 100 and cols >= 32
 //          (read three times); 90 beyond (threads left over
 //          by few rows or columns sum nothing)
@@ -136,6 +137,7 @@ __global__ void __launch_bounds__(256) batch_norm_merge_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 2*rows*cols*s + cols*s + 8*cols;  flops = 3*rows*cols
 //   plan   strips of 32 columns and `step` rows, a block each
+//   code   16-byte loads
 //   slack  1.15 for step <= rows; 3 beyond (a chunk reads its columns' own values)
 //   bits   one element, one thread: repeatable
 template <class T>
@@ -164,6 +166,7 @@ __global__ void __launch_bounds__(256, 2) batch_norm_apply_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*rows*cols*s + 3*cols*s + 8*cols;  flops = 9*rows*cols + 22*cols
 //   plan   strips of 32 columns, a block each; at most 128 rows are read once
+//   code   16-byte loads
 //   slack  1.2 for rows >= 100 and rows <= 128 and cols >= 32; 1.75 for rows >= 100 and cols >= 32
 //          (read twice); 90 beyond (threads left over
 //          by few rows or columns sum nothing)
@@ -214,6 +217,7 @@ __global__ void __launch_bounds__(256) batch_norm_train_vjp(
 //   floor  bytes = 2*rows*cols*s + 8*ceil(rows, step)*cols + 4*cols;
 //          flops = 4*rows*cols + 14*ceil(rows, step)*cols
 //   plan   strips of 32 columns and `step` rows, a block each
+//   code   16-byte loads
 //   slack  2.2 for step <= rows and cols >= 32 (trees); 90 beyond (threads left over
 //          by few rows or columns sum nothing)
 //   bits   fixed trees, no atomics: repeatable
@@ -285,6 +289,7 @@ __global__ void __launch_bounds__(256) batch_norm_merge_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 3*rows*cols*s + 16*cols;  flops = 5*rows*cols
 //   plan   strips of 32 columns and `step` rows, a block each
+//   code   16-byte loads
 //   slack  1.15 for step <= rows; 3 beyond (a chunk reads its columns' own values)
 //   bits   one element, one thread: repeatable
 template <class T>

@@ -160,6 +160,7 @@ __device__ __forceinline__ Finish<T> finish_of(T* y, const T* bias, const T* res
 //          packet is 8 channels of a tap, in runs; where there are no eights, single elements.
 //          chunks, the tiles times their steps, merges, the parts that tiles join themselves, and
 //          the rows and columns of x that windows meet are for this card.
+//   code   tensor cores, 16-byte loads
 //   slack  400 (a window shares its pixels with its neighbours, and w is read for every tile down)
 //   bits   fixed order of k, parts of it by one sample's extents, no atomics: repeatable, and the
 //          same whatever else is in the batch
@@ -192,6 +193,7 @@ __global__ void __launch_bounds__(128, 2) conv2d_mma_fwd(
 //            + max(2 - splits, 0)*(biased + added)*images*down*across*outs
 //   plan   blocks of 8 warps, a tile of C x C sums, through two stages; no bank conflicts. x is
 //          read in runs of 4 channels of a tap.
+//   code   16-byte loads
 //   slack  400 (a window shares its pixels with its neighbours, and w is read for every tile down)
 //   bits   fixed order of k, parts of it by one sample's extents, no atomics: repeatable, and the
 //          same whatever else is in the batch
@@ -225,6 +227,7 @@ __global__ void __launch_bounds__(256, C == 128 ? 1 : 2) conv2d_fma_fwd(
 //   plan   conv2d_mma_fwd over gy, with the taps turned round. Pixels fall into stride^2 phases,
 //          each with the taps that meet it: no product is with a zero between rows of gy. w lies
 //          across k, no bank conflicts either; gy is read in runs.
+//   code   tensor cores, 16-byte loads
 //   slack  400 (a window shares its pixels with its neighbours, and w is read for every tile down)
 //   bits   fixed order of k, parts of it by one sample's extents, no atomics: repeatable, and the
 //          same whatever else is in the batch
@@ -253,6 +256,7 @@ __global__ void __launch_bounds__(128, 2) conv2d_dx_mma_fwd(
 //          flops = 32*C*C*chunks + 4096*merges
 //   plan   conv2d_fma_fwd over gy, with the taps turned round, phase by phase; no bank conflicts,
 //          gy in runs
+//   code   16-byte loads
 //   slack  400 (a window shares its pixels with its neighbours, and w is read for every tile down)
 //   bits   fixed order of k, parts of it by one sample's extents, no atomics: repeatable, and the
 //          same whatever else is in the batch
@@ -281,6 +285,7 @@ __global__ void __launch_bounds__(256, C == 128 ? 1 : 2) conv2d_dx_fma_fwd(
 //          flops = 8192*C*chunks
 //   plan   gy turned over by the windows of x, k counting windows; tiles of C x C sums by mma.sync
 //          as matmul_mma_fwd has them, no bank conflicts; x is read in runs
+//   code   tensor cores, 16-byte loads
 //   slack  400 (a pixel of x is in many windows, gy is read for every tile across)
 //   bits   fixed order of windows, fixed parts of them joined in order, no atomics: repeatable
 template <class T, int C>
@@ -308,6 +313,7 @@ __global__ void __launch_bounds__(128, 2) conv2d_dw_mma_fwd(
 //          flops = 32*C*C*chunks
 //   plan   gy turned over by the windows of x, k counting windows; tiles of C x C sums as
 //          matmul_fma_fwd has them, no bank conflicts; x is read in runs
+//   code   16-byte loads
 //   slack  400 (a pixel of x is in many windows, gy is read for every tile across)
 //   bits   fixed order of windows, fixed parts of them joined in order, no atomics: repeatable
 template <class T, int C>

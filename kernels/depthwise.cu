@@ -10,6 +10,7 @@
 //   plan   a thread a 16-byte packet of the channels of an output; reads x in runs of a pixel, once
 //          for each window it is in, from a cache; row_taps and col_taps, the pairs of window and
 //          tap that lie inside x, are for this card
+//   code   16-byte loads
 //   slack  60 (as many taps as an output has)
 //   bits   one element, one thread, taps in order: repeatable
 template <class T>

@@ -9,6 +9,7 @@
 //   for    T: f32, bf16
 //   floor  bytes = (2*k0*r0*k1*r1*k2 + k0*k1*k2)*s;  flops = 2*k0*r0*k1*r1*k2
 //   plan   the grid strides over 16-byte packets; single elements where rows or addresses are odd
+//   code   16-byte loads
 //   slack  1.05 for r0*r1 <= 1; 1.55 beyond (b is read again where it repeats)
 //   bits   one element, one thread: repeatable
 template <class T>
@@ -32,6 +33,7 @@ __global__ void __launch_bounds__(256) axpy_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = (2*k0*r0*k1*r1*k2 + k0*k1*k2)*s;  flops = k0*r0*k1*r1*k2
 //   plan   as axpy_fwd
+//   code   16-byte loads
 //   slack  1.05 for r0*r1 <= 1; 1.55 beyond (b is read again where it repeats)
 //   bits   one element, one thread: repeatable
 template <class T>
@@ -55,6 +57,7 @@ __global__ void __launch_bounds__(256) mul_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 2*n*s;  flops = 2*n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) affine_fwd(
@@ -74,6 +77,7 @@ __global__ void __launch_bounds__(256) affine_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 2*(k0*r0*k1*r1*k2 + k0*k1*k2)*s;  flops = 3*k0*r0*k1*r1*k2
 //   plan   as axpy_fwd
+//   code   16-byte loads
 //   slack  1.05 for r0*r1 <= 1; 2.05 beyond (a and b are read again where they repeat)
 //   bits   one element, one thread: repeatable
 template <class T>
@@ -98,6 +102,7 @@ __global__ void __launch_bounds__(256) modulate_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = (3*k0*r0*k1*r1*k2 + k0*k1*k2)*s;  flops = 2*k0*r0*k1*r1*k2
 //   plan   as axpy_fwd
+//   code   16-byte loads
 //   slack  1.05 for r0*r1 <= 1; 1.4 beyond (g is read again where it repeats)
 //   bits   one element, one thread: repeatable
 template <class T>

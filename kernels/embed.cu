@@ -12,6 +12,7 @@
 //   floor  bytes = count*cols*s + 4*count;  flops = 0
 //   plan   the grid strides over 16-byte packets of y, single elements where rows are odd; reads
 //          the table in runs, equal ones at once
+//   code   16-byte loads
 //   slack  2.1 for cols >= 64; 10 beyond (a sector or two for each row)
 //   bits   copies
 template <class T>
@@ -143,6 +144,7 @@ constexpr int SUMMING = 8;
 //          flops = count*cols + 7*rows*cols
 //   plan   a block for a row and 32 packets of its columns; each of 8 warps takes every 8th term,
 //          then the 8 sums in order
+//   code   16-byte loads
 //   bits   fixed order, no atomics: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) scatter_rows_sum_fwd(

@@ -95,6 +95,7 @@ __device__ __forceinline__ Push push_of(int clamp, float kappa, float s, float d
 //   for    T: f32, bf16
 //   floor  bytes = 4*rows*cols*s + 4*rows;  flops = 3*rows*cols
 //   plan   the grid strides over 16-byte packets
+//   code   16-byte loads
 //   slack  2.6 for cols < 64 (a time for few elements); 1.1 beyond
 //   bits   one element, one thread: repeatable
 template <class T>
@@ -129,6 +130,7 @@ __global__ void __launch_bounds__(256) flow_path_fwd(
 //          flops = rows*(cols*(11 + 11*count) + 7680*(1 + count))
 //   plan   a block a sample, 16-byte loads; lengths first, distances in a second pass, which reads
 //          from a cache
+//   code   16-byte loads
 //   slack  2.1 (the second pass)
 //   bits   fixed trees, no atomics: repeatable
 template <class T>
@@ -229,6 +231,7 @@ __global__ void __launch_bounds__(256, 2) flow_loss_fwd(
 //   floor  bytes = (5 + count)*rows*cols*s + rows*(12 + 8*count);
 //          flops = rows*cols*(7 + 5*count)
 //   plan   the grid strides over 16-byte packets
+//   code   16-byte loads
 //   slack  6 for cols < 64 (factors for few elements); 1.6 beyond (factors are read again by each
 //          packet, from a cache)
 //   bits   one element, one thread: repeatable

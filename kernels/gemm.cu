@@ -69,6 +69,7 @@ __device__ __forceinline__ void tiles(void* shared, const T* a, const T* b, floa
 //          goes by in steps of 32 (S = 128) or 64 through three stages of cp.async; packets are
 //          permuted: no bank conflicts. Lines that do not begin at multiples of 16 bytes come as
 //          single elements.
+//   code   tensor cores, 16-byte loads
 //   slack  2.1 for max(m, n) <= S (lines may begin inside sectors); 4.2 for max(m, n) <= 2*S;
 //          300 beyond (an operand is read for every tile across it)
 //   bits   fixed order of k, no atomics: repeatable
@@ -102,6 +103,7 @@ __global__ void __launch_bounds__(128, 2) matmul_mma_fwd(
 //   plan   blocks of 8 warps, a tile of S x S sums each, a thread's 8 x 8 (S = 128) or 4 x 4 in
 //          registers. k goes by in steps of 16 through two stages; the next one's loads wait in
 //          registers. Turned over or not, no bank conflicts.
+//   code   16-byte loads
 //   slack  2.1 for max(m, n) <= S (lines may begin inside sectors); 4.2 for max(m, n) <= 2*S;
 //          300 beyond (an operand is read for every tile across it)
 //   bits   fixed order of k, no atomics: repeatable
@@ -131,6 +133,7 @@ __global__ void __launch_bounds__(256, 2) matmul_fma_fwd(
 //            + 34*min(act, 1) - 10*max(act - 1, 0))
 //   plan   the grid strides over four neighbours at a time; single elements where rows or
 //          addresses are odd
+//   code   16-byte loads
 //   slack  3 (absent parts of the epilogue are computed too, bias and gate are read by every row)
 //   bits   parts are added in their order: repeatable
 template <class T>
@@ -255,6 +258,7 @@ __device__ __forceinline__ void add_dots(float (&sums)[R * C], const Thin<T>& th
 //   plan   a warp takes 4 columns (2 for 16 rows) and a slice of k, 16 bytes a lane at a time, for
 //          all rows at once: every weight is read once. Then a shuffle tree over the lanes and the
 //          slices of the block in their order.
+//   code   16-byte loads
 //   slack  2.1 for R*groups <= 4; 3.1 for R*groups <= 8; 9.1 for R*groups <= 16; 300 beyond (few
 //          is read by every warp, a shared `many` for every group)
 //   bits   fixed shuffle tree, slices in order, no atomics: repeatable, and a row's do not depend
@@ -356,6 +360,7 @@ __device__ __forceinline__ void add_dots_mma(float (&sums)[over(R, 16)][4], cons
 //   plan   a warp takes 8 columns and a slice of k. A lane's 16 bytes are fragments of two mma
 //          as they come, since the order of k is free: no shared memory, every weight read once.
 //          Then the slices of the block in their order.
+//   code   tensor cores, 16-byte loads
 //   slack  2.1 for R*groups <= 8; 3.1 for R*groups <= 16; 5.1 for R*groups <= 32; 300 beyond (few
 //          is read by every warp, a shared `many` for every group)
 //   bits   fixed order of k, slices in order, no atomics: repeatable, and a row's do not depend on

@@ -107,6 +107,7 @@ __global__ void __launch_bounds__(256) group_norm_merge_fwd(
 //   floor  bytes = 2*images*rows*cols*s + 2*channels*s + 8*images*groups;
 //          flops = (4 + 24*SILU)*images*rows*cols
 //   plan   strips of 32 columns and `step` rows, a block each
+//   code   16-byte loads
 //   slack  1.2 for step <= rows; 4 beyond (a chunk reads its columns' own values)
 //   bits   one element, one thread: repeatable
 template <class T, int SILU>
@@ -137,6 +138,7 @@ __global__ void __launch_bounds__(256, 2) group_norm_apply_fwd(
 //   floor  bytes = 2*images*rows*channels*s + 2*channels*s + 8*images*groups;
 //          flops = (8 + 24*SILU)*images*rows*channels + 6400*images*groups
 //   plan   a block a group of an image; packets where a group's channels fill them
+//   code   16-byte loads
 //   slack  3.1 for channels >= 16*groups (read three times, and weights with each packet);
 //          25 beyond (a group's channels may end inside sectors)
 //   bits   fixed trees, no atomics: repeatable
@@ -213,6 +215,7 @@ __global__ void __launch_bounds__(256, 2) group_norm_fwd(
 //                + 8*images*groups;
 //          flops = (9 + 30*SILU)*images*rows*cols + 28*images*ceil(rows, step)*cols
 //   plan   strips of 32 columns and `step` rows, a block each
+//   code   16-byte loads
 //   slack  2.3 for step <= rows and cols >= 32 (trees); 90 beyond (threads left over
 //          by few rows or columns sum nothing)
 //   bits   fixed trees, no atomics: repeatable
@@ -330,6 +333,7 @@ __global__ void __launch_bounds__(256) group_norm_params_vjp(
 //   floor  bytes = 3*images*rows*cols*s + 2*channels*s + 16*images*groups;
 //          flops = (7 + 30*SILU)*images*rows*cols
 //   plan   strips of 32 columns and `step` rows, a block each
+//   code   16-byte loads
 //   slack  1.2 for step <= rows; 4 beyond (a chunk reads its columns' own values)
 //   bits   one element, one thread: repeatable
 template <class T, int SILU>
@@ -369,6 +373,7 @@ __global__ void __launch_bounds__(256) group_norm_apply_vjp(
 //          flops = 5*images*rows*joined*channels
 //                + 14*images*ceil(rows, step)*joined*channels
 //   plan   strips of 32 columns and `step` rows, a block each
+//   code   16-byte loads
 //   slack  2.3 for step <= rows and joined*channels >= 32 (trees); 90 beyond (threads left over
 //          by few rows or columns sum nothing)
 //   bits   fixed trees, no atomics: repeatable
@@ -405,6 +410,7 @@ __global__ void __launch_bounds__(256) group_norm_sums_jvp(
 //   floor  bytes = 3*images*rows*cols*s + 4*channels*s + 16*images*groups;
 //          flops = (10 + 30*SILU)*images*rows*cols
 //   plan   strips of 32 columns and `step` rows, a block each
+//   code   16-byte loads
 //   slack  1.2 for step <= rows; 4 beyond (a chunk reads its columns' own values)
 //   bits   one element, one thread: repeatable
 template <class T, int SILU>

@@ -9,6 +9,7 @@
 //   floor  bytes = 2*rows*run*s;  flops = 0
 //   plan   in runs: the grid strides over 16-byte packets; single elements where a run begins or
 //          ends in one
+//   code   16-byte loads
 //   slack  1.3 for run >= 256; 3 for run >= 16; 17 beyond (a sector for each run)
 //   bits   copies
 template <class T>
@@ -29,6 +30,7 @@ __global__ void __launch_bounds__(256) copy_runs_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = rows*(run + to)*s;  flops = 0
 //   plan   as copy_runs_fwd
+//   code   16-byte loads
 //   bits   copies
 template <class T>
 __global__ void __launch_bounds__(256) place_fwd(

@@ -25,6 +25,7 @@ __device__ __forceinline__ void finish(
 //   for    T: f32, bf16
 //   floor  bytes = rows*cols*s + 12*rows;  flops = 23*rows*cols + 923*rows
 //   plan   one warp a row, 16-byte loads
+//   code   16-byte loads
 //   slack  2.1 (a lane may meet one larger logit after another)
 //   bits   fixed shuffle tree, no atomics: repeatable
 template <class T>
@@ -69,6 +70,7 @@ __global__ void __launch_bounds__(256) cross_entropy_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = rows*cols*s + 12*rows;  flops = 23*rows*cols + 187*rows
 //   plan   one warp a row, 16-byte loads
+//   code   16-byte loads
 //   slack  1.8 for cols < 320 (smoothing sums the logits); 1.1 for cols <= 1024; 2.1 beyond (read
 //          twice)
 //   bits   fixed shuffle tree, no atomics: repeatable
@@ -110,6 +112,7 @@ __global__ void __launch_bounds__(256) cross_entropy_two_pass_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 2*rows*cols*s + 12*rows;  flops = 24*rows*cols
 //   plan   one warp a row, 16-byte loads and stores
+//   code   16-byte loads
 //   slack  1.3 (odd rows begin inside sectors)
 //   bits   one element, one thread: repeatable
 template <class T>

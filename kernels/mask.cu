@@ -23,6 +23,7 @@ __device__ __forceinline__ float row_norm(const T* x, int cols, bool packets) {
 //   floor  bytes = rows*(n*cols*s + 12*n + 8);  flops = rows*(5120 + n*(2*cols + 160))
 //   plan   a block a sample: a warp a position for the norms, then mean, deviation and thresholds
 //          over the norms, which a cache holds
+//   code   16-byte loads
 //   slack  1.6 for cols >= 8; 8 beyond (a position is a part of a sector)
 //   bits   fixed trees; thresholds are a function of sample and position
 template <class T>
@@ -107,6 +108,7 @@ __global__ void __launch_bounds__(256) keep_coins_fwd(
 //   floor  bytes = rows*cols*s + 4*rows + cols*s*tabled*min(rows, period);
 //          flops = tabled*rows*cols
 //   plan   one warp a row, in runs: 16-byte loads; a row that is not kept is not read
+//   code   16-byte loads
 //   slack  4 for cols >= 8; 12 beyond (e and the table are read by every row, from a cache)
 //   bits   one element, one thread: repeatable
 template <class T>
@@ -149,6 +151,7 @@ __global__ void __launch_bounds__(256) select_rows_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = rows*cols*s + 4*rows;  flops = 0
 //   plan   one warp a row, in runs: 16-byte loads; a row that is not taken is not read
+//   code   16-byte loads
 //   slack  2.1 for cols >= 8; 6 beyond
 //   bits   copies
 template <class T>

@@ -9,6 +9,7 @@
 //   for    T: f32, bf16
 //   floor  bytes = 2*rows*cols*s + 4*rows;  flops = 6*rows*cols + 480*rows
 //   plan   one warp a row, 16-byte loads; blocks of whole warps, any number of them
+//   code   16-byte loads
 //   slack  1.4 for cols < 320 (lanes beyond the row's end compute, too); 1.05 for cols <= 1024;
 //          2.05 beyond (read three times)
 //   bits   fixed shuffle tree, no atomics: repeatable
@@ -38,6 +39,7 @@ __global__ void __launch_bounds__(256) layer_norm_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*rows*cols*s + 4*rows;  flops = 7*rows*cols + 384*rows
 //   plan   as layer_norm_fwd, two rows held
+//   code   16-byte loads
 //   slack  1.4 for cols < 320 (lanes beyond the row's end compute, too); 1.05 for cols <= 512;
 //          1.7 beyond (read twice)
 //   bits   fixed shuffle tree, no atomics: repeatable
@@ -65,6 +67,7 @@ __global__ void __launch_bounds__(256) layer_norm_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*rows*cols*s + 4*rows;  flops = 3*rows*cols + 224*rows
 //   plan   as layer_norm_fwd
+//   code   16-byte loads
 //   slack  1.4 for cols < 320 (lanes beyond the row's end compute, too); 1.05 for cols <= 1024;
 //          1.55 beyond (read twice)
 //   bits   fixed shuffle tree, no atomics: repeatable
@@ -89,6 +92,7 @@ __global__ void __launch_bounds__(256) l2_normalize_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*rows*cols*s + 4*rows;  flops = 5*rows*cols + 192*rows
 //   plan   as layer_norm_vjp
+//   code   16-byte loads
 //   slack  1.4 for cols < 320 (lanes beyond the row's end compute, too); 1.05 for cols <= 512;
 //          1.7 beyond (read twice)
 //   bits   fixed shuffle tree, no atomics: repeatable
@@ -116,6 +120,7 @@ __global__ void __launch_bounds__(256) l2_normalize_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*rows*cols*s + 4*rows;  flops = 3*rows*cols + 288*rows
 //   plan   as layer_norm_fwd
+//   code   16-byte loads
 //   slack  1.4 for cols < 320 (lanes beyond the row's end compute, too); 1.05 for cols <= 1024;
 //          1.55 beyond (read twice)
 //   bits   fixed shuffle tree, no atomics: repeatable
@@ -140,6 +145,7 @@ __global__ void __launch_bounds__(256) rms_norm_fwd(
 //   for    T: f32, bf16
 //   floor  bytes = 3*rows*cols*s + 4*rows;  flops = 5*rows*cols + 192*rows
 //   plan   as layer_norm_vjp
+//   code   16-byte loads
 //   slack  1.4 for cols < 320 (lanes beyond the row's end compute, too); 1.05 for cols <= 512;
 //          1.7 beyond (read twice)
 //   bits   fixed shuffle tree, no atomics: repeatable
@@ -166,6 +172,7 @@ __global__ void __launch_bounds__(256) rms_norm_vjp(
 //   for    T: f32, bf16
 //   floor  bytes = 2*rows*cols*s + 2*groups*cols*s + 8*rows;  flops = 9*rows*cols + 480*rows
 //   plan   as layer_norm_fwd
+//   code   16-byte loads
 //   slack  2.4 for cols <= 1024 (a and b are read by every row, from a cache); 3.6 beyond (x is
 //          read three times)
 //   bits   fixed shuffle tree, no atomics: repeatable
@@ -211,6 +218,7 @@ __global__ void __launch_bounds__(256) ada_norm_fwd(
 //   floor  bytes = rows*cols*s*(2 + of_x) + groups*cols*s*(of_x + of_a + of_b) + 8*rows;
 //          flops = rows*(cols*(2 + 9*of_x + 2*of_a) + 320*of_x)
 //   plan   as layer_norm_vjp
+//   code   16-byte loads
 //   slack  3.4 for cols <= 512 (a and its like are read by every row, from a cache); 4.6 beyond
 //   bits   fixed shuffle tree, no atomics: repeatable
 template <class T>
@@ -268,6 +276,7 @@ __global__ void __launch_bounds__(256) ada_norm_jvp(
 //   floor  bytes = (3 + scaled)*rows*cols*s + groups*cols*s + 8*rows;
 //          flops = rows*(cols*(11 + scaled) + 320)
 //   plan   as layer_norm_vjp
+//   code   16-byte loads
 //   slack  2.4 for cols <= 512 (a is read twice by every row, from a cache); 3.6 beyond
 //   bits   fixed shuffle tree, no atomics: repeatable
 template <class T>
@@ -320,6 +329,7 @@ __global__ void __launch_bounds__(256) ada_norm_vjp(
 //   floor  bytes = 6*rows*heads*cols*s + 4*unit*heads;
 //          flops = unit*rows*heads*(6*cols + 400)
 //   plan   one warp a head of a row, 16-byte loads; q and k held between their passes
+//   code   16-byte loads
 //   slack  1.5 for cols >= 256; 9 beyond (lanes beyond a head's end, a temperature for few numbers)
 //   bits   fixed shuffle tree, no atomics: repeatable
 template <class T>

@@ -10,6 +10,7 @@
 //   for    T: f32, bf16
 //   floor  bytes = n*s + 4*parts;  flops = 2*n + 2312*parts
 //   plan   `parts` blocks stride over 16-byte packets; a block sums by one tree
+//   code   16-byte loads
 //   bits   fixed order for a number of blocks, no atomics: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) squares_fwd(
@@ -75,6 +76,7 @@ __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < __int_as_
 //   for    T: f32
 //   floor  bytes = 7*n*s + 4;  flops = 16*n
 //   plan   the grid strides over 16-byte packets; single elements at the end and at odd addresses
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) adamw_fwd(
@@ -106,6 +108,7 @@ __global__ void __launch_bounds__(256) adamw_fwd(
 //   for    T: f32
 //   floor  bytes = 9*n*s + 4;  flops = 19*n
 //   plan   as adamw_fwd
+//   code   16-byte loads
 //   bits   one element, one thread: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) adamw_mean_fwd(

@@ -135,6 +135,7 @@ __device__ __forceinline__ void convolve(
 //            + 2*min(filters, 1)*scales*width*width*(3*side - 2)*(3*side - 2))
 //   plan   a block a map: the rest in registers, one map in shared memory, codes as
 //          nearest_code_fwd has them
+//   code   16-byte loads
 //   slack  200 for width/4*4 >= width; 700 beyond (each scale reads codes and filters again, each
 //          warp its own way, from a cache, and a scale of few vectors works on as many as a warp
 //          has)

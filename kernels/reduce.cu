@@ -9,6 +9,7 @@
 //   for    T: f32, bf16
 //   floor  bytes = (k0*r0*k1*r1*k2 + k0*k1*k2)*s;  flops = 0
 //   plan   the grid strides over 16-byte packets; single elements where rows or addresses are odd
+//   code   16-byte loads
 //   slack  1.05 for r0*r1 <= 1; 2.05 beyond (x is read again where it repeats)
 //   bits   copies
 template <class T>
@@ -95,6 +96,7 @@ __global__ void __launch_bounds__(256) sum_rows_fwd(
 //   floor  bytes = images*rows*cols*s + 8*images*ceil(rows, step)*cols;
 //          flops = 4*images*rows*cols + 15*images*ceil(rows, step)*cols
 //   plan   strips of 32 columns and `step` rows, a block each; at most 128 rows are read once
+//   code   16-byte loads
 //   slack  2.2 for step <= rows and cols >= 32 (trees, or read twice); 90 beyond (threads left over
 //          by few rows or columns sum nothing)
 //   bits   fixed trees, no atomics: repeatable

@@ -9,6 +9,7 @@
 //   floor  bytes = outer*to*inner*s;  flops = 2*outer*taps*inner
 //   plan   the grid strides over 16-byte packets of y, single elements where rows are odd; reads x
 //          in runs of a position, once for each output it is in, from a cache
+//   code   16-byte loads
 //   slack  14 for inner >= 32 and taps <= 11*to; 130 beyond (a sector for each tap)
 //   bits   one element, one thread, taps in order: repeatable
 template <class T>

@@ -78,8 +78,17 @@ fn chosen(name: &str, instance: Option<&str>) -> Result<Vec<&'static Entry>> {
 /// One row an entry and architecture.
 fn table() -> String {
     let mut out = format!(
-        "{:<20} {:<10} {:<28} {:<11} {:>9}  {:>5}  {:>6}  {:>6}\n",
-        "entry", "instance", "where", "arch", "registers", "stack", "spills", "shared"
+        "{:<20} {:<10} {:<28} {:<11} {:>9}  {:>5}  {:>6}  {:>6}  {:>6}  {:>5}\n",
+        "entry",
+        "instance",
+        "where",
+        "arch",
+        "registers",
+        "stack",
+        "spills",
+        "shared",
+        "tensor",
+        "wide"
     );
     for e in &ENTRIES {
         let place = format!("{}:{}", e.file, e.line);
@@ -90,8 +99,8 @@ fn table() -> String {
             let spills = r.spill_stores + r.spill_loads;
             let _ = writeln!(
                 out,
-                "{:<20} {:<10} {place:<28} {:<11} {:>9}  {:>5}  {spills:>6}  {:>6}",
-                e.name, e.instance, r.arch, r.registers, r.stack, r.shared
+                "{:<20} {:<10} {place:<28} {:<11} {:>9}  {:>5}  {spills:>6}  {:>6}  {:>6}  {:>5}",
+                e.name, e.instance, r.arch, r.registers, r.stack, r.shared, r.tensor, r.wide
             );
         }
     }
@@ -106,12 +115,15 @@ fn card(e: &Entry) -> String {
     for r in e.resources {
         let _ = writeln!(
             out,
-            "  {}: {} registers, {} bytes of stack, {} of spills, {} of shared memory",
+            "  {}: {} registers, {} bytes of stack, {} of spills, {} of shared memory; \
+             {} instructions of tensor cores, {} loads of 16 bytes",
             r.arch,
             r.registers,
             r.stack,
             r.spill_stores + r.spill_loads,
-            r.shared
+            r.shared,
+            r.tensor,
+            r.wide
         );
     }
     out

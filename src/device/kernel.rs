@@ -302,6 +302,10 @@ pub struct Resources {
     pub spill_loads: u32,
     /// Bytes of static shared memory of a block.
     pub shared: u32,
+    /// Tensor-core instructions in its machine code.
+    pub tensor: u32,
+    /// Loads of 16 bytes a thread from global memory in its machine code, and bulk copies.
+    pub wide: u32,
 }
 
 /// One instance of a kernel entry.

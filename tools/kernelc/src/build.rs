@@ -161,6 +161,7 @@ pub fn run(config: &Config) -> Result<Report> {
             warnings.push(warning.clone());
         }
     }
+    claims(&files, &images)?;
     let usage = usage(&images);
     let changes = match &nvrtc {
         Some(nvrtc) => check_lock(config, nvrtc, &usage)?,
@@ -248,6 +249,24 @@ fn usage(images: &[Image]) -> Vec<Usage> {
         image.symbols.iter().filter_map(row).collect::<Vec<_>>()
     };
     images.iter().flat_map(of).collect()
+}
+
+/// Refuses a card that claims of its entry's machine code what is not there.
+fn claims(files: &[File], images: &[Image]) -> Result<()> {
+    let kernels = || files.iter().flat_map(|f| &f.kernels);
+    for (image, symbol) in images.iter().flat_map(|i| i.symbols.iter().map(move |s| (i, s))) {
+        let own = |k: &&Kernel| k.instances.iter().any(|i| i.expression == symbol.expression);
+        let (Some(kernel), Some(resources)) = (kernels().find(own), symbol.resources) else {
+            continue;
+        };
+        if let Some(claim) = kernel.card.claims.iter().find(|c| !c.holds(resources.code)) {
+            let of = &symbol.expression;
+            let what = format!("its card claims {claim}, but `{of}` has none on {}", image.arch);
+            let fix = "mend the kernel, or take the claim from the card's `code`";
+            return Err(Fault::new(what, fix).at(&kernel.file, kernel.line));
+        }
+    }
+    Ok(())
 }
 
 /// Compares with the lock beside the kernels, or rewrites it where that is asked for.

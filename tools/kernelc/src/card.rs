@@ -11,15 +11,18 @@
 
 use crate::error::{Error, Fault};
 use crate::formula::Formula;
+use crate::sass::Claim;
 use crate::slack::Slack;
 
-const KEYS: [&str; 6] = ["for", "floor", "plan", "slack", "bits", "tried"];
+const KEYS: [&str; 7] = ["for", "floor", "plan", "code", "slack", "bits", "tried"];
 
 const CARD: &str = "a card reads `// NAME: what it computes`, then `//   for    T: f32, bf16` (for \
                     a template), `//   floor  bytes = ...; flops = ...`, `//   plan   ...`, \
                     `//   bits   ...`, and where wanted `//   slack  1.02` and `//   tried  ...`";
 
 const FLOOR: &str = "it reads `//   floor  bytes = 2*n*s;  flops = n`";
+
+const CODE: &str = "it reads `//   code   tensor cores, 16-byte loads`, or one of them";
 
 const FOR: &str = "it reads `//   for    T: f32, bf16`, further parameters after a `;`";
 
@@ -36,6 +39,8 @@ pub struct Card {
     pub bytes: Formula,
     /// The least number of floating-point operations; a fused multiply-add counts as two.
     pub flops: Formula,
+    /// What the machine code has in every instance.
+    pub claims: Vec<Claim>,
     /// By how much counts may exceed the floor.
     pub slack: Slack,
 }
@@ -88,6 +93,13 @@ impl Card {
         wanted("bits")?;
         let floor = wanted("floor")?;
         let (bytes, flops) = floor_of(&floor.value).map_err(|f| f.at(file, floor.line))?;
+        let claims = match find("code") {
+            None => Vec::new(),
+            Some(f) => Claim::list(&f.value).map_err(|claim| {
+                let what = format!("`{claim}` is nothing that machine code is searched for");
+                Fault::new(what, CODE).at(file, f.line)
+            })?,
+        };
         let slack = match find("slack") {
             None => Slack::default(),
             Some(f) => Slack::parse(&f.value).map_err(|fault| fault.at(file, f.line))?,
@@ -96,7 +108,7 @@ impl Card {
             None => Vec::new(),
             Some(f) => choices(&f.value).map_err(|fault| fault.at(file, f.line))?,
         };
-        Ok(Self { text: Vec::new(), what: String::new(), choices, bytes, flops, slack })
+        Ok(Self { text: Vec::new(), what: String::new(), choices, bytes, flops, claims, slack })
     }
 }
 

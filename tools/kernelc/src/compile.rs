@@ -11,6 +11,7 @@ use crate::headers::{self, ROOT};
 use crate::kernel::Kernel;
 use crate::nvrtc::{Job, Nvrtc, Output};
 use crate::ptxas::{self, Resources};
+use crate::sass;
 
 /// One `.cu` file, read.
 pub(crate) struct File {
@@ -127,7 +128,11 @@ fn image(nvrtc: &Nvrtc, file: &File, arch: &str, cache: &Path) -> Result<Image> 
         }
     };
     let report = ptxas::resources(&output.log);
-    let of = |symbol: &str| report.iter().find(|(s, _)| s == symbol).map(|(_, r)| *r);
+    let of = |symbol: &str| {
+        let (_, resources) = report.iter().find(|(s, _)| s == symbol)?;
+        let code = sass::code(&output.image, symbol).unwrap_or_default();
+        Some(Resources { code, ..*resources })
+    };
     let symbols = expressions
         .into_iter()
         .zip(output.symbols)

@@ -19,6 +19,7 @@ pub mod lock;
 mod nvrtc;
 mod parse;
 mod ptxas;
+mod sass;
 mod slack;
 mod source;
 mod types;
@@ -31,5 +32,6 @@ pub use kernel::{Element, Instance, Kernel, Param, ParamKind, Template, Template
 pub use nvrtc::{Nvrtc, VARIABLE, find};
 pub use parse::kernels;
 pub use ptxas::{Resources, resources};
+pub use sass::{Claim, Code};
 pub use slack::Slack;
 pub use types::{TYPES, Type};

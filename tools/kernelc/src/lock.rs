@@ -1,11 +1,12 @@
-//! The resource lock: registers, stack, spills and shared memory of every entry, checked in as
-//! sorted lines, so that a change of any of them shows in a diff.
+//! The resource lock: registers, stack, spills, shared memory, tensor-core instructions and 16-byte
+//! loads of every entry, checked in as sorted lines, so that a change of any shows in a diff.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::error::{Fault, Result};
 use crate::ptxas::Resources;
+use crate::sass::Code;
 
 /// What an entry uses on an architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,12 +34,15 @@ const HEAD: &str = "# What each kernel entry uses, by architecture; kernelc comp
                     build.\n# Rewritten by a build with GENEVAR_BLESS_RESOURCES=1. Spills are 0.\n";
 
 const FORM: &str = "a line reads `MODULE ENTRY ARCH registers=N stack=N spill_stores=N \
-                    spill_loads=N shared=N`; rewrite the file with GENEVAR_BLESS_RESOURCES=1";
+                    spill_loads=N shared=N tensor=N wide=N`; rewrite the file with \
+                    GENEVAR_BLESS_RESOURCES=1";
 
-const NAMES: [&str; 5] = ["registers", "stack", "spill_stores", "spill_loads", "shared"];
+const NAMES: [&str; 7] =
+    ["registers", "stack", "spill_stores", "spill_loads", "shared", "tensor", "wide"];
 
-fn numbers(r: &Resources) -> [u32; 5] {
-    [r.registers, r.stack, r.spill_stores, r.spill_loads, r.shared]
+fn numbers(r: &Resources) -> [u32; 7] {
+    let Code { tensor, wide } = r.code;
+    [r.registers, r.stack, r.spill_stores, r.spill_loads, r.shared, tensor, wide]
 }
 
 /// The text of a lock. Rows of `kept` stay for the architectures that `rows` does not have.
@@ -77,15 +81,16 @@ pub fn parse(file: &str, text: &str) -> Result<Lock> {
 fn row(line: &str) -> Option<Usage> {
     let words: Vec<&str> = line.split(' ').collect();
     let [module, entry, arch, ref values @ ..] = words[..] else { return None };
-    let mut n = [0; 5];
+    let mut n = [0; NAMES.len()];
     if values.len() != n.len() {
         return None;
     }
     for (i, value) in values.iter().enumerate() {
         n[i] = value.strip_prefix(NAMES[i])?.strip_prefix('=')?.parse().ok()?;
     }
-    let [registers, stack, spill_stores, spill_loads, shared] = n;
-    let resources = Resources { registers, stack, spill_stores, spill_loads, shared };
+    let [registers, stack, spill_stores, spill_loads, shared, tensor, wide] = n;
+    let code = Code { tensor, wide };
+    let resources = Resources { registers, stack, spill_stores, spill_loads, shared, code };
     let text = |s: &str| s.to_string();
     Some(Usage { module: text(module), entry: text(entry), arch: text(arch), resources })
 }

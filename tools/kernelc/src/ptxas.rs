@@ -1,5 +1,7 @@
 //! The report that ptxas writes into NVRTC's log with `--ptxas-options=-v`.
 
+use crate::sass::Code;
+
 /// What a compiled entry uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
@@ -13,6 +15,8 @@ pub struct Resources {
     pub spill_loads: u32,
     /// Bytes of static shared memory a block.
     pub shared: u32,
+    /// What its machine code has; ptxas does not report it.
+    pub code: Code,
 }
 
 /// The number before `what` on a line.
@@ -78,6 +82,7 @@ ptxas info    : Compile time = 32.861 ms
             spill_stores,
             spill_loads,
             shared,
+            code: Code::default(),
         };
         assert_eq!(found.len(), 2);
         assert_eq!(found[0], ("_Z3addIfEvPT_PKS0_i".to_string(), want(14, 0, 0, 0, 256)));

@@ -76,8 +76,15 @@ fn entry(
         let Some(r) = symbol.resources else { continue };
         w.line(format!(
             "rt::Resources {{ arch: {:?}, registers: {}, stack: {}, spill_stores: {}, \
-             spill_loads: {}, shared: {} }},",
-            image.arch, r.registers, r.stack, r.spill_stores, r.spill_loads, r.shared
+             spill_loads: {}, shared: {}, tensor: {}, wide: {} }},",
+            image.arch,
+            r.registers,
+            r.stack,
+            r.spill_stores,
+            r.spill_loads,
+            r.shared,
+            r.code.tensor,
+            r.code.wide
         ));
     }
     w.line("],");

@@ -128,6 +128,35 @@ fn the_lock_is_written_on_request_and_compared() {
 }
 
 #[test]
+fn what_a_card_claims_of_the_code_is_looked_for_there() {
+    if !has_nvrtc("what_a_card_claims_of_the_code_is_looked_for_there") {
+        return;
+    }
+    let narrow = "// copy_fwd: y = x.
+//   floor  bytes = 32*n;  flops = 0*n
+//   plan   four elements a thread
+//   code   16-byte loads
+//   bits   exact
+__global__ void copy_fwd(
+    float*       __restrict__ y,   // [4*n]
+    const float* __restrict__ x,   // [4*n]
+    int n) {
+    if (threadIdx.x < n) y[threadIdx.x] = x[threadIdx.x];
+}
+";
+    let cast = |p: &str| format!("reinterpret_cast<{p}float4*>");
+    let body = format!("{}(y)[threadIdx.x] = {}(x)[threadIdx.x]", cast(""), cast("const "));
+    let s = Scratch::new(&[("copy.cu", &narrow.replace("y[threadIdx.x] = x[threadIdx.x]", &body))]);
+    let usage = kernelc::run(&s.config).unwrap().usage;
+    assert!(usage.iter().all(|u| u.resources.code.wide == 1), "{usage:?}");
+
+    s.write("copy.cu", narrow);
+    let told = kernelc::run(&s.config).unwrap_err().to_string();
+    let want = "kernels/copy.cu:6: its card claims 16-byte loads, but `copy_fwd` has none on sm_80";
+    assert!(told.starts_with(want), "{told}");
+}
+
+#[test]
 fn without_nvrtc_launchers_are_written_and_a_way_out_is_told() {
     // The variable would be an answer, a toolkit too; then there is nothing to show.
     let mut s = scratch();

@@ -158,6 +158,11 @@ fn bad_cards_are_refused_with_their_line() {
     );
     refused("fixed tree\n", "fixed tree\n\n", &format!("{at}:13: `norm_fwd` has no card above it"));
     refused("   floor  bytes", "   flor   bytes", &format!("{at}:7: `flor` is no key of a card"));
+    refused(
+        "   bits   fixed",
+        "   code   speed\n//   bits   fixed",
+        &format!("{at}:11: `speed` is nothing that machine code is searched for"),
+    );
     refused("   bits   fixed", "   plan   fixed", &format!("{at}:11: `plan` stands twice"));
     refused(
         "//   bits   fixed tree\n",

@@ -160,6 +160,8 @@ pub struct Resources {
     pub spill_stores: u32,
     pub spill_loads: u32,
     pub shared: u32,
+    pub tensor: u32,
+    pub wide: u32,
 }
 
 /// One instance of a kernel entry.
