@@ -1,5 +1,6 @@
 //! Times every bench case of every op, as the models call it: `run` with its checks and fresh
-//! outputs, and the reference beside the fast face where that takes no more than a moment.
+//! outputs, and beside it the reference, where that takes no more than a moment, and the other ops
+//! whose passes it spares.
 //!
 //! `cargo bench --bench ops [-- FILTER]`; GENEVAR_LEDGER=1 adds the medians to benches/LEDGER.md.
 //! With `-- --device [FILTER]` it is the kernels' turn, on softcuda or on the GPU that
@@ -92,6 +93,11 @@ fn time(c: &mut Criterion, name: &'static str, case: &Case) -> Vec<Timed> {
             group.bench_function(id, |b| b.iter(|| reference(op, &data, &outs)));
             timed.push(line("reference"));
         }
+    }
+    if op.composed(&x).unwrap().is_some() {
+        let id = BenchmarkId::new("composed", &case.name);
+        group.bench_function(id, |b| b.iter(|| op.composed(&x)));
+        timed.push(line("composed"));
     }
     group.finish();
     timed

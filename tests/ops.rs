@@ -13,7 +13,9 @@ mod support;
 use std::cell::Cell;
 use std::process::ExitCode;
 
-use genevar::ops::{CHECKS, CUDA_CHECKS, Case, Diff, Draw, DynOp, OPS, RULE_CHECKS, Row};
+use genevar::ops::{
+    CHECKS, COMPOSED_CHECKS, CUDA_CHECKS, Case, Diff, Draw, DynOp, OPS, RULE_CHECKS, Row,
+};
 use libtest_mimic::{Arguments, Trial};
 use proptest::collection::vec;
 use proptest::test_runner::{
@@ -24,7 +26,7 @@ use support::data::{fill, seed};
 use support::faces::Verdict;
 use support::inputs::Inputs;
 use support::planted::{Fault, NOTICED, notices, planted};
-use support::{coverage, derivative, floor, special, value};
+use support::{composed, coverage, derivative, floor, special, value};
 
 type Check = fn(&dyn DynOp, &Inputs) -> Verdict;
 
@@ -42,6 +44,9 @@ const EDGES: &[(&str, Check)] = &[("refuses", special::refuses)];
 /// Further checks of ops with derivative rules.
 const RULES: &[(&str, Check)] = &[("jvp", derivative::jvp), ("adjoint", derivative::adjoint)];
 
+/// Checks of ops that spare the passes of others.
+const COMPOSED: &[(&str, Check)] = &[("composed", composed::composed)];
+
 /// Random cases of an op, unless PROPTEST_CASES says otherwise.
 const DRAWS: u32 = 24;
 /// Words behind a random case; what an op draws beyond them is zero.
@@ -49,7 +54,8 @@ const WORDS: usize = 16;
 
 fn checks(op: &dyn DynOp) -> impl Iterator<Item = &'static (&'static str, Check)> + use<> {
     let rules: &[_] = if op.diff() == Diff::Yes { RULES } else { &[] };
-    FACES.iter().chain(EDGES).chain(rules)
+    let composed: &[_] = if op.has_composed() { COMPOSED } else { &[] };
+    FACES.iter().chain(EDGES).chain(rules).chain(composed)
 }
 
 fn check_case(op: &'static str, case: &Case, check: &(&str, Check)) -> Verdict {
@@ -150,7 +156,7 @@ fn shrinking() -> Verdict {
 
 /// The sound op passes every check, and each planted fault is noticed.
 fn faults() -> Vec<Trial> {
-    let all = || FACES.iter().chain(EDGES).chain(RULES);
+    let all = || FACES.iter().chain(EDGES).chain(RULES).chain(COMPOSED);
     let sound = all().map(|&(name, check)| {
         Trial::test(format!("planted/sound/{name}"), move || {
             let (op, data) = planted(Fault::Sound);
@@ -179,7 +185,8 @@ fn told() -> Verdict {
     let mut told = [&CHECKS[..], &CUDA_CHECKS].concat();
     run.sort_unstable();
     told.sort_unstable();
-    match run == told && names(RULES) == RULE_CHECKS {
+    let further = names(RULES) == RULE_CHECKS && names(COMPOSED) == COMPOSED_CHECKS;
+    match run == told && further {
         true => Ok(()),
         false => Err(format!("the table names {told:?} and {RULE_CHECKS:?}")),
     }

@@ -1,16 +1,17 @@
-//! The kernels' column: every op's bench cases on a GPU, each variant at each precision, beside
-//! what the cards of its launches say must move. On softcuda there is no time to take: the counts
+//! The kernels' column: every op's bench cases on a GPU, each variant at each precision and, where
+//! an op spares the passes of others, those others too, beside what the cards of the launches say
+//! must move. On softcuda there is no time to take: the counts
 //! stand there, and what the memory and the units of an H100 would need for them at best.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-use genevar::device::OnGpu;
 use genevar::device::cuda::{Buffer, Event, Launch, Queue};
 use genevar::device::kernel::Grid;
 use genevar::device::launch::reduce;
+use genevar::device::{Device, OnGpu};
 use genevar::ops::{Case, CudaIn, CudaOut, DynOp, In, OPS, Out, Precision};
-use genevar::tensor::Shape;
+use genevar::tensor::{Shape, Tensor};
 use half::bf16;
 use serde_json::{Value, json};
 
@@ -29,12 +30,23 @@ const H100: (f64, f64, f64) = (3.35e12, 6.7e13, 9.89e14);
 /// and the order of long sums. The tests have the real bounds; this is against timing nonsense.
 const NEAR: [f32; 2] = [1e-4, 2e-2];
 
+/// How an op's results come about.
+enum Way {
+    /// By a variant of its kernels.
+    Variant(&'static str),
+    /// By other ops, from these inputs; their results are what is checked.
+    Composed(Vec<Tensor>, Vec<Tensor>),
+}
+
+/// The name of the other ops' row.
+const COMPOSED: &str = "composed";
+
 /// One op with inputs and outputs on the GPU.
 struct Bench<'a> {
     queue: &'a Queue,
     op: &'a dyn DynOp,
     precision: Precision,
-    variant: &'static str,
+    way: Way,
     data: &'a [Data],
     inputs: Vec<OnGpu>,
     outs: Vec<CudaOut>,
@@ -59,7 +71,13 @@ pub fn run(filter: &str) -> Outcome<Vec<Value>> {
             let shapes: Vec<&Shape> = data.iter().map(|d| &d.shape).collect();
             for precision in [Precision::F32, Precision::Bf16] {
                 for variant in case.op.variants(precision, &shapes) {
-                    rows.push(bench(&queue, &case, (precision, variant), &data)?);
+                    let bench = Bench::new(&queue, &*case.op, (precision, variant), &data)?;
+                    rows.push(measure(bench, &case)?);
+                }
+                if precision == Precision::F32
+                    && let Some(bench) = Bench::composed(&queue, &*case.op, &data)?
+                {
+                    rows.push(measure(bench, &case)?);
                 }
             }
         }
@@ -67,13 +85,12 @@ pub fn run(filter: &str) -> Outcome<Vec<Value>> {
     Ok(rows)
 }
 
-fn bench(
-    queue: &Queue,
-    case: &Case,
-    (precision, variant): (Precision, &'static str),
-    data: &[Data],
-) -> Outcome<Value> {
-    let mut bench = Bench::new(queue, &*case.op, (precision, variant), data)?;
+fn measure(mut bench: Bench<'_>, case: &Case) -> Outcome<Value> {
+    let (precision, data) = (bench.precision, bench.data);
+    let variant = match bench.way {
+        Way::Variant(name) => name,
+        Way::Composed(..) => COMPOSED,
+    };
     let name = format!("{}/{} {precision:?} {variant}", case.op.name(), case.name);
     let (launches, counts) = bench.once().map_err(|e| format!("{name}: {e}"))?;
     bench.validate().map_err(|e| format!("{name}: {e}"))?;
@@ -92,14 +109,14 @@ fn bench(
             let touched = 32 * sum(|c| c.unique_read_sectors + c.unique_write_sectors);
             let (scalar, tensor) = (sum(|c| c.scalar_flops), sum(|c| c.tensor_flops));
             let asked = 32 * sum(|c| c.global_read_sectors + c.global_write_sectors);
-            let (memory, units, cores) = H100;
-            let least =
-                (touched as f64 / memory).max(scalar as f64 / units).max(tensor as f64 / cores);
+            // One launch after the other: each waits for what binds it.
+            let least: f64 = counts.iter().map(at_best).sum();
             row["bytes"] = json!(touched);
             row["asked_bytes"] = json!(asked);
             row["accesses"] = json!(sum(|c| c.global_reads + c.global_writes));
             row["flops"] = json!(scalar + tensor);
             row["bank_conflicts"] = json!(sum(|c| c.shared_bank_conflicts));
+            row["launches"] = json!(launches.len());
             row["predicted_us"] = json!(least * 1e6);
         }
         None => {
@@ -109,6 +126,14 @@ fn bench(
         }
     }
     Ok(row)
+}
+
+/// Seconds that an H100 needs for these counts, whichever of its units is the slowest.
+fn at_best(counts: &soft::Counts) -> f64 {
+    let (memory, units, cores) = H100;
+    let bytes = 32 * (counts.unique_read_sectors + counts.unique_write_sectors);
+    let flops = (counts.scalar_flops as f64 / units).max(counts.tensor_flops as f64 / cores);
+    (bytes as f64 / memory).max(flops)
 }
 
 impl<'a> Bench<'a> {
@@ -142,17 +167,37 @@ impl<'a> Bench<'a> {
         };
         let outs = op.shapes(&shapes).map_err(told)?.into_iter().enumerate().map(blank);
         let outs = outs.collect::<genevar::Result<Vec<_>>>().map_err(told)?;
-        Ok(Self { queue, op, precision, variant, data, inputs: inputs.map_err(told)?, outs })
+        let (way, inputs) = (Way::Variant(variant), inputs.map_err(told)?);
+        Ok(Self { queue, op, precision, way, data, inputs, outs })
+    }
+
+    /// The other ops in f32; none where the op spares nothing.
+    fn composed(queue: &'a Queue, op: &'a dyn DynOp, data: &'a [Data]) -> Outcome<Option<Self>> {
+        let device = Device::Cuda(queue.clone());
+        let x = data.iter().map(|d| device.put(&d.tensor())).collect::<genevar::Result<Vec<_>>>();
+        let way = Way::Composed(x.map_err(told)?, Vec::new());
+        let (precision, inputs, outs) = (Precision::F32, Vec::new(), Vec::new());
+        let mut bench = Self { queue, op, precision, way, data, inputs, outs };
+        bench.launch()?;
+        let some = matches!(&bench.way, Way::Composed(_, made) if !made.is_empty());
+        Ok(some.then_some(bench))
     }
 
     fn launch(&mut self) -> Outcome<()> {
+        let variant = match &mut self.way {
+            Way::Variant(name) => Some(*name),
+            Way::Composed(x, made) => {
+                let outs = self.op.composed(&x.iter().collect::<Vec<_>>()).map_err(told)?;
+                *made = outs.unwrap_or_default();
+                return Ok(());
+            }
+        };
         let x: Vec<CudaIn<'_>> = self
             .data
             .iter()
             .zip(&self.inputs)
             .map(|(d, held)| CudaIn::new(&d.shape, held))
             .collect();
-        let variant = Some(self.variant);
         self.op.cuda(self.queue, self.precision, variant, &x, &mut self.outs).map_err(told)
     }
 
@@ -190,21 +235,36 @@ impl<'a> Bench<'a> {
             .collect();
         self.op.cpu(&x, &mut y);
         drop(y);
-        for (i, out) in self.outs.iter().enumerate() {
-            let got = match out.held() {
-                OnGpu::I32(_) => continue,
-                OnGpu::F32(b) => b.read().map_err(told)?,
-                OnGpu::Bf16(b) => b.read().map_err(told)?.into_iter().map(bf16::to_f32).collect(),
-            };
-            let scale = reals[i].iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        for (i, wanted) in reals.iter().enumerate() {
+            let Some(got) = self.got(i)? else { continue };
+            let scale = wanted.iter().fold(0.0f32, |m, v| m.max(v.abs()));
             let near = NEAR[usize::from(half)] * scale;
             let far = |(got, want): (&f32, &f32)| (got - want).abs() > near || got.is_nan();
-            if let Some(j) = got.iter().zip(&reals[i]).position(far) {
-                let (got, want) = (got[j], reals[i][j]);
+            if let Some(j) = got.iter().zip(wanted).position(far) {
+                let (got, want) = (got[j], wanted[j]);
                 return Err(format!("output {i}[{j}] is {got:e}, on the CPU {want:e}"));
             }
         }
         Ok(())
+    }
+
+    /// Output `i`, if it was computed and is of real numbers.
+    fn got(&self, i: usize) -> Outcome<Option<Vec<f32>>> {
+        if self.op.int_outputs().contains(&i) {
+            return Ok(None);
+        }
+        if let Way::Composed(_, made) = &self.way {
+            let values = made.get(i).map(|t| t.f32s().map(<[f32]>::to_vec));
+            return values.transpose().map_err(told);
+        }
+        match self.outs[i].held() {
+            OnGpu::I32(_) => Ok(None),
+            OnGpu::F32(b) => b.read().map(Some).map_err(told),
+            OnGpu::Bf16(b) => {
+                let values = b.read().map_err(told)?.into_iter().map(bf16::to_f32);
+                Ok(Some(values.collect()))
+            }
+        }
     }
 
     /// Time of one run after the other, by the GPU's clock.
@@ -253,28 +313,36 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
-/// The rows as a table.
+/// The rows as a table. The last column is the time of the other ops over this row's: predicted
+/// where nothing was timed.
 pub fn table(rows: &[Value]) -> String {
     let counted = rows.iter().any(|row| row.get("bytes").is_some());
     let mut page = String::from(match counted {
         true => {
-            "| op | case | type | variant | floor bytes | touched | asked | floor FLOP | counted | \
-             bank conflicts | predicted us (H100) |\n\
-             | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+            "| op | case | type | variant | launches | floor bytes | touched | asked | \
+             floor FLOP | counted | bank conflicts | predicted us (H100) | composed / this |\n\
+             | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
         }
         false => {
-            "| op | case | type | variant | floor bytes | cold us | GB/s | warm us | GFLOP/s |\n\
-             | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+            "| op | case | type | variant | floor bytes | cold us | GB/s | warm us | GFLOP/s | \
+             composed / this |\n\
+             | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
         }
     });
+    let time = if counted { "predicted_us" } else { "warm_us" };
     for row in rows {
         let text = |key: &str| row[key].as_str().unwrap_or_default().to_string();
         let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
         let start = ["op", "case", "precision", "variant"].map(text).join(" | ");
         let bytes = number("floor_bytes");
+        let same = |other: &&Value| ["op", "case"].iter().all(|key| other[*key] == row[*key]);
+        let composed = rows.iter().filter(same).find(|other| other["variant"] == COMPOSED);
+        let composed = composed.and_then(|other| Some(other[time].as_f64()? / number(time)));
+        let ratio = composed.map_or(String::new(), |ratio| format!("{ratio:.2}"));
         let end = match counted {
             true => format!(
-                "{bytes} | {} | {} | {} | {} | {} | {:.2}",
+                "{} | {bytes} | {} | {} | {} | {} | {} | {:.2}",
+                number("launches"),
                 number("bytes"),
                 number("asked_bytes"),
                 number("floor_flops"),
@@ -288,7 +356,7 @@ pub fn table(rows: &[Value]) -> String {
                 format!("{bytes} | {cold:.2} | {:.0} | {warm:.2} | {rate:.0}", bytes / cold * 1e-3)
             }
         };
-        writeln!(page, "| {start} | {end} |").unwrap();
+        writeln!(page, "| {start} | {end} | {ratio} |").unwrap();
     }
     page
 }

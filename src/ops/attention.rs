@@ -12,6 +12,7 @@ mod cuda;
 
 use std::ops::RangeInclusive;
 
+use super::composed::{self, Composed};
 use super::{
     Case, Cases, CpuFace, Diff, Draw, FIRST_ORDER, Grads, In, Input, Kernels, Op, Out, Real, Saved,
     Saves, call, run,
@@ -214,6 +215,7 @@ const TIMED: &[Sizes] = &[
 impl Op for Attention {
     const NAME: &'static str = "attention";
     const INPUTS: RangeInclusive<usize> = 3..=3;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::attention);
     const SAVES: Saves = Saves::inputs(&[0, 1, 2]).and_output().and_extras();
     const CPU: Option<CpuFace<Self>> = Some(cpu::forward);
     const CUDA: Kernels<Self> = cuda::FORWARD;
@@ -280,6 +282,7 @@ impl AttentionJvp {
 impl Op for AttentionJvp {
     const NAME: &'static str = "attention_jvp";
     const INPUTS: RangeInclusive<usize> = 4..=7;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::attention_jvp);
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(cpu::tangent);
     const CUDA: Kernels<Self> = cuda::TANGENT;
@@ -350,6 +353,7 @@ impl Op for AttentionJvp {
 impl Op for AttentionVjp {
     const NAME: &'static str = "attention_vjp";
     const INPUTS: RangeInclusive<usize> = 6..=6;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::attention_vjp);
     const DIFF: Diff = FIRST_ORDER;
     const CPU: Option<CpuFace<Self>> = Some(cpu::gradients);
     const CUDA: Kernels<Self> = cuda::GRADIENTS;

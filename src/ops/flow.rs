@@ -13,6 +13,7 @@ use std::ops::RangeInclusive;
 
 pub use gradient::FlowLossVjp;
 
+use super::composed::{self, Composed};
 use super::cuda::{CudaIn, Kernels, block_per_job, kernels, over_elements};
 use super::elementwise::Mul;
 use super::reduce::SumTo;
@@ -28,7 +29,7 @@ use crate::tensor::{Shape, Tensor};
 pub const MOST: usize = 4;
 
 /// Added under square roots of lengths, so that an all-zero direction stays finite.
-const TINY: f64 = 1e-20;
+pub(super) const TINY: f64 = 1e-20;
 
 /// What one counterfactual adds to the bracket.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -225,6 +226,7 @@ fn check(
 impl Op for FlowPath {
     const NAME: &'static str = "flow_path";
     const INPUTS: RangeInclusive<usize> = 3..=3;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::flow_path);
     const DIFF: Diff = Diff::No("data, noise and times are drawn, not trained");
     const F32_INPUTS: &'static [usize] = &[2];
     const CUDA: Kernels<Self> = kernels!([f32, bf16], |_, q, x, y| {
@@ -291,6 +293,7 @@ fn negatives<'a, T: Held>(q: &Queue, x: &[CudaIn<'a>]) -> Result<[Slice<'a, T>; 
 impl Op for FlowLoss {
     const NAME: &'static str = "flow_loss";
     const INPUTS: RangeInclusive<usize> = 6..=6 + MOST;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::flow_loss);
     const SAVES: Saves = Saves::inputs(&[0, 1, 2, 3, 4, 6, 7, 8, 9]).and_extras();
     const F32_INPUTS: &'static [usize] = &[4, 5];
     const F32_OUTPUTS: &'static [usize] = &[0, 1, 2];

@@ -9,6 +9,7 @@ mod cuda;
 
 use std::ops::RangeInclusive;
 
+use super::composed::{self, Composed};
 use super::cuda::Kernels;
 use super::{
     Case, Cases, CpuFace, Diff, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
@@ -113,6 +114,7 @@ fn images<'a, R: Real>(op: &GroupNorm, x: &[In<'a, R>]) -> Vec<Image<'a, R>> {
 impl Op for GroupNorm {
     const NAME: &'static str = "group_norm";
     const INPUTS: RangeInclusive<usize> = 3..=3;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::group_norm);
     const SAVES: Saves = Saves::inputs(&[0, 1, 2]).and_extras();
     const CPU: Option<CpuFace<Self>> = Some(cpu::forward);
     const CUDA: Kernels<Self> = cuda::FORWARD;

@@ -6,9 +6,10 @@
 
 use std::ops::RangeInclusive;
 
+use super::composed::{self, Composed};
 use super::cuda::{Kernels, block_per_job, kernels, over_elements, warp_per_row};
 use super::elementwise::ADD;
-use super::random::stream_of;
+use super::random::{Rows, stream_of};
 use super::reduce::{SumTo, broadcast_into};
 use super::{Case, Cases, Diff, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
 use crate::device::kernel::Slice;
@@ -17,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{Purpose, Shape, Stream, Tensor};
 
 /// Added to the deviation before dividing by it, so that equal gradients give a coin and not a NaN.
-const ROOM: f64 = 1e-6;
+pub(super) const ROOM: f64 = 1e-6;
 
 /// How saliency is brought to the scale of N(0, 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +93,11 @@ fn outputs(op: &'static str) -> Error {
 }
 
 impl KeepMask {
+    /// The thresholds of `n` positions.
+    pub(super) fn rows(&self, n: usize) -> Rows {
+        Rows { seed: self.seed, scale: self.scale, purpose: Purpose::Mask, row: [n].into() }
+    }
+
     /// The mask of one sample's saliency.
     fn mask<R: Real>(&self, saliency: &[R], words: &[i32], keep: &mut [R]) {
         let n = saliency.len();
@@ -116,6 +122,7 @@ impl KeepMask {
 impl Op for KeepMask {
     const NAME: &'static str = "keep_mask";
     const INPUTS: RangeInclusive<usize> = 2..=2;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::keep_mask);
     const INT_INPUTS: &'static [usize] = &[1];
     const DIFF: Diff = Diff::No("a mask is a step of the saliency, and a constant once it is made");
     const F32_OUTPUTS: &'static [usize] = &[0, 1];
@@ -239,6 +246,7 @@ fn rows(op: &'static str, x: &[&Shape]) -> Result<Shape> {
 impl Op for SelectRows {
     const NAME: &'static str = "select_rows";
     const INPUTS: RangeInclusive<usize> = 3..=4;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::select_rows);
     const SAVES: Saves = Saves::inputs(&[1]);
     const F32_INPUTS: &'static [usize] = &[1];
     const CUDA: Kernels<Self> = kernels!([f32, bf16], |_, q, x, y| {
@@ -321,6 +329,7 @@ fn select_case(name: &str, s: [usize; 3], tabled: bool) -> Case {
 impl Op for MaskRows {
     const NAME: &'static str = "mask_rows";
     const INPUTS: RangeInclusive<usize> = 2..=2;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::mask_rows);
     const SAVES: Saves = Saves::inputs(&[1]);
     const F32_INPUTS: &'static [usize] = &[1];
     const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {

@@ -8,6 +8,7 @@ pub mod augment;
 pub mod batch_norm;
 mod broadcast;
 pub mod cases;
+pub mod composed;
 pub mod conv;
 pub mod cuda;
 pub mod depthwise;
@@ -45,7 +46,7 @@ pub use cases::{Case, Cases, Draw, Fill, Input};
 pub use cuda::{CudaIn, CudaOut, Kernels, Precision, Variant};
 pub use op::{CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Op, Out, Saved, Saves};
 pub use real::{Dual, Real, Running};
-pub use table::{CHECKS, CUDA_CHECKS, RULE_CHECKS, table_markdown};
+pub use table::{CHECKS, COMPOSED_CHECKS, CUDA_CHECKS, RULE_CHECKS, table_markdown};
 
 /// A row of the table.
 pub struct Row {

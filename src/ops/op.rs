@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
 use super::cases::Cases;
+use super::composed::Composed;
 use super::cuda::{CudaIn, CudaOut, Kernels, Precision};
 use super::real::{Dual, Real, Running};
 
@@ -136,6 +137,8 @@ pub trait Op: Clone + Send + Sync + Sized + 'static {
     const DIFF: Diff = Diff::Yes;
     /// The fast path, where the reference is too slow to use.
     const CPU: Option<CpuFace<Self>> = None;
+    /// The same by other ops, where this one spares their passes.
+    const COMPOSED: Option<Composed<Self>> = None;
     /// The kernels' launches.
     const CUDA: Kernels<Self> = Kernels::NONE;
     /// Whether the result is the input under another shape: [`crate::ops::run`] then shares the
@@ -282,6 +285,14 @@ macro_rules! dyn_op {
             fn saves(&self) -> Saves;
             /// Whether [`Op::CPU`] exists.
             fn has_cpu(&self) -> bool;
+            /// Whether [`Op::COMPOSED`] exists.
+            fn has_composed(&self) -> bool;
+            /// [`Op::COMPOSED`]: the first outputs by other ops; none where there is nothing to
+            /// compose.
+            ///
+            /// # Errors
+            /// Those of the other ops.
+            fn composed(&self, x: &[&Tensor]) -> Result<Option<Vec<Tensor>>>;
             /// [`Op::shapes`].
             fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>>;
             /// [`Op::jvp`].
@@ -345,6 +356,12 @@ macro_rules! dyn_op {
             }
             fn has_cpu(&self) -> bool {
                 O::CPU.is_some()
+            }
+            fn has_composed(&self) -> bool {
+                O::COMPOSED.is_some()
+            }
+            fn composed(&self, x: &[&Tensor]) -> Result<Option<Vec<Tensor>>> {
+                O::COMPOSED.map_or(Ok(None), |composed| composed(self, x))
             }
             fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
                 Op::shapes(self, x)

@@ -7,6 +7,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::composed::{self, Composed};
 use super::cuda::{Kernels, block_per_job, kernels};
 use super::quantize::NearestCode;
 use super::resample::{Band, Map};
@@ -142,6 +143,7 @@ impl QuantisePyramid {
 impl Op for QuantisePyramid {
     const NAME: &'static str = "quantise_pyramid";
     const INPUTS: RangeInclusive<usize> = 4..=4;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::quantise_pyramid);
     const INT_OUTPUTS: &'static [usize] = &[0];
     const DIFF: Diff = Diff::No("tokens have no derivative; straight-through is the caller's");
     // In f32 alone: what a scale leaves is the next one's input, as VAR keeps it out of autocast.

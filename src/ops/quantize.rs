@@ -6,6 +6,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::composed::{self, Composed};
 use super::cuda::{Kernels, block_per_job, kernels};
 use super::real::U;
 use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real, Running};
@@ -25,7 +26,7 @@ pub struct NearestCode {
 }
 
 /// Length below which a code counts as having no direction, and scores 0.
-const SHORT: f64 = 1e-12;
+pub(super) const SHORT: f64 = 1e-12;
 /// Scores held at once.
 const BLOCK: usize = 1 << 15;
 /// Lanes of the search.
@@ -107,6 +108,7 @@ impl NearestCode {
 impl Op for NearestCode {
     const NAME: &'static str = "nearest_code";
     const INPUTS: RangeInclusive<usize> = 2..=2;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::nearest_code);
     const INT_OUTPUTS: &'static [usize] = &[0];
     const DIFF: Diff = Diff::No("an index has no derivative; straight-through is the caller's");
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
+use super::composed::{self, Composed};
 use super::cuda::{Kernels, block_per_job, kernels};
 use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real, Running};
 use crate::device::cpu;
@@ -153,6 +154,7 @@ fn must_exceed(a: Running, b: Running) -> bool {
 impl Op for SampleToken {
     const NAME: &'static str = "sample_token";
     const INPUTS: RangeInclusive<usize> = 2..=2;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::sample_token);
     const INT_OUTPUTS: &'static [usize] = &[0];
     const DIFF: Diff = Diff::No("a drawn token is a step function of the logits");
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {

@@ -8,6 +8,8 @@ use crate::device::launch::ENTRIES;
 
 /// Checks of tests/ops.rs that every op passes at every case, in all its faces.
 pub const CHECKS: [&str; 6] = ["value", "guards", "repeat", "special", "sizes", "refuses"];
+/// The further one of ops that spare the passes of others: [`super::Op::COMPOSED`].
+pub const COMPOSED_CHECKS: [&str; 1] = ["composed"];
 /// The further one of ops with kernels: their counts against their cards.
 pub const CUDA_CHECKS: [&str; 1] = ["floor"];
 /// The further ones of ops with derivative rules.
@@ -44,15 +46,21 @@ fn line(row: &Row) -> String {
     let shapes: Vec<_> = case.inputs.iter().map(|i| &i.shape).collect();
     let outs = op.shapes(&shapes).unwrap_or_default();
     let outs = outs.iter().map(ToString::to_string).collect();
-    let faces = [("reference", true), ("cpu", op.has_cpu()), ("cuda", op.has_cuda())];
+    let faces = [
+        ("reference", true),
+        ("composed", op.has_composed()),
+        ("cpu", op.has_cpu()),
+        ("cuda", op.has_cuda()),
+    ];
     let faces: Vec<&str> = faces.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
     let rules = match op.diff() {
         Diff::Yes => "yes".to_string(),
         Diff::No(reason) => format!("no: {reason}"),
     };
+    let composed = op.has_composed().then_some(COMPOSED_CHECKS).into_iter().flatten();
     let cuda = op.has_cuda().then_some(CUDA_CHECKS).into_iter().flatten();
     let derived = (op.diff() == Diff::Yes).then_some(RULE_CHECKS).into_iter().flatten();
-    let checks: Vec<&str> = CHECKS.into_iter().chain(cuda).chain(derived).collect();
+    let checks: Vec<&str> = CHECKS.into_iter().chain(composed).chain(cuda).chain(derived).collect();
     format!(
         "| {} | {} | {} | {} | {} | {} | {rules} | {cases} | {} | {} |\n",
         row.name,

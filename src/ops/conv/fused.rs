@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use super::{Conv2d, Conv2dDw, Conv2dDx, cpu, cuda, dims};
 use crate::device::cpu::par_rows;
 use crate::error::{Error, Result};
+use crate::ops::composed::{self, Composed};
 use crate::ops::cuda::Kernels;
 use crate::ops::elementwise::ADD;
 use crate::ops::reduce::{SumTo, broadcast_into};
@@ -67,6 +68,7 @@ fn double(x: &In<'_, f32>) -> Vec<f32> {
 impl Op for FusedConv {
     const NAME: &'static str = "fused_conv";
     const INPUTS: RangeInclusive<usize> = 3..=4;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::fused_conv);
     const SAVES: Saves = Saves::inputs(&[0, 1]);
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let (seen, own) = (op.seen(x[0].shape), if op.double { double(&x[0]) } else { vec![] });

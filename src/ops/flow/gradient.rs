@@ -6,6 +6,7 @@ use super::{MAPS, MOST, Sample, check, extents, negatives};
 use crate::device::cpu;
 use crate::device::launch::flow as launch;
 use crate::error::Result;
+use crate::ops::composed::{self, Composed};
 use crate::ops::cuda::{Kernels, kernels, over_elements};
 use crate::ops::{Case, Cases, CpuFace, Diff, FIRST_ORDER, In, Input, Op, Out, Real};
 use crate::tensor::Shape;
@@ -36,6 +37,7 @@ impl FlowLossVjp {
 impl Op for FlowLossVjp {
     const NAME: &'static str = "flow_loss_vjp";
     const INPUTS: RangeInclusive<usize> = 7..=7 + MOST;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::flow_loss_vjp);
     const DIFF: Diff = FIRST_ORDER;
     const F32_INPUTS: &'static [usize] = &[4, 5, 6];
     const CPU: Option<CpuFace<Self>> = Some(|op, x, gu| {

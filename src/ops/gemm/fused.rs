@@ -10,6 +10,7 @@ use crate::device::kernel::{Slice, SliceMut};
 use crate::error::{Error, Result};
 use crate::ops::activation::{Gelu, GeluVjp, Silu, SiluVjp};
 use crate::ops::broadcast::groups;
+use crate::ops::composed::{self, Composed};
 use crate::ops::cuda::{CudaIn, CudaOut, Kernels};
 use crate::ops::elementwise::{ADD, Mul};
 use crate::ops::kinds::Pointwise;
@@ -39,7 +40,7 @@ impl Act {
     }
 
     /// act(h).
-    fn of(self, h: &Tensor) -> Result<Tensor> {
+    pub(in crate::ops) fn of(self, h: &Tensor) -> Result<Tensor> {
         match self {
             Self::None => Ok(h.clone()),
             Self::Gelu => call(&Gelu, &[h]),
@@ -113,6 +114,7 @@ impl Multiply for FusedLinear {
 impl Op for FusedLinear {
     const NAME: &'static str = "fused_linear";
     const INPUTS: RangeInclusive<usize> = 3..=5;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::fused_linear);
     const SAVES: Saves = Saves::inputs(&[0, 1, 2, 4]).and_extras();
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let n = x[1].shape.dims()[0];

@@ -12,6 +12,7 @@ use crate::device::kernel::{Slice, SliceMut};
 use crate::device::launch::norm as launch;
 use crate::error::{Error, Result};
 use crate::ops::broadcast::groups;
+use crate::ops::composed::{self, Composed};
 use crate::ops::cuda::{Kernels, kernels, warp_per_row};
 use crate::ops::reduce::SumTo;
 use crate::ops::{
@@ -79,6 +80,7 @@ fn serving(x: &Shape, a: &Shape) -> impl Fn(usize) -> usize + Sync {
 impl Op for AdaNorm {
     const NAME: &'static str = "ada_norm";
     const INPUTS: RangeInclusive<usize> = 3..=3;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::ada_norm);
     const SAVES: Saves = Saves::inputs(&[0, 1]).and_extras();
     const F32_OUTPUTS: &'static [usize] = &[1];
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
@@ -192,6 +194,7 @@ fn drawn(d: &mut crate::ops::Draw<'_>) -> ([usize; 3], [usize; 3]) {
 impl Op for AdaNormJvp {
     const NAME: &'static str = "ada_norm_jvp";
     const INPUTS: RangeInclusive<usize> = 4..=6;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::ada_norm_jvp);
     const DIFF: Diff = FIRST_ORDER;
     const F32_INPUTS: &'static [usize] = &[1];
     const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, dy| {
@@ -288,6 +291,7 @@ fn tangents(name: &str, x: &[usize], a: &[usize], given: [bool; 3]) -> Case {
 impl Op for AdaNormVjp {
     const NAME: &'static str = "ada_norm_vjp";
     const INPUTS: RangeInclusive<usize> = 4..=4;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::ada_norm_vjp);
     const DIFF: Diff = FIRST_ORDER;
     const F32_INPUTS: &'static [usize] = &[1];
     const CPU: Option<CpuFace<Self>> = Some(|_, x, y| {

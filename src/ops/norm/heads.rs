@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use crate::device::kernel::Slice;
 use crate::device::launch::norm as launch;
 use crate::error::{Error, Result};
+use crate::ops::composed::{self, Composed};
 use crate::ops::cuda::{Kernels, kernels, warp_per_row};
 use crate::ops::{Case, Cases, Diff, In, Input, Op, Out, Real};
 use crate::tensor::Shape;
@@ -38,6 +39,7 @@ impl UnitHeads {
 impl Op for UnitHeads {
     const NAME: &'static str = "unit_heads";
     const INPUTS: RangeInclusive<usize> = 1..=2;
+    const COMPOSED: Option<Composed<Self>> = Some(composed::unit_heads);
     const DIFF: Diff = Diff::No(
         "a result has one derivative and this has three; passes that \
                                  differentiate run the parts",

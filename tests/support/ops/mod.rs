@@ -1,5 +1,6 @@
 //! What the op tests are made of; `tests/ops.rs` is the program.
 
+pub mod composed;
 pub mod coverage;
 pub mod data;
 pub mod derivative;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use genevar::Result;
 use genevar::ops::activation::{Tanh, TanhVjp};
+use genevar::ops::composed::Composed;
 use genevar::ops::elementwise::{ADD, Affine, Mul};
 use genevar::ops::kinds::same_shape;
 use genevar::ops::{
@@ -41,6 +42,8 @@ pub enum Fault {
     VjpIgnoresWant,
     VjpWrongShape,
     RuleOnlyInF64,
+    ComposedFactor,
+    ComposedElsewhere,
 }
 
 /// Each fault, the check that must notice, and a word its message must hold.
@@ -65,6 +68,8 @@ pub const NOTICED: &[(Fault, &str, &str)] = &[
     (Fault::VjpIgnoresWant, "adjoint", "nobody wants"),
     (Fault::VjpWrongShape, "adjoint", "wanted F64"),
     (Fault::RuleOnlyInF64, "jvp", "at f32"),
+    (Fault::ComposedFactor, "composed", "of the other ops"),
+    (Fault::ComposedElsewhere, "composed", "elements, not"),
 ];
 
 static RUNS: AtomicU32 = AtomicU32::new(0);
@@ -106,6 +111,15 @@ impl Op for Planted {
     const NAME: &'static str = "planted";
     const INPUTS: std::ops::RangeInclusive<usize> = 2..=2;
     const SAVES: Saves = Saves::inputs(&[0, 1]);
+    const COMPOSED: Option<Composed<Self>> = Some(|op, x| {
+        let y = call(&Mul, &[x[0], &call(&Tanh, &x[1..])?])?;
+        let y = match op.0 {
+            Fault::ComposedFactor => times(&y, 1.0 + 1e-12)?,
+            Fault::ComposedElsewhere => Tensor::zeros(DType::F64, [0]),
+            _ => y,
+        };
+        Ok(Some(vec![y]))
+    });
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| op.cpu(x, y));
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
