@@ -1,4 +1,5 @@
-// Layout: runs of elements moved from one place to another; nothing is computed.
+// Layout: runs of elements moved from one place to another, and from one type to another; nothing
+// is computed.
 //
 // An axis splits a shape into (outer, extent, inner), so that an op moves for each of `outer` rows
 // one run of extent * inner elements (src/ops/layout.rs).
@@ -50,5 +51,35 @@ __global__ void __launch_bounds__(256) place_fwd(
         } else {
             store(y + i, Floats<M>{});
         }
+    });
+}
+
+// round_fwd: y = x, rounded to T.
+//   for    T: f32, bf16
+//   floor  bytes = n*(4 + s);  flops = 0
+//   plan   the grid strides over four elements at a time; single elements at the end
+//   bits   one element, one thread: repeatable
+template <class T>
+__global__ void __launch_bounds__(256) round_fwd(
+    T*           __restrict__ y,   // [n]
+    const float* __restrict__ x,   // [n]
+    int n) {
+    each<float>(n, aligned(y, x), [&](unsigned i, auto w) {
+        store(y + i, load<decltype(w)::value>(x + i));
+    });
+}
+
+// widen_fwd: y = x, in f32.
+//   for    T: f32, bf16
+//   floor  bytes = n*(4 + s);  flops = 0
+//   plan   as round_fwd
+//   bits   one element, one thread: repeatable
+template <class T>
+__global__ void __launch_bounds__(256) widen_fwd(
+    float*   __restrict__ y,   // [n]
+    const T* __restrict__ x,   // [n]
+    int n) {
+    each<float>(n, aligned(y, x), [&](unsigned i, auto w) {
+        store(y + i, load<decltype(w)::value>(x + i));
     });
 }

@@ -4,8 +4,9 @@ use std::cell::RefCell;
 
 use super::param::{Param, Params};
 use super::tape::{Gradients, Node, Tape};
-use crate::device::Device;
+use crate::device::{Device, OnGpu};
 use crate::error::{Error, Result, Within};
+use crate::ops::layout::Widen;
 use crate::ops::{Diff, DynOp, Saved, run};
 use crate::tensor::{DType, Tensor};
 
@@ -151,6 +152,14 @@ impl Pass {
     /// Runs one op; its result.
     pub fn op(&self, op: impl DynOp, x: &[&Var]) -> Result<Var> {
         Ok(self.op_with_extras(op, x)?.0)
+    }
+
+    /// The same in f32, where a GPU holds it in bf16: what is summed over scales is kept in f32.
+    pub fn wide(&self, x: &Var) -> Result<Var> {
+        match OnGpu::is_bf16(&x.value) {
+            true => self.op(Widen, &[x]),
+            false => Ok(x.clone()),
+        }
     }
 
     /// Runs one op; its result and its extra outputs, which are constants.

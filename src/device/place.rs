@@ -157,6 +157,11 @@ impl OnGpu {
         t.remote()?.as_any().downcast_ref()
     }
 
+    /// Whether a tensor is on a GPU in bf16.
+    pub fn is_bf16(t: &Tensor) -> bool {
+        matches!(Self::of(t), Some(Self::Bf16(_)))
+    }
+
     /// A copy of a tensor's elements.
     ///
     /// # Errors

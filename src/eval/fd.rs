@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::io::atomic;
 use crate::io::images::{self, Expect};
 use crate::train::interrupt::Interrupt;
+use crate::train::place::PlaceOptions;
 use crate::train::system::System;
 
 /// Two sets of tiles to compare, or a trained system to put on trial.
@@ -43,6 +44,9 @@ pub struct FdArgs {
     /// How the tiles of --checkpoint are drawn.
     #[command(flatten)]
     pub draw: DrawOptions,
+    /// Where the tiles of --checkpoint are drawn.
+    #[command(flatten)]
+    pub place: PlaceOptions,
     /// Tiles in each set; half of the real ones, if that many are there.
     #[arg(long, conflicts_with = "checkpoint")]
     pub n: Option<usize>,
@@ -104,6 +108,7 @@ fn on_trial(
     let (mut system, pack) = (System::load(checkpoint)?, Pack::open(pack)?);
     system.config.sample = args.draw.over(&system.config.sample)?;
     system.config.validate()?;
+    args.place.place(&mut system)?;
     let trial = Trial {
         system: &system,
         pack: &pack,

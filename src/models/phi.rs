@@ -174,7 +174,7 @@ impl Phi {
             h = block.forward(p, h, &c1, context.as_ref()).within(format_args!("block {i}"))?;
         }
         let o = self.out_ada.forward(p, &c1)?;
-        let u = self.out.forward(p, &norm_modulate(p, &h, &o[0], &o[1])?)?;
+        let u = p.wide(&self.out.forward(p, &norm_modulate(p, &h, &o[0], &o[1])?)?)?;
         p.op(Reshape { to: x.f.value().shape().clone() }, &[&u])
     }
 

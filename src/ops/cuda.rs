@@ -3,6 +3,7 @@
 use super::DynOp;
 use crate::device::cuda::{Buffer, Queue};
 use crate::device::kernel::{Grid, Slice, SliceMut};
+use crate::device::launch::layout as launch;
 use crate::device::{Held, OnGpu};
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
@@ -160,8 +161,9 @@ fn mistaken<T: Held>(what: &str, held: &OnGpu) -> Error {
     Error::Internal(format!("an {what} of {} taken for {}", held.element(), T::NAME))
 }
 
-/// Runs an op's fastest variant in f32. Inputs in the CPU's memory are copied to the GPU first;
-/// outputs stay there.
+/// Runs an op's fastest variant: in bf16 where one of its inputs is, unless it has no such kernels,
+/// else in f32. Inputs of another type are rounded or widened, those in the CPU's memory are copied
+/// to the GPU first; outputs stay there.
 ///
 /// # Errors
 /// An op without kernels, inputs in f64, and those of the driver.
@@ -171,11 +173,53 @@ pub(super) fn run(
     x: &[&Tensor],
     outs: Vec<Shape>,
 ) -> Result<Vec<Tensor>> {
-    let put = |t: &&Tensor| match OnGpu::of(t) {
-        Some(_) => Ok(None),
-        None => OnGpu::upload(queue, t).map(Some),
+    let halved = |(i, t): (usize, &&Tensor)| !op.f32_inputs().contains(&i) && OnGpu::is_bf16(t);
+    let shapes: Vec<&Shape> = x.iter().map(|t| t.shape()).collect();
+    let bf16 = x.iter().enumerate().any(halved);
+    let precision = match bf16 && !op.variants(Precision::Bf16, &shapes).is_empty() {
+        true => Precision::Bf16,
+        false => Precision::F32,
     };
-    let copied = x.iter().map(put).collect::<Result<Vec<_>>>()?;
+    run_in(queue, precision, op, x, outs)
+}
+
+/// What the kernels take as input `i`, if that is not the tensor itself.
+fn taken(
+    queue: &Queue,
+    (op, precision): (&dyn DynOp, Precision),
+    (i, t): (usize, &Tensor),
+) -> Result<Option<OnGpu>> {
+    let sent = match OnGpu::of(t) {
+        Some(_) => None,
+        None => Some(OnGpu::upload(queue, t)?),
+    };
+    let bf16 = precision == Precision::Bf16 && !op.f32_inputs().contains(&i);
+    let grid = over_elements(queue, t.len());
+    match (sent.as_ref().or_else(|| OnGpu::of(t)), bf16) {
+        (Some(OnGpu::F32(x)), true) => {
+            let mut y = Buffer::new(queue, x.len())?;
+            launch::round_fwd(queue, grid, &mut y.slice_mut(), &x.slice(), x.len())?;
+            Ok(Some(OnGpu::Bf16(y)))
+        }
+        (Some(OnGpu::Bf16(x)), false) => {
+            let mut y = Buffer::new(queue, x.len())?;
+            launch::widen_fwd(queue, grid, &mut y.slice_mut(), &x.slice(), x.len())?;
+            Ok(Some(OnGpu::F32(y)))
+        }
+        _ => Ok(sent),
+    }
+}
+
+/// [`run`] in this precision.
+pub(super) fn run_in(
+    queue: &Queue,
+    precision: Precision,
+    op: &dyn DynOp,
+    x: &[&Tensor],
+    outs: Vec<Shape>,
+) -> Result<Vec<Tensor>> {
+    let put = |(i, t): (usize, &&Tensor)| taken(queue, (op, precision), (i, t));
+    let copied = x.iter().enumerate().map(put).collect::<Result<Vec<_>>>()?;
     let mut ins = Vec::with_capacity(x.len());
     for (t, copy) in x.iter().zip(&copied) {
         let held = copy.as_ref().or_else(|| OnGpu::of(t));
@@ -183,21 +227,28 @@ pub(super) fn run(
         ins.push(CudaIn::new(t.shape(), held));
     }
     let out = |(i, shape): (usize, Shape)| -> Result<CudaOut> {
-        let held = match op.int_outputs().contains(&i) {
-            true => OnGpu::I32(Buffer::new(queue, shape.len())?),
-            false => OnGpu::F32(Buffer::new(queue, shape.len())?),
+        let wide = precision == Precision::F32 || op.f32_outputs().contains(&i);
+        let held = match (op.int_outputs().contains(&i), wide) {
+            (true, _) => OnGpu::I32(Buffer::new(queue, shape.len())?),
+            (_, true) => OnGpu::F32(Buffer::new(queue, shape.len())?),
+            _ => OnGpu::Bf16(Buffer::new(queue, shape.len())?),
         };
         Ok(CudaOut::new(shape, held))
     };
     let mut outs = outs.into_iter().enumerate().map(out).collect::<Result<Vec<_>>>()?;
-    op.cuda(queue, Precision::F32, None, &ins, &mut outs)?;
+    op.cuda(queue, precision, None, &ins, &mut outs)?;
     if let Some(i) = outs.iter().position(|o| !o.written) {
         return Err(Error::Internal(format!("{}: its kernels leave output {i} out", op.name())));
     }
     let outs = outs.into_iter().map(|o| Tensor::away(o.held, o.shape));
     let outs = outs.collect::<Result<Vec<_>>>()?;
     if queue.verifies() {
-        super::verify::outputs(op, x, &outs)?;
+        let seen = |(t, copy): (&&Tensor, Option<OnGpu>)| match copy {
+            Some(held) => Tensor::away(held, t.shape()),
+            None => Ok((*t).clone()),
+        };
+        let seen = x.iter().zip(copied).map(seen).collect::<Result<Vec<_>>>()?;
+        super::verify::outputs(op, &seen.iter().collect::<Vec<_>>(), &outs)?;
     }
     Ok(outs)
 }

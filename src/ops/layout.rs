@@ -4,6 +4,8 @@
 //! An axis splits a shape into (outer, extent, inner): the op copies runs of `extent * inner`
 //! elements.
 
+mod cast;
+
 use std::ops::RangeInclusive;
 
 use super::cuda::{Kernels, kernels, over_elements};
@@ -12,6 +14,8 @@ use crate::device::cpu;
 use crate::device::launch::layout as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
+
+pub use cast::{Round, Widen, rounded};
 
 /// Positions start..start + len of one axis.
 #[derive(Clone, Debug)]

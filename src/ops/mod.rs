@@ -77,7 +77,7 @@ table! {
         Softplus, SoftplusVjp, Square, SquareVjp, Abs, AbsVjp, Clamp, ClampVjp, Power, PowerVjp;
     reduce: SumTo, BroadcastTo;
     gemm: MatMul, Linear, FusedLinear;
-    layout: Narrow, Place, Concat, Reshape;
+    layout: Narrow, Place, Concat, Reshape, Round, Widen;
     norm: LayerNorm, LayerNormVjp, RmsNorm, RmsNormVjp, L2Normalize, L2NormalizeVjp,
         AdaNorm, AdaNormJvp, AdaNormVjp, UnitHeads;
     batch_norm: BatchNormTrain, BatchNormTrainVjp;
@@ -156,6 +156,15 @@ pub fn run_on(device: &Device, op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tens
             fill(op, outs, |y| op.cpu(&ins, y), Tensor::new)
         }
     }
+}
+
+/// Runs an op on the GPU that holds its input, in a precision; its first output.
+fn run_in(precision: Precision, op: &dyn DynOp, x: &[&Tensor]) -> Result<Tensor> {
+    let outs = checked_shapes(op, x)?;
+    let none = || Error::Internal(format!("{} has no output on a GPU", op.name()));
+    let Device::Cuda(queue) = Device::of(x.iter().copied()) else { return Err(none()) };
+    let outs = cuda::run_in(&queue, precision, op, x, outs)?;
+    outs.into_iter().next().ok_or_else(none)
 }
 
 /// The shapes of an op's outputs for these inputs.

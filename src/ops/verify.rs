@@ -5,6 +5,7 @@
 //! ([`Running`]). The first element that leaves its bound ends the run, naming the op.
 
 use super::{DynOp, In, Out, Running};
+use crate::device::OnGpu;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -41,13 +42,20 @@ pub(super) fn outputs(op: &dyn DynOp, x: &[&Tensor], got: &[Tensor]) -> Result<(
     drop(views);
     for (i, ((real, _), got)) in made.iter().zip(got).enumerate() {
         let values: &[f32] = if got.dtype() == DType::I32 { &[] } else { got.f32s()? };
-        if let Some(at) = (0..values.len()).find(|&at| !allowed(real[at], values[at])) {
-            let Running { v: exact, e: bound } = real[at];
+        let halved = OnGpu::is_bf16(got);
+        let real = |at: usize| if halved { rounded(real[at]) } else { real[at] };
+        if let Some(at) = (0..values.len()).find(|&at| !allowed(real(at), values[at])) {
+            let Running { v: exact, e: bound } = real(at);
             let (op, got) = (op.name(), f64::from(values[at]));
             return Err(Error::Rounding { op, output: i, at, got, exact, bound });
         }
     }
     choices(op, x, got)
+}
+
+/// A value that was rounded to bf16: half a unit of its 8 digits more, or of the least subnormal.
+fn rounded(x: Running) -> Running {
+    Running { e: x.e + ((x.v.abs() + x.e) * 2f64.powi(-8)).max(2f64.powi(-134)), ..x }
 }
 
 /// Whether rounding explains a value. A bound that is not finite says nothing.

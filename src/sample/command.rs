@@ -13,12 +13,12 @@ use crate::data::genes::GeneMap;
 use crate::data::loader::from_tensor;
 use crate::data::pack::Pack;
 use crate::data::rna::Expression;
-use crate::device::Device;
 use crate::error::{Error, Result, Within};
 use crate::io::images::{Rgb, grid, write_png};
 use crate::io::tables::{DenseSpec, Orientation, check_file_name, read_dense};
 use crate::io::{atomic, safetensors::TensorFile};
 use crate::tensor::Tensor;
+use crate::train::place::PlaceOptions;
 use crate::train::system::System;
 
 /// Tiles that one row of a table may have: tile numbers are row * this + n.
@@ -57,9 +57,8 @@ pub struct SampleArgs {
     seed: u64,
     #[command(flatten)]
     draw: DrawOptions,
-    /// Where to draw: cpu, cuda, or cuda:1 for the second GPU.
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    place: PlaceOptions,
     /// Where the tiles go; made if it is not there.
     #[arg(long)]
     out: PathBuf,
@@ -139,7 +138,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     for &r in &rows {
         check_file_name(&x.samples[r]).within(args.rna.display())?;
     }
-    system.place(&Device::named(&args.device)?)?;
+    args.place.place(&mut system)?;
     let profiles = Profiles::encode(&system, &x, &rows).within(args.rna.display())?;
     eprintln!("{}", profiles.report);
     atomic::create_folder(&args.out)?;

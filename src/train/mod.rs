@@ -19,6 +19,7 @@ pub mod meanflow;
 pub mod memory;
 pub mod msvq;
 pub mod pipeline;
+pub mod place;
 pub mod progress;
 mod run;
 pub mod schedule;

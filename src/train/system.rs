@@ -13,6 +13,7 @@ use crate::models::genevar::{FeatureStats, Refiner};
 use crate::models::masked_ar::MaskedAr;
 use crate::models::msvq::Msvq;
 use crate::models::phi::Phi;
+use crate::ops::Precision;
 
 /// The four trained models.
 pub struct System {
@@ -61,15 +62,16 @@ impl System {
         })
     }
 
-    /// Puts all models on a device, where they then run.
+    /// Puts all models on a device, where they then run, the tokenizer, Phi and the transformer in
+    /// this precision.
     ///
     /// # Errors
     /// Those of the device.
-    pub fn place(&mut self, device: &Device) -> Result<()> {
+    pub fn place(&mut self, device: &Device, precision: Precision) -> Result<()> {
         self.prior.place(device)?;
-        self.msvq.place(device)?;
-        self.phi.iter().try_for_each(|phi| phi.place(device))?;
-        self.ar.place(device)?;
+        self.msvq.place_in(device, precision)?;
+        self.phi.iter().try_for_each(|phi| phi.place_in(device, precision))?;
+        self.ar.place_in(device, precision)?;
         self.stats = self.stats.on(device)?;
         self.device = device.clone();
         Ok(())

@@ -28,7 +28,8 @@ impl Inputs {
     pub fn bf16(&self, op: &dyn DynOp) -> Option<Self> {
         let halved = |i: usize| !self.all[i].is_int && !op.f32_inputs().contains(&i);
         let half: Vec<bool> = (0..self.all.len()).map(halved).collect();
-        let has = half.contains(&true) && !op.variants(Precision::Bf16, &self.shapes()).is_empty();
+        let real = self.all.iter().any(|d| !d.is_int);
+        let has = real && !op.variants(Precision::Bf16, &self.shapes()).is_empty();
         let mut new = Self { half, precision: Precision::Bf16, ..self.clone() };
         for i in 0..new.len() {
             (0..new[i].real.len()).for_each(|j| new.set(i, j, self[i].real[j]));
