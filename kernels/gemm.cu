@@ -2,59 +2,26 @@
 //
 // y[m, n] = op(a) op(b) for each of `batch` pairs: a is [m, k], or [k, m] turned over (TA); b is
 // [k, n], or [n, k] turned over (TB), as a layer's weights are. Tiles go through shared memory; few
-// rows stream the other operand past them. src/ops/gemm says which shape takes which way.
+// rows stream the other operand past them. src/ops/gemm says which shape takes which way, and
+// gemm_wgmma.cu has another for Hopper.
 #include "lib/block.cuh"
-#include "lib/finish.cuh"
 #include "lib/thin.cuh"
-
-// The parts of a launch's epilogue that are there.
-template <class T>
-__device__ __forceinline__ Finish<T> finish_of(
-    T* y, T* kept, const T* bias, const T* residual, const T* gate, int rows, int cols, int keep,
-    int biased, int added, int gates, int act) {
-    return {y,
-            keep ? kept : nullptr,
-            biased ? bias : nullptr,
-            added ? residual : nullptr,
-            gates ? gate : nullptr,
-            gates ? static_cast<unsigned>(rows) / gates : 1,
-            static_cast<unsigned>(cols),
-            act,
-            0};
-}
-
-// A launch's sizes.
-struct Sizes {
-    unsigned batch, m, n, k, splits;
-
-    __device__ __forceinline__ Sizes(int batch, int m, int n, int k, int splits)
-        : batch(batch), m(m), n(n), k(k), splits(splits) {}
-};
 
 // All tiles of a launch, a block one at a time.
 template <class Block, class T>
 __device__ __forceinline__ void tiles(void* shared, const T* a, const T* b, float* part,
                                       const Finish<T>& finish, const Sizes& s) {
     constexpr bool TA = Block::TURNED_A, TB = Block::TURNED_B;
-    const unsigned steps = over(s.k, Block::DEPTH), share = over(steps, s.splits);
-    const unsigned jobs = over(s.m, Block::ROWS) * over(s.n, Block::COLS) * s.splits * s.batch;
-    for (unsigned at = blockIdx.x; at < jobs; at += gridDim.x) {
-        const Job job = job_at<Block::ROWS, Block::COLS>(at, s.m, s.n, s.splits);
-        const unsigned first = min(job.split * share, steps), k = first * Block::DEPTH;
+    each_job<Block>(s, [&](const Job& job, unsigned first, unsigned steps) {
+        const unsigned k = first * Block::DEPTH;
         MatrixSource<typename Block::A, T> left(a + job.batch * s.m * s.k, TA ? s.k : s.m,
                                                 TA ? s.m : s.k, job.row, k);
         MatrixSource<typename Block::B, T> right(b + job.batch * s.k * s.n, TB ? s.n : s.k,
                                                  TB ? s.k : s.n, job.col, k);
         Block block;
-        block.add(static_cast<T*>(shared), left, right, min(share, steps - first));
-        const uint2 from = make_uint2(job.row, job.col), size = make_uint2(s.m, s.n);
-        if (s.splits > 1) {
-            const Parts parts = {part + (job.split * s.batch + job.batch) * s.m * s.n, s.n};
-            pour(block, shared, from, size, parts);
-        } else {
-            pour(block, shared, from, size, finish.from_row(job.batch * s.m));
-        }
-    }
+        block.add(static_cast<T*>(shared), left, right, steps);
+        finish_job(block, shared, job, s, finish, part);
+    });
 }
 
 // matmul_mma_fwd: y = residual + gate * act(op(a) op(b) + bias), kept = the argument of act; with

@@ -16,7 +16,7 @@ use genevar::models::msvq::Msvq;
 use genevar::models::phi::Phi;
 use genevar::ops::gemm::{Linear, MatMul};
 use genevar::ops::sample::SampleToken;
-use genevar::ops::{DynOp, Precision, call, heard};
+use genevar::ops::{DynOp, Precision, Site, call, heard};
 use genevar::sample::{Sampler, Subject, Tile};
 use genevar::tensor::{Purpose, Stream, Tensor};
 use genevar::train::frozen::Frozen;
@@ -229,7 +229,7 @@ fn a_samples_products_have_the_same_bits_in_any_batch() {
         let last = x.rows(batch - 1, 1).unwrap();
         let one = call(op, &[&last, &w]).unwrap();
         let shapes = [x.shape(), w.shape()];
-        ways.insert(op.fastest(genevar::ops::Precision::F32, &shapes).unwrap());
+        ways.insert(op.fastest(Site::any(Precision::F32), &shapes).unwrap());
         let alone = one.f32s().unwrap();
         let beside = all.f32s().unwrap();
         let same = alone.iter().zip(&beside[beside.len() - alone.len()..]);

@@ -95,6 +95,7 @@ impl Op for Mistaken {
             }),
             bf16: None,
             takes: |_, _| true,
+            needs: None,
         }],
         fastest: |_, _, _| 0,
     };

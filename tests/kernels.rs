@@ -9,9 +9,10 @@ mod gpu;
 use genevar::device::OnGpu;
 use genevar::device::cuda::{Buffer, Queue};
 use genevar::device::kernel::{Bf16, Element, Grid, Slice, SliceMut};
-use genevar::device::launch::{self, activation, elementwise, gemm, norm};
+use genevar::device::launch::{self, activation, elementwise, gemm, gemm_wgmma, norm};
 use genevar::ops::conv::{Conv2d, Conv2dDx};
-use genevar::ops::{CudaIn, CudaOut, DynOp, Precision};
+use genevar::ops::gemm::Linear;
+use genevar::ops::{CudaIn, CudaOut, DynOp, Precision, Site};
 use genevar::tensor::{Purpose, Shape, Stream};
 
 /// A queue, or nothing to test: the build found no NVRTC.
@@ -387,6 +388,66 @@ fn a_sample_has_the_same_convolution_in_every_batch() {
             }
         }
     }
+}
+
+#[test]
+fn a_sample_has_the_same_product_by_wgmma_in_every_batch() {
+    let Some(q) = queue() else { return };
+    let site = Site::on(Precision::Bf16, q.gpu());
+    // Sums in parts, and in one piece.
+    for [rows, k, outs] in [[130, 520, 72], [128, 64, 2200]] {
+        let weights = (Shape::from([outs, k]), noise(outs * k, 7));
+        let x = noise(3 * rows * k, 8);
+        let of = |n: usize, x: &[f32]| [(Shape::from([n, rows, k]), x.to_vec()), weights.clone()];
+        let chosen = Linear.fastest(site, &[&Shape::from([1, rows, k]), &weights.0]);
+        if chosen != Some("tiles by wgmma") {
+            return eprintln!("left out: the GPU is no Hopper, its choice is {chosen:?}");
+        }
+        let alone = bits(&q, (&Linear, Precision::Bf16, None), &of(1, &x[rows * k..2 * rows * k]));
+        let all = bits(&q, (&Linear, Precision::Bf16, None), &of(3, &x));
+        assert!(all[alone.len()..2 * alone.len()] == alone[..], "{rows} rows");
+    }
+}
+
+/// One block that goes from tile to tile fills and empties its stages as many do.
+#[test]
+fn a_product_by_wgmma_does_not_depend_on_the_number_of_blocks() {
+    let Some(q) = queue() else { return };
+    let [m, n, k] = [200, 264, 136];
+    let entry = <Bf16 as gemm_wgmma::matmul_wgmma_fwd::Instance<false, true>>::ENTRY;
+    if !q.gpu().serves(entry.module) {
+        return eprintln!("left out: the GPU is no Hopper");
+    }
+    let upload = |len, seed| Buffer::<Bf16>::from_slice(&q, &narrow(&noise(len, seed))).unwrap();
+    let (a, b, bias) = (upload(m * k, 1), upload(n * k, 2), upload(n, 3));
+    let [one, all] = [1, 6].map(|blocks| {
+        let mut y = Buffer::<Bf16>::new(&q, m * n).unwrap();
+        gemm_wgmma::matmul_wgmma_fwd::<Bf16, false, true>(
+            &q,
+            Grid::line(blocks, 288),
+            &mut y.slice_mut(),
+            &mut SliceMut::none(&q),
+            &mut SliceMut::none(&q),
+            &a.slice(),
+            &b.slice(),
+            &bias.slice(),
+            &Slice::none(&q),
+            &Slice::none(&q),
+            1,
+            m,
+            n,
+            k,
+            1,
+            0,
+            1,
+            0,
+            0,
+            0,
+        )
+        .unwrap();
+        y.read().unwrap()
+    });
+    assert!(one.iter().any(|y| y.to_f32() != 0.0) && one == all);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use genevar::device::cuda::{Buffer, Event, Launch, Queue};
 use genevar::device::kernel::Grid;
 use genevar::device::launch::reduce;
 use genevar::device::{Device, OnGpu};
-use genevar::ops::{Case, CudaIn, CudaOut, DynOp, In, OPS, Out, Precision};
+use genevar::ops::{Case, CudaIn, CudaOut, DynOp, In, OPS, Out, Precision, Site};
 use genevar::tensor::{Shape, Tensor};
 use half::bf16;
 use serde_json::{Value, json};
@@ -70,7 +70,7 @@ pub fn run(filter: &str) -> Outcome<Vec<Value>> {
             let data = fill(&*case.op, &case.inputs, seed(&format!("{}/{}", row.name, case.name)));
             let shapes: Vec<&Shape> = data.iter().map(|d| &d.shape).collect();
             for precision in [Precision::F32, Precision::Bf16] {
-                for variant in case.op.variants(precision, &shapes) {
+                for variant in case.op.variants(Site::on(precision, queue.gpu()), &shapes) {
                     let bench = Bench::new(&queue, &*case.op, (precision, variant), &data)?;
                     rows.push(measure(bench, &case)?);
                 }

@@ -3,6 +3,7 @@
 // stored.
 #pragma once
 
+#include "lib/finish.cuh"
 #include "lib/mma.cuh"
 #include "lib/reduce.cuh"
 #include "lib/tile.cuh"
@@ -28,12 +29,34 @@ __device__ __forceinline__ Job job_at(unsigned at, unsigned m, unsigned n, unsig
             inside / height * COLS};
 }
 
-// A tile of sums goes to memory through shared memory, 64 rows at a time: whole rows are stored,
-// whatever the layout of the threads that made them. PAD keeps their writes in different banks.
-// With AHEAD > 1 what a sink reads for so many packets is under way before the first is written.
-template <int COLS, int PAD, int AHEAD>
+// A launch's sizes.
+struct Sizes {
+    unsigned batch, m, n, k, splits;
+
+    __device__ __forceinline__ Sizes(int batch, int m, int n, int k, int splits)
+        : batch(batch), m(m), n(n), k(k), splits(splits) {}
+};
+
+// All tiles of a launch that are this block's, one after the other: `each` is given the job, its
+// first step along k and how many there are.
+template <class Block, class Each>
+__device__ __forceinline__ void each_job(const Sizes& s, const Each& each) {
+    const unsigned steps = over(s.k, Block::DEPTH), share = over(steps, s.splits);
+    const unsigned jobs = over(s.m, Block::ROWS) * over(s.n, Block::COLS) * s.splits * s.batch;
+    for (unsigned at = blockIdx.x; at < jobs; at += gridDim.x) {
+        const Job job = job_at<Block::ROWS, Block::COLS>(at, s.m, s.n, s.splits);
+        const unsigned first = min(job.split * share, steps);
+        each(job, first, min(share, steps - first));
+    }
+}
+
+// A tile of sums goes to memory through shared memory, HEIGHT rows at a time: whole rows are
+// stored, whatever the layout of the threads that made them. PAD keeps their writes in different
+// banks. With AHEAD > 1 what a sink reads for so many packets is under way before the first is
+// written.
+template <int COLS, int PAD, int AHEAD, int HEIGHT = 64>
 struct Slab {
-    static constexpr int ROWS = 64, STRIDE = COLS + PAD, SIZE = ROWS * STRIDE;
+    static constexpr int ROWS = HEIGHT, STRIDE = COLS + PAD, SIZE = ROWS * STRIDE;
 
     // Gives all of the slab, which begins at `first`, that lies inside `size` to a sink.
     template <int N, int THREADS, class Sink>
@@ -76,18 +99,31 @@ struct Slab {
     }
 };
 
-// Gives a block's tile of sums, from row and column `first` on, to a sink; all threads are through
-// with `shared` before and after.
+// Gives a block's tile of sums, from row and column `first` on, to a sink; all threads that have
+// sums are through with `shared` before and after.
 template <class Block, class Sink>
 __device__ __forceinline__ void pour(const Block& block, void* shared, uint2 first, uint2 size,
                                      const Sink& sink) {
     float* slab = static_cast<float*>(shared);
     for (int row = 0; row < Block::ROWS; row += Block::Out::ROWS) {
         block.put(slab, row);
-        __syncthreads();
+        Block::meet();
         const uint2 at = make_uint2(first.x + row, first.y);
         Block::Out::template pour<Block::THREADS>(slab, at, size, sink);
-        __syncthreads();
+        Block::meet();
+    }
+}
+
+// Gives a job's tile to the epilogue, or a part of its sums to `part`.
+template <class Block, class T>
+__device__ __forceinline__ void finish_job(const Block& block, void* shared, const Job& job,
+                                           const Sizes& s, const Finish<T>& finish, float* part) {
+    const uint2 from = make_uint2(job.row, job.col), size = make_uint2(s.m, s.n);
+    if (s.splits > 1) {
+        const Parts parts = {part + (job.split * s.batch + job.batch) * s.m * s.n, s.n};
+        pour(block, shared, from, size, parts);
+    } else {
+        pour(block, shared, from, size, finish.from_row(job.batch * s.m));
     }
 }
 
@@ -104,6 +140,7 @@ struct MmaBlock {
     using A = MmaTile<!TA, R, DEPTH, THREADS>;
     using B = MmaTile<TB, C, DEPTH, THREADS>;
     using Out = Slab<C, 8, 4>;
+    static __device__ __forceinline__ void meet() { __syncthreads(); }
     static constexpr int STAGE = A::SIZE + B::SIZE;
     static constexpr int SHARED = STAGES * STAGE * sizeof(bf16);
     static_assert(SHARED >= Out::SIZE * sizeof(float), "the slab fits");
@@ -200,6 +237,7 @@ struct FmaBlock {
     using B = FmaTile<TB, S, THREADS>;
     // More warps than registers: no reading ahead.
     using Out = Slab<S, 4, 1>;
+    static __device__ __forceinline__ void meet() { __syncthreads(); }
     static constexpr int DEPTH = A::DEPTH, STAGE = A::SIZE + B::SIZE;
     static constexpr int SHARED = (2 * STAGE > Out::SIZE ? 2 * STAGE : Out::SIZE) * sizeof(float);
 

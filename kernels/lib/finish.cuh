@@ -81,6 +81,22 @@ struct Finish {
     }
 };
 
+// The parts of a launch's epilogue that are there.
+template <class T>
+__device__ __forceinline__ Finish<T> finish_of(
+    T* y, T* kept, const T* bias, const T* residual, const T* gate, int rows, int cols, int keep,
+    int biased, int added, int gates, int act) {
+    return {y,
+            keep ? kept : nullptr,
+            biased ? bias : nullptr,
+            added ? residual : nullptr,
+            gates ? gate : nullptr,
+            gates ? static_cast<unsigned>(rows) / gates : 1,
+            static_cast<unsigned>(cols),
+            act,
+            0};
+}
+
 // Where the sums over a part of k go: as they are to lines of `cols`.
 struct Parts {
     float* line;

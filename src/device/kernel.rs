@@ -114,6 +114,10 @@ impl<T: Element> Slice<'_, T> {
     pub fn is_empty(&self) -> bool {
         self.span.len == 0
     }
+    /// Whether it begins where the copy engine can ([`Boxes::GRAIN`]).
+    pub fn is_aligned(&self) -> bool {
+        self.span.address.is_multiple_of(Boxes::GRAIN)
+    }
 }
 
 impl<T: Element> SliceMut<'_, T> {
@@ -177,6 +181,36 @@ impl fmt::Display for Grid {
     }
 }
 
+/// A tensor and the boxes that it is read in, the contiguous axis last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Boxes {
+    span: Span,
+    extents: [u64; 3],
+    part: [u32; 3],
+}
+
+impl Boxes {
+    /// What the copy engine asks of an address and of the distance between lines, in bytes.
+    pub const GRAIN: u64 = 16;
+
+    /// The elements.
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+    /// Extents of the tensor.
+    pub fn extents(&self) -> [u64; 3] {
+        self.extents
+    }
+    /// Extents of a box.
+    pub fn part(&self) -> [u32; 3] {
+        self.part
+    }
+    /// Bytes of an element.
+    pub(super) fn element(&self) -> u64 {
+        self.span.size as u64
+    }
+}
+
 /// One argument of a launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arg {
@@ -184,6 +218,8 @@ pub enum Arg {
     Input(Span),
     /// A buffer that is written.
     Output(Span),
+    /// A tensor that the copy engine reads box by box.
+    Map(Boxes),
     /// A value.
     F32(f32),
     /// A value.
@@ -209,10 +245,15 @@ impl Arg {
     pub fn output<T: Element>(s: &mut SliceMut<'_, T>) -> Self {
         Self::Output(s.span)
     }
+    /// A tensor that the copy engine reads box by box.
+    pub fn map<T: Element>(s: &Slice<'_, T>, extents: [u64; 3], part: [u32; 3]) -> Self {
+        Self::Map(Boxes { span: s.span, extents, part })
+    }
     /// The buffer, if it is one.
     pub fn span(&self) -> Option<&Span> {
         match self {
             Self::Input(s) | Self::Output(s) => Some(s),
+            Self::Map(boxes) => Some(&boxes.span),
             _ => None,
         }
     }
@@ -325,6 +366,8 @@ pub struct Entry {
     pub line: u32,
     /// Threads of a block that it is compiled for.
     pub max_threads: Option<u32>,
+    /// Bytes of dynamic shared memory of a block; the launcher asks for them.
+    pub dynamic_shared: u32,
     /// The card above it.
     pub card: &'static str,
     /// Its parameters.

@@ -1,8 +1,8 @@
 //! The CUDA faces of ops: inputs and outputs as buffers on a GPU, and how a launch is shaped.
 
 use super::DynOp;
-use crate::device::cuda::{Buffer, Queue};
-use crate::device::kernel::{Grid, Slice, SliceMut};
+use crate::device::cuda::{Buffer, Gpu, Queue};
+use crate::device::kernel::{Entry, Grid, Slice, SliceMut};
 use crate::device::launch::layout as launch;
 use crate::device::{Held, OnGpu};
 use crate::error::{Error, Result};
@@ -22,6 +22,32 @@ pub enum Precision {
 /// the op's shapes.
 pub type CudaFace<O> = fn(&O, &Queue, &[CudaIn<'_>], &mut [CudaOut]) -> Result<()>;
 
+/// In what an op is to run, and on which GPU; without one, on any that there is.
+#[derive(Clone, Copy)]
+pub struct Site<'a> {
+    /// What the real elements are.
+    pub precision: Precision,
+    /// The GPU.
+    pub gpu: Option<&'a Gpu>,
+}
+
+impl<'a> Site<'a> {
+    /// On this GPU.
+    pub fn on(precision: Precision, gpu: &'a Gpu) -> Self {
+        Self { precision, gpu: Some(gpu) }
+    }
+
+    /// On any.
+    pub fn any(precision: Precision) -> Self {
+        Self { precision, gpu: None }
+    }
+
+    /// Whether a kernel runs here.
+    pub fn serves(&self, entry: &'static Entry) -> bool {
+        self.gpu.is_none_or(|gpu| gpu.serves(entry.module))
+    }
+}
+
 /// One way to run an op on the GPU.
 pub struct Variant<O> {
     /// What sets it apart.
@@ -32,14 +58,17 @@ pub struct Variant<O> {
     pub bf16: Option<CudaFace<O>>,
     /// Whether it takes these shapes.
     pub takes: fn(&O, &[&Shape]) -> bool,
+    /// A kernel without which it cannot run, where not every GPU has it.
+    pub needs: Option<&'static Entry>,
 }
 
 /// All ways to run an op on the GPU. They pass the same tests.
 pub struct Kernels<O: 'static> {
     /// The ways; none where the op has no kernels.
     pub variants: &'static [Variant<O>],
-    /// The index of the fastest for these shapes, found by `cargo bench`. It must take them.
-    pub fastest: fn(&O, Precision, &[&Shape]) -> usize,
+    /// The index of the fastest for these shapes, found by `cargo bench`. It must take them, and
+    /// run there.
+    pub fastest: fn(&O, Site<'_>, &[&Shape]) -> usize,
 }
 
 impl<O> Kernels<O> {
@@ -48,6 +77,12 @@ impl<O> Kernels<O> {
 }
 
 impl<O> Variant<O> {
+    /// Whether it takes these shapes there.
+    pub(super) fn fits(&self, op: &O, site: Site<'_>, x: &[&Shape]) -> bool {
+        let runs = self.needs.is_none_or(|entry| site.serves(entry));
+        runs && self.at(site.precision).is_some() && (self.takes)(op, x)
+    }
+
     pub(super) fn at(&self, precision: Precision) -> Option<CudaFace<O>> {
         match precision {
             Precision::F32 => self.f32,
@@ -77,6 +112,7 @@ macro_rules! variant {
             }),
             bf16: None,
             takes: |_, _| true,
+            needs: None,
         }
     };
 }
@@ -96,7 +132,7 @@ pub(crate) use kernels;
 /// Threads of a block, unless a kernel says otherwise.
 pub const THREADS: u32 = 256;
 /// Multiprocessors that a launch of tiles should fill: those of an H100. A constant, so that the
-/// same shapes give the same bits on every card.
+/// same shapes give the same bits on every card that runs the same variant.
 pub(super) const PROCESSORS: usize = 132;
 /// Blocks that a multiprocessor is given when the grid strides.
 const BLOCKS_EACH: usize = 8;
@@ -176,10 +212,11 @@ pub(super) fn run(
     let halved = |(i, t): (usize, &&Tensor)| !op.f32_inputs().contains(&i) && OnGpu::is_bf16(t);
     let shapes: Vec<&Shape> = x.iter().map(|t| t.shape()).collect();
     let bf16 = x.iter().enumerate().any(halved);
-    let precision = match bf16 && !op.variants(Precision::Bf16, &shapes).is_empty() {
-        true => Precision::Bf16,
-        false => Precision::F32,
-    };
+    let precision =
+        match bf16 && !op.variants(Site::on(Precision::Bf16, queue.gpu()), &shapes).is_empty() {
+            true => Precision::Bf16,
+            false => Precision::F32,
+        };
     run_in(queue, precision, op, x, outs)
 }
 

@@ -3,6 +3,7 @@
 mod cuda;
 mod fused;
 mod linear;
+mod wgmma;
 
 use std::ops::RangeInclusive;
 
@@ -182,6 +183,7 @@ impl Op for MatMul {
                 case("no_rows", false, false, [0, 5], [5, 2]),
                 case("no_inner", false, false, [3, 0], [0, 2]),
                 case("blocked", false, true, [70, 130], [66, 130]),
+                case("rounds_of_stages", true, false, [600, 136], [600, 72]),
                 case("packets", true, false, [72, 136], [72, 72]),
                 batch("batch_nn", false, false, [3, 5, 7], [3, 7, 4]),
                 batch("batch_nt", false, true, [2, 66, 24], [2, 8, 24]),

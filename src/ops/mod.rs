@@ -43,7 +43,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape, Tensor};
 
 pub use cases::{Case, Cases, Draw, Fill, Input};
-pub use cuda::{CudaIn, CudaOut, Kernels, Precision, Variant};
+pub use cuda::{CudaIn, CudaOut, Kernels, Precision, Site, Variant};
 pub use op::{CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Op, Out, Saved, Saves};
 pub use real::{Dual, Real, Running};
 pub use table::{CHECKS, COMPOSED_CHECKS, CUDA_CHECKS, RULE_CHECKS, table_markdown};

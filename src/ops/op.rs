@@ -13,7 +13,7 @@ use crate::tensor::{Shape, Tensor};
 
 use super::cases::Cases;
 use super::composed::Composed;
-use super::cuda::{CudaIn, CudaOut, Kernels, Precision};
+use super::cuda::{CudaIn, CudaOut, Kernels, Precision, Site};
 use super::real::{Dual, Real, Running};
 
 /// An input as a face sees it.
@@ -311,10 +311,10 @@ macro_rules! dyn_op {
             fn f32_inputs(&self) -> &'static [usize];
             /// [`Op::F32_OUTPUTS`].
             fn f32_outputs(&self) -> &'static [usize];
-            /// Names of the variants of [`Op::CUDA`] that take these shapes.
-            fn variants(&self, precision: Precision, x: &[&Shape]) -> Vec<&'static str>;
+            /// Names of the variants of [`Op::CUDA`] that take these shapes there.
+            fn variants(&self, site: Site<'_>, x: &[&Shape]) -> Vec<&'static str>;
             /// The name of the variant that runs unless one is named.
-            fn fastest(&self, precision: Precision, x: &[&Shape]) -> Option<&'static str>;
+            fn fastest(&self, site: Site<'_>, x: &[&Shape]) -> Option<&'static str>;
             /// A variant of [`Op::CUDA`], the fastest unless one is named.
             ///
             /// # Errors
@@ -393,13 +393,12 @@ macro_rules! dyn_op {
             fn f32_outputs(&self) -> &'static [usize] {
                 O::F32_OUTPUTS
             }
-            fn variants(&self, precision: Precision, x: &[&Shape]) -> Vec<&'static str> {
-                let all = O::CUDA.variants.iter();
-                let fit = all.filter(|v| v.at(precision).is_some() && (v.takes)(self, x));
+            fn variants(&self, site: Site<'_>, x: &[&Shape]) -> Vec<&'static str> {
+                let fit = O::CUDA.variants.iter().filter(|v| v.fits(self, site, x));
                 fit.map(|v| v.name).collect()
             }
-            fn fastest(&self, precision: Precision, x: &[&Shape]) -> Option<&'static str> {
-                let index = (O::CUDA.fastest)(self, precision, x);
+            fn fastest(&self, site: Site<'_>, x: &[&Shape]) -> Option<&'static str> {
+                let index = (O::CUDA.fastest)(self, site, x);
                 O::CUDA.variants.get(index).map(|v| v.name)
             }
             fn cuda(
@@ -411,9 +410,10 @@ macro_rules! dyn_op {
                 y: &mut [CudaOut],
             ) -> Result<()> {
                 let shapes: Vec<&Shape> = x.iter().map(|x| x.shape).collect();
-                let name = variant.or_else(|| self.fastest(precision, &shapes));
+                let site = Site::on(precision, q.gpu());
+                let name = variant.or_else(|| self.fastest(site, &shapes));
                 let chosen = O::CUDA.variants.iter().find(|v| Some(v.name) == name);
-                let chosen = chosen.filter(|v| (v.takes)(self, &shapes));
+                let chosen = chosen.filter(|v| v.fits(self, site, &shapes));
                 match chosen.and_then(|v| v.at(precision)) {
                     Some(face) => face(self, q, x, y),
                     None => Err(Error::shape(O::NAME, no_kernel(precision, variant))),

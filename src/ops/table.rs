@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Case, Diff, OPS, Precision, Row};
+use super::{Case, Diff, OPS, Precision, Row, Site};
 use crate::device::kernel::Entry;
 use crate::device::launch::ENTRIES;
 
@@ -80,7 +80,7 @@ fn variants<'a>(cases: impl Iterator<Item = &'a Case>) -> String {
     for case in cases {
         let shapes: Vec<_> = case.inputs.iter().map(|i| &i.shape).collect();
         for (precision, name) in [(Precision::F32, "f32"), (Precision::Bf16, "bf16")] {
-            for variant in case.op.variants(precision, &shapes) {
+            for variant in case.op.variants(Site::any(precision), &shapes) {
                 let types = all.entry(variant).or_default();
                 if !types.contains(&name) {
                     types.push(name);

@@ -11,6 +11,7 @@ mod event;
 mod graph;
 mod queue;
 mod staging;
+mod tensor_map;
 
 pub use buffer::Buffer;
 pub use event::Event;
@@ -204,6 +205,7 @@ impl Gpu {
             let function = unsafe { result::module::get_function(loaded.module, name) };
             let fix = "rebuild genevar: its launchers and its images differ";
             let function = function.map_err(|e| failed(e, format!("finding {entry}"), fix))?;
+            grow_shared(entry, function)?;
             loaded.entries.insert(entry.symbol, function);
             Ok(function)
         })
@@ -245,11 +247,13 @@ impl Gpu {
                 let fix = "the driver may be older than CUDA 13.0; `genevar doctor` says";
                 Err(failed(error, format!("{what} as {arch}"), fix))
             }
-            None => Err(Error::Data {
-                what: format!("{what}: this genevar was built without CUDA kernels for it"),
-                fix: "run tools/setup, which fetches NVRTC, and build again".into(),
-            }),
+            None => Err(unserved(module, &what)),
         }
+    }
+
+    /// Whether there is an image of this file for this GPU: some kernels are for one architecture.
+    pub fn serves(&self, module: &'static Module) -> bool {
+        !suited(module.images, self.0.facts.capability).is_empty()
     }
 
     /// Makes the context current for the calling thread.
@@ -257,6 +261,27 @@ impl Gpu {
         let fix = "an earlier kernel may have failed; start again";
         self.0.context.bind_to_thread().map_err(|e| failed(e, "binding the context".into(), fix))
     }
+}
+
+/// Asks for as much dynamic shared memory as an entry has; without asking there are 48 KiB.
+fn grow_shared(entry: &'static Entry, function: sys::CUfunction) -> Result<()> {
+    let Ok(bytes @ 1..) = i32::try_from(entry.dynamic_shared) else { return Ok(()) };
+    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // SAFETY: the function is of a module that stays loaded.
+    let asked = unsafe { sys::cuFuncSetAttribute(function, attribute, bytes) }.result();
+    let fix = "this GPU's blocks have less: another variant of the op wants none";
+    asked.map_err(|e| failed(e, format!("{bytes} bytes of shared memory for {entry}"), fix))
+}
+
+/// The error of a kernel file that has no image for this GPU.
+fn unserved(module: &Module, what: &str) -> Error {
+    if module.images.is_empty() {
+        let what = format!("{what}: this genevar was built without CUDA kernels for it");
+        return Error::data(what, "run tools/setup, which fetches NVRTC, and build again");
+    }
+    let archs: Vec<&str> = module.images.iter().map(|i| i.arch).collect();
+    let what = format!("{what}: it is compiled for {} alone", archs.join(", "));
+    Error::data(what, "ops choose another variant by themselves; name none, or one that runs here")
 }
 
 /// The images that may run on a GPU of this capability, best first: machine code of the same major
@@ -270,8 +295,8 @@ fn suited(images: &'static [Image], (major, minor): (i32, i32)) -> Vec<&'static 
         let n = number(image);
         let exact = image.arch.ends_with('a');
         match image.is_ptx() {
+            _ if exact => n == here,
             true => n <= here,
-            false if exact => n == here,
             false => n / 10 == major && n <= here,
         }
     };
@@ -297,6 +322,21 @@ fn failed(error: DriverError, what: String, fix: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    static HOPPER: Module = Module {
+        name: "x",
+        images: &[Image { arch: "compute_90a", bytes: b"" }, Image { arch: "sm_90a", bytes: b"" }],
+    };
+
+    #[test]
+    fn code_for_one_architecture_runs_on_no_other() {
+        let count = |capability| suited(HOPPER.images, capability).len();
+        assert_eq!([(8, 0), (8, 9), (9, 0), (10, 0)].map(count), [0, 0, 2, 0]);
+        assert_eq!(suited(HOPPER.images, (9, 0))[0].arch, "sm_90a");
+        let told = unserved(&HOPPER, "loading kernels/x.cu on an A100").to_string();
+        let want = "loading kernels/x.cu on an A100: it is compiled for compute_90a, sm_90a alone";
+        assert!(told.contains(want), "{told}");
+    }
 
     static IMAGES: [Image; 4] = [
         Image { arch: "compute_80", bytes: b"" },

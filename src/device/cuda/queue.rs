@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{CudaStream, DriverError, result, sys};
 
 use super::staging::Staging;
+use super::tensor_map::tensor_map;
 use super::{Gpu, failed};
 use crate::device::kernel::{Arg, Entry, Grid, Span};
 use crate::error::{Error, Result};
@@ -156,9 +157,8 @@ impl Queue {
         let function = self.0.gpu.function(entry)?;
         self.bind()?;
         self.note(entry, grid, args);
-        let mut values: Vec<u64> = args.iter().map(bits).collect();
-        let mut pointers: Vec<*mut c_void> =
-            values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+        let mut values = args.iter().map(|arg| value(entry, arg)).collect::<Result<Vec<_>>>()?;
+        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(Value::pointer).collect();
         let ([a, b, c], [x, y, z]) = (grid.blocks, grid.threads);
         let (blocks, threads) = ((a, b, c), (x, y, z));
         // SAFETY: the arguments are in the order and of the types that the entry declares, as the
@@ -312,10 +312,34 @@ impl Queue {
     }
 }
 
-/// An argument as the driver reads it: the low bytes hold the value.
+/// An argument as the driver reads it.
+enum Value {
+    /// The low bytes hold it.
+    Bits(u64),
+    Map(Box<sys::CUtensorMap>),
+}
+
+impl Value {
+    fn pointer(&mut self) -> *mut c_void {
+        match self {
+            Self::Bits(bits) => std::ptr::from_mut(bits).cast(),
+            Self::Map(map) => std::ptr::from_mut(&mut **map).cast(),
+        }
+    }
+}
+
+fn value(entry: &'static Entry, arg: &Arg) -> Result<Value> {
+    match arg {
+        Arg::Map(boxes) => Ok(Value::Map(Box::new(tensor_map(entry, boxes)?))),
+        _ => Ok(Value::Bits(bits(arg))),
+    }
+}
+
+/// An argument's low bytes.
 fn bits(arg: &Arg) -> u64 {
     match *arg {
         Arg::Input(s) | Arg::Output(s) => s.address(),
+        Arg::Map(boxes) => boxes.span().address(),
         Arg::F32(v) => u64::from(v.to_bits()),
         Arg::F64(v) => v.to_bits(),
         Arg::I32(v) => u64::from(v.cast_unsigned()),
@@ -330,6 +354,7 @@ fn shown((param, arg): (&crate::device::kernel::Param, &Arg)) -> String {
     let name = param.name;
     match arg {
         Arg::Input(s) | Arg::Output(s) => format!("{name} {}[{}]", s.element(), s.len()),
+        Arg::Map(boxes) => format!("{name} {}{:?}", boxes.span().element(), boxes.extents()),
         Arg::F32(v) => format!("{name} {v}"),
         Arg::F64(v) => format!("{name} {v}"),
         Arg::I32(v) => format!("{name} {v}"),

@@ -8,7 +8,7 @@ use crate::device::launch::attention as launch;
 use crate::device::launch::{attention, attention_mma};
 use crate::error::{Error, Result};
 use crate::ops::cuda::{CudaFace, Kernels, Variant, block_per_job, warp_per_row};
-use crate::ops::{CudaIn, CudaOut, Precision};
+use crate::ops::{CudaIn, CudaOut, Precision, Site};
 use crate::tensor::Shape;
 
 /// The widest head.
@@ -115,16 +115,18 @@ face!(tangent, AttentionJvp, tangent_of: attention_jvp);
 face!(gradients, AttentionVjp, gradients_of: attention_queries_vjp, attention_keys_vjp);
 
 const fn tiled<O>(f32: CudaFace<O>, bf16: CudaFace<O>) -> Variant<O> {
-    Variant { name: "tiles", f32: Some(f32), bf16: Some(bf16), takes: |_, x| narrow(x[0], x[0]) }
+    let takes = |_: &O, x: &[&Shape]| narrow(x[0], x[0]);
+    Variant { name: "tiles", f32: Some(f32), bf16: Some(bf16), takes, needs: None }
 }
 
 const fn by_mma<O>(bf16: CudaFace<O>) -> Variant<O> {
-    Variant { name: "mma", f32: None, bf16: Some(bf16), takes: |_, x| narrow(x[0], x[0]) }
+    let takes = |_: &O, x: &[&Shape]| narrow(x[0], x[0]);
+    Variant { name: "mma", f32: None, bf16: Some(bf16), takes, needs: None }
 }
 
 /// The tensor cores where there are bf16: predicted, not measured on a card yet.
-fn fastest<O>(_: &O, precision: Precision, _: &[&Shape]) -> usize {
-    usize::from(precision == Precision::Bf16)
+fn fastest<O>(_: &O, site: Site<'_>, _: &[&Shape]) -> usize {
+    usize::from(site.precision == Precision::Bf16)
 }
 
 pub(super) const FORWARD: Kernels<Attention> =

@@ -262,9 +262,10 @@ trait Gather: Op {
                 f32: None,
                 bf16: Some(|op, q, x, y| op.convolution::<Bf16>(q, x, y)?.run(q, Way::Narrow)),
                 takes: |_, _| true,
+                needs: None,
             },
         ],
-        fastest: |op, precision, x| Way::fastest(&op.extents(x), precision) as usize,
+        fastest: |op, site, x| Way::fastest(&op.extents(x), site.precision) as usize,
     };
 }
 

@@ -1,13 +1,14 @@
 //! The launches of matrix products: operands and epilogue as kernels/gemm.cu takes them, and which
 //! shape takes which way.
 
+use super::wgmma;
 use crate::device::Held;
 use crate::device::cuda::{Buffer, Queue};
 use crate::device::kernel::{Bf16, Grid, Slice, SliceMut};
 use crate::device::launch::gemm as launch;
 use crate::error::{Error, Result};
 use crate::ops::cuda::{CudaIn, CudaOut, Kernels, PROCESSORS, Variant, over_elements, variant};
-use crate::ops::{Op, Precision};
+use crate::ops::{Op, Precision, Site};
 use crate::tensor::Shape;
 
 /// Blocks of tiles that a multiprocessor holds.
@@ -36,18 +37,19 @@ pub(super) struct Size {
 
 impl Size {
     /// Rows of the result, all pairs together.
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.batch * self.m
     }
 
-    fn tiles(&self, side: usize) -> usize {
+    pub(super) fn tiles(&self, side: usize) -> usize {
         self.batch * self.m.div_ceil(side) * self.n.div_ceil(side)
     }
 
-    /// How many parts of k fill the card with a sample's tiles of this side; 1 where they do alone.
-    fn parts(&self, side: usize) -> usize {
+    /// How many parts of k fill the card with a sample's tiles of this side, so many blocks to a
+    /// multiprocessor; 1 where they do alone.
+    pub(super) fn parts(&self, side: usize, resident: usize) -> usize {
         let tiles = self.own.div_ceil(side) * self.n.div_ceil(side);
-        let wanted = PROCESSORS * RESIDENT / tiles.max(1);
+        let wanted = PROCESSORS * resident / tiles.max(1);
         wanted.min(self.k / LEAST_PART).clamp(1, MOST_PARTS)
     }
 }
@@ -65,18 +67,23 @@ pub(super) enum Way {
     Few,
     /// The same in bf16.
     FewMma,
+    /// Tiles of 128 x 128 in bf16, as Hopper multiplies them, in parts of k where there are few.
+    Wgmma,
 }
 
 impl Way {
     /// The fastest way, as predicted: not measured on a card yet. Tiles of either side sum k in one
     /// order.
-    pub(super) fn fastest(op: &impl Multiply, precision: Precision, x: &[&Shape]) -> Self {
-        let size = op.size(x);
-        if precision == Precision::F32 && op.has_few(x, FEW) {
+    pub(super) fn fastest(op: &impl Multiply, site: Site<'_>, x: &[&Shape]) -> Self {
+        let (size, precision) = (op.size(x), site.precision);
+        let by_wgmma = precision == Precision::Bf16 && wgmma::pays(&size) && wgmma::takes(op, x);
+        if by_wgmma && site.serves(wgmma::ENTRY) {
+            Self::Wgmma
+        } else if precision == Precision::F32 && op.has_few(x, FEW) {
             Self::Few
         } else if precision == Precision::Bf16 && op.has_few(x, FEW_MMA) {
             Self::FewMma
-        } else if size.parts(64) > 1 {
+        } else if size.parts(64, RESIDENT) > 1 {
             Self::Parts
         } else if size.tiles(128) >= PROCESSORS {
             Self::Tiles128
@@ -115,7 +122,7 @@ impl<'a, T: Held> Finish<'a, T> {
 
 impl<T: Held> Finish<'_, T> {
     /// Whether the argument of the activation is kept, a bias is added, a residual is added.
-    fn flags(&self) -> [usize; 3] {
+    pub(super) fn flags(&self) -> [usize; 3] {
         [self.kept.is_empty(), self.bias.is_empty(), self.residual.is_empty()]
             .map(|absent| usize::from(!absent))
     }
@@ -141,11 +148,12 @@ impl<T: Elements> Product<'_, T> {
     /// Those of the launch, and too little memory for the sums over parts.
     pub(super) fn run(mut self, q: &Queue, way: Way) -> Result<()> {
         match way {
-            Way::Tiles128 => T::tiles(&mut self, q, &mut SliceMut::none(q), (128, 1)),
+            // Those of a Hopper go through `wgmma`, unless operands begin at odd places.
+            Way::Tiles128 | Way::Wgmma => T::tiles(&mut self, q, &mut SliceMut::none(q), (128, 1)),
             Way::Tiles64 => T::tiles(&mut self, q, &mut SliceMut::none(q), (64, 1)),
             Way::Parts => {
                 // Two at least, so that a test of this way runs it.
-                let parts = self.size.parts(64).max(2);
+                let parts = self.size.parts(64, RESIDENT).max(2);
                 let mut sums = Buffer::new(q, parts * self.size.rows() * self.size.n)?;
                 T::tiles(&mut self, q, &mut sums.slice_mut(), (64, parts))?;
                 self.join(q, &sums.slice(), parts)
@@ -172,7 +180,7 @@ impl<T: Elements> Product<'_, T> {
         T::few(&mut self, q, grid, (swapped, slices))
     }
 
-    fn join(self, q: &Queue, sums: &Slice<'_, f32>, parts: usize) -> Result<()> {
+    pub(super) fn join(self, q: &Queue, sums: &Slice<'_, f32>, parts: usize) -> Result<()> {
         let Self { size, mut y, mut finish, .. } = self;
         let (rows, cols) = (size.rows(), size.n);
         let [keep, biased, added] = finish.flags();
@@ -381,14 +389,23 @@ pub(super) trait Multiply: Op {
                 f32: Some(|op, q, x, y| op.product::<f32>(q, x, y)?.run(q, Way::Few)),
                 bf16: None,
                 takes: |op, x| op.has_few(x, FEW),
+                needs: None,
             },
             Variant {
                 name: "few rows by mma",
                 f32: None,
                 bf16: Some(|op, q, x, y| op.product::<Bf16>(q, x, y)?.run(q, Way::FewMma)),
                 takes: |op, x| op.has_few(x, FEW_MMA),
+                needs: None,
+            },
+            Variant {
+                name: "tiles by wgmma",
+                f32: None,
+                bf16: Some(|op, q, x, y| op.product::<Bf16>(q, x, y)?.by_wgmma(q)),
+                takes: wgmma::takes,
+                needs: Some(wgmma::ENTRY),
             },
         ],
-        fastest: |op, precision, x| Way::fastest(op, precision, x) as usize,
+        fastest: |op, site, x| Way::fastest(op, site, x) as usize,
     };
 }

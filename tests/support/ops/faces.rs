@@ -2,7 +2,7 @@
 
 use genevar::device::OnGpu;
 use genevar::device::cuda::{Buffer, Queue};
-use genevar::ops::{CudaIn, CudaOut, Dual, DynOp, In, Out, Precision, Running};
+use genevar::ops::{CudaIn, CudaOut, Dual, DynOp, In, Out, Precision, Running, Site};
 use genevar::tensor::{Shape, Tensor};
 use half::bf16;
 
@@ -20,6 +20,11 @@ pub const PAD: usize = 24;
 pub const POISON: f32 = f32::from_bits(0x7fc5_eed5);
 /// The same for integers.
 pub const POISON_INT: i32 = 0x5eed_5eed;
+
+/// The GPU and what elements are; any GPU where there is none, for then nothing is run.
+pub fn site(precision: Precision) -> Site<'static> {
+    gpu::gpu().map_or(Site::any(precision), |gpu| Site::on(precision, gpu))
+}
 
 /// Inputs at some scalar.
 pub struct Lifted<'a, R> {
@@ -171,7 +176,7 @@ impl Face {
             Precision::Bf16 => Vec::new(),
         };
         if gpu::has_kernels() {
-            let variants = op.variants(data.precision, &data.shapes()).into_iter();
+            let variants = op.variants(site(data.precision), &data.shapes()).into_iter();
             faces.extend(variants.map(|name| Face::Cuda(data.precision, name)));
         }
         faces

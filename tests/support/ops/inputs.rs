@@ -7,6 +7,7 @@ use genevar::tensor::Shape;
 use half::bf16;
 
 use super::data::Data;
+use super::faces::site;
 
 /// Inputs of an op and what its kernels take them as.
 #[derive(Clone)]
@@ -29,7 +30,7 @@ impl Inputs {
         let halved = |i: usize| !self.all[i].is_int && !op.f32_inputs().contains(&i);
         let half: Vec<bool> = (0..self.all.len()).map(halved).collect();
         let real = self.all.iter().any(|d| !d.is_int);
-        let has = real && !op.variants(Precision::Bf16, &self.shapes()).is_empty();
+        let has = real && !op.variants(site(Precision::Bf16), &self.shapes()).is_empty();
         let mut new = Self { half, precision: Precision::Bf16, ..self.clone() };
         for i in 0..new.len() {
             (0..new[i].real.len()).for_each(|j| new.set(i, j, self[i].real[j]));

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use genevar::ops::{DynOp, In};
 
-use super::faces::{Face, POISON, POISON_INT, Verdict, in_f64, in_running, lift};
+use super::faces::{Face, POISON, POISON_INT, Verdict, in_f64, in_running, lift, site};
 use super::inputs::Inputs;
 use super::soft;
 
@@ -59,7 +59,8 @@ fn rounded_to_bf16(want: f64, e: f64) -> f64 {
 /// The variant that the rule chooses exists and takes these inputs.
 fn fastest_is_a_variant(op: &dyn DynOp, data: &Inputs) -> Verdict {
     let (precision, shapes) = (data.precision, data.shapes());
-    let (all, fastest) = (op.variants(precision, &shapes), op.fastest(precision, &shapes));
+    let site = site(precision);
+    let (all, fastest) = (op.variants(site, &shapes), op.fastest(site, &shapes));
     match fastest.is_none_or(|name| all.contains(&name)) {
         true => Ok(()),
         false => Err(format!("the rule chooses {fastest:?} for {precision:?}, there are {all:?}")),

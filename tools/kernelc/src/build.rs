@@ -218,6 +218,11 @@ fn read(kernels: &Path) -> Result<Vec<File>> {
                 return Err(Fault::new(what, fix).at(&name, k.line));
             }
         }
+        if let Some(other) = found.iter().find(|k| k.card.arch != found[0].card.arch) {
+            let what = format!("`{}` and `{}` are for other GPUs", found[0].name, other.name);
+            let fix = "a file is compiled as a whole: give each `arch` a file of its own";
+            return Err(Fault::new(what, fix).at(&name, other.line));
+        }
         if found.is_empty() {
             let fix = "a file here holds at least one `__global__` entry; headers go to lib/";
             return Err(Fault::new("it has no kernel", fix).at(&name, 1));

@@ -14,15 +14,21 @@ use crate::formula::Formula;
 use crate::sass::Claim;
 use crate::slack::Slack;
 
-const KEYS: [&str; 7] = ["for", "floor", "plan", "code", "slack", "bits", "tried"];
+const KEYS: [&str; 9] =
+    ["for", "arch", "shared", "floor", "plan", "code", "slack", "bits", "tried"];
 
 const CARD: &str = "a card reads `// NAME: what it computes`, then `//   for    T: f32, bf16` (for \
                     a template), `//   floor  bytes = ...; flops = ...`, `//   plan   ...`, \
-                    `//   bits   ...`, and where wanted `//   slack  1.02` and `//   tried  ...`";
+                    `//   bits   ...`, and where wanted `//   arch   sm_90a`, `//   shared 65536`, \
+                    `//   slack  1.02` and `//   tried  ...`";
 
 const FLOOR: &str = "it reads `//   floor  bytes = 2*n*s;  flops = n`";
 
 const CODE: &str = "it reads `//   code   tensor cores, 16-byte loads`, or one of them";
+
+const ARCH: &str = "it reads `//   arch   sm_90a`; what every architecture has needs no such line";
+
+const SHARED: &str = "it reads `//   shared 65536`: the bytes of `extern __shared__` memory";
 
 const FOR: &str = "it reads `//   for    T: f32, bf16`, further parameters after a `;`";
 
@@ -43,6 +49,10 @@ pub struct Card {
     pub claims: Vec<Claim>,
     /// By how much counts may exceed the floor.
     pub slack: Slack,
+    /// The one architecture that has its instructions, where not all have.
+    pub arch: Option<String>,
+    /// Bytes of dynamic shared memory of a block, where it has some.
+    pub shared: Option<u32>,
 }
 
 /// One key of a card: its line and its value, continuation lines joined.
@@ -108,7 +118,28 @@ impl Card {
             None => Vec::new(),
             Some(f) => choices(&f.value).map_err(|fault| fault.at(file, f.line))?,
         };
-        Ok(Self { text: Vec::new(), what: String::new(), choices, bytes, flops, claims, slack })
+        let arch = match find("arch") {
+            None => None,
+            Some(f) => Some(exact_arch(&f.value).map_err(|fault| fault.at(file, f.line))?),
+        };
+        let shared = match find("shared") {
+            None => None,
+            Some(f) => Some(f.value.trim().parse().map_err(|_| {
+                Fault::new(format!("`{}` is no number of bytes", f.value), SHARED).at(file, f.line)
+            })?),
+        };
+        let (text, what) = (Vec::new(), String::new());
+        Ok(Self { text, what, choices, bytes, flops, claims, slack, arch, shared })
+    }
+}
+
+/// The name of an architecture whose code runs nowhere else, as `sm_90a`.
+fn exact_arch(text: &str) -> Result<String, Fault> {
+    let name = text.trim();
+    let digits = name.strip_prefix("sm_").and_then(|n| n.strip_suffix('a')).unwrap_or("");
+    match !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
+        true => Ok(name.to_string()),
+        false => Err(Fault::new(format!("`{name}` is no architecture of its own"), ARCH)),
     }
 }
 

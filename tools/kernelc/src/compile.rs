@@ -1,5 +1,6 @@
 //! Compiles every file for every architecture, a few at a time, and keeps what has not changed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +23,21 @@ pub(crate) struct File {
     pub(crate) text: String,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) kernels: Vec<Kernel>,
+}
+
+impl File {
+    /// What it is compiled for, of the architectures of a build: all, or the one that its entries
+    /// are for, and PTX for that one.
+    fn archs<'a>(&self, all: &'a [String]) -> Vec<Cow<'a, str>> {
+        match self.kernels.iter().find_map(|k| k.card.arch.as_ref()) {
+            None => all.iter().map(|a| Cow::Borrowed(a.as_str())).collect(),
+            Some(own) => {
+                let code = all.iter().find(|a| *a == own);
+                let both = |a: &'a String| [a.replacen("sm_", "compute_", 1).into(), a.into()];
+                code.into_iter().flat_map(both).collect()
+            }
+        }
+    }
 }
 
 /// One entry of an image: the instance asked for, its symbol and, in a cubin, what it uses.
@@ -64,8 +80,8 @@ pub(crate) fn all(
     archs: &[String],
     cache: &Path,
 ) -> Result<Vec<Image>> {
-    let jobs: Vec<(&File, &str)> =
-        files.iter().flat_map(|f| archs.iter().map(move |a| (f, a.as_str()))).collect();
+    let jobs: Vec<(&File, Cow<'_, str>)> =
+        files.iter().flat_map(|f| f.archs(archs).into_iter().map(move |a| (f, a))).collect();
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();

@@ -48,6 +48,18 @@ pub enum ParamKind {
         /// Its extents as written, with brackets.
         written: String,
     },
+    /// A tensor that the copy engine reads box by box, through a map that the launcher makes.
+    Map {
+        /// What it holds.
+        element: Element,
+        /// Its three extents, the contiguous axis last; whole-number and bool template parameters
+        /// count in them.
+        extents: Vec<Formula>,
+        /// The extents of a box.
+        part: [u32; 3],
+        /// Both as written.
+        written: String,
+    },
     /// A value.
     Scalar(&'static Type),
 }
@@ -61,6 +73,16 @@ pub struct Param {
     pub line: usize,
     /// What it is.
     pub kind: ParamKind,
+}
+
+impl Param {
+    /// The extents of a buffer or tensor; none of a value.
+    pub fn extents(&self) -> &[Formula] {
+        match &self.kind {
+            ParamKind::Buffer { extents, .. } | ParamKind::Map { extents, .. } => extents,
+            ParamKind::Scalar(_) => &[],
+        }
+    }
 }
 
 /// One set of template arguments.
@@ -107,9 +129,7 @@ impl Kernel {
     pub fn sizes(&self) -> Vec<&str> {
         let mut used = self.formula_names();
         for p in &self.params {
-            if let ParamKind::Buffer { extents, .. } = &p.kind {
-                extents.iter().for_each(|e| e.names(&mut used));
-            }
+            p.extents().iter().for_each(|e| e.names(&mut used));
         }
         let own = self.params.iter().map(|p| p.name.as_str());
         own.filter(|name| used.iter().any(|u| u == name)).collect()
@@ -186,10 +206,19 @@ impl Kernel {
             true => format!("`{}` has no whole-number parameter to count with", self.name),
             false => format!("formulas know {} here", known.join(", ")),
         };
+        let flags = self.template.iter().filter(|t| t.kind == TemplateKind::Bool);
+        let flags: Vec<&str> = flags.map(|t| t.name.as_str()).collect();
         for p in &self.params {
-            let ParamKind::Buffer { extents, written, .. } = &p.kind else { continue };
             let mut used = Vec::new();
-            extents.iter().for_each(|e| e.names(&mut used));
+            p.extents().iter().for_each(|e| e.names(&mut used));
+            let written = match &p.kind {
+                ParamKind::Buffer { written, .. } => written,
+                ParamKind::Map { written, .. } => {
+                    used.retain(|n| !flags.contains(&n.as_str()));
+                    written
+                }
+                ParamKind::Scalar(_) => continue,
+            };
             if let Some(bad) = used.iter().find(|n| !known.contains(&n.as_str())) {
                 let what = format!("`{bad}` in the extent {written} of `{}` is no size", p.name);
                 return Err(Fault::new(what, fix(&known)).at(&self.file, p.line));

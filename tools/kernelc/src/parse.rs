@@ -19,6 +19,9 @@ const BUFFER: &str = "a pointer reads `const T* __restrict__ x,   // [rows, cols
                       read and `T* __restrict__ y,   // [rows, cols]` where it is written, alone \
                       on its line";
 
+const MAP: &str = "a tensor that is copied box by box reads `const __grid_constant__ TensorMap<T> \
+                   x,   // [batch, rows, cols] in [1, 64, 64]`, alone on its line";
+
 const SCALAR: &str = "a value reads `int rows`, of type float, double, int, unsigned, long long, \
                       unsigned long long or bool";
 
@@ -206,7 +209,7 @@ fn params(
 /// What a parameter must keep with respect to those before it.
 fn check_place(source: &Source<'_>, before: &[Param], param: &Param) -> Result<(), Error> {
     let name = &param.name;
-    let buffer = |p: &Param| matches!(p.kind, ParamKind::Buffer { .. });
+    let buffer = |p: &Param| !matches!(p.kind, ParamKind::Scalar(_));
     let fault = |what, fix: &str| Err(Fault::new(what, fix).at(source.file, param.line));
     if let Some(other) = before.iter().find(|p| p.name == *name) {
         return fault(format!("`{}` stands twice", other.name), "give each its own name");
@@ -216,7 +219,9 @@ fn check_place(source: &Source<'_>, before: &[Param], param: &Param) -> Result<(
     {
         return fault(format!("`{name}` shares its line with `{}`", other.name), BUFFER);
     }
-    let read = |p: &&Param| matches!(p.kind, ParamKind::Buffer { write: false, .. });
+    let read = |p: &&Param| {
+        matches!(p.kind, ParamKind::Buffer { write: false, .. } | ParamKind::Map { .. })
+    };
     if let (ParamKind::Buffer { write: true, .. }, Some(other)) =
         (&param.kind, before.iter().find(read))
     {
@@ -246,6 +251,9 @@ fn param(
     }
     let body = &words[..words.len() - 1];
     let kind = match body.iter().position(|w| *w == "*") {
+        None if body.first() == Some(&"const") => {
+            map(body, source.text_of(line), template).map_err(|f| f.at(source.file, line))?
+        }
         None => {
             let known = types::by_cuda(&body.join(" ")).filter(|t| t.by_value.is_some());
             let known = known.ok_or_else(|| fault(format!("cannot read `{text}`"), SCALAR))?;
@@ -257,18 +265,42 @@ fn param(
             }
             let write = body[0] != "const";
             let element = body[usize::from(!write)..star].join(" ");
-            let class = template.iter().any(|t| t.name == element && t.kind == TemplateKind::Class);
-            let element = match types::by_cuda(&element).filter(|t| t.cuda != "bool") {
-                Some(fixed) => Element::Fixed(fixed),
-                None if class => Element::Template(element),
-                None => return Err(fault(format!("`{element}` is no element type"), BUFFER)),
-            };
+            let element = self::element(element, template).map_err(|f| f.at(source.file, line))?;
             let (extents, written) =
                 extent(source.text_of(line), name).map_err(|f| f.at(source.file, line))?;
             ParamKind::Buffer { element, write, extents, written }
         }
     };
     Ok(Param { name: name.to_string(), line, kind })
+}
+
+/// An element type, by its name in CUDA.
+fn element(name: String, template: &[Template]) -> Result<Element, Fault> {
+    let class = template.iter().any(|t| t.name == name && t.kind == TemplateKind::Class);
+    match types::by_cuda(&name).filter(|t| t.cuda != "bool") {
+        Some(fixed) => Ok(Element::Fixed(fixed)),
+        None if class => Ok(Element::Template(name)),
+        None => Err(Fault::new(format!("`{name}` is no element type"), BUFFER)),
+    }
+}
+
+/// A tensor map of these words, whose line ends in extents and box.
+fn map(words: &[&str], line: &str, template: &[Template]) -> Result<ParamKind, Fault> {
+    let fault = || Fault::new(format!("cannot read `{}`", words.join(" ")), MAP);
+    let ["const", "__grid_constant__", of] = words else { return Err(fault()) };
+    let of = of.strip_prefix("TensorMap<").and_then(|o| o.strip_suffix('>')).ok_or_else(fault)?;
+    let element = element(of.to_string(), template)?;
+    let (extents, written) = extent(line, of).map_err(|_| fault())?;
+    let part = line.rsplit_once("] in [").and_then(|(_, p)| p.trim_end().strip_suffix(']'));
+    let part = part.ok_or_else(fault)?;
+    let sides: Vec<u32> = part.split(',').filter_map(|n| n.trim().parse().ok()).collect();
+    match (<[u32; 3]>::try_from(sides), extents.len()) {
+        (Ok(sides), 3) if sides.iter().all(|n| (1..=256).contains(n)) => {
+            let written = format!("{written} in [{part}]");
+            Ok(ParamKind::Map { element, extents, part: sides, written })
+        }
+        _ => Err(fault()),
+    }
 }
 
 /// The extent in the comment at the end of a parameter's line.

@@ -81,6 +81,9 @@ fn launcher(w: &mut Writer, kernel: &Kernel) {
     w.line("{");
     w.line(format!("let entry = <{subject} as {bound}>::ENTRY;"));
     w.line("block(entry, &grid)?;");
+    if let Some(bytes) = kernel.card.shared {
+        w.line(format!("let grid = rt::Grid {{ shared: {bytes}, ..grid }};"));
+    }
     for p in kernel.params.iter().filter(|p| sizes.contains(&p.name.as_str())) {
         let ParamKind::Scalar(t) = p.kind else { continue };
         w.line(format!("let {0}_value: {1} = size(entry, {0:?}, {0})?;", p.name, t.rust));
@@ -89,6 +92,7 @@ fn launcher(w: &mut Writer, kernel: &Kernel) {
     sizes.iter().for_each(|n| w.line(format!("let {n} = {n} as i128;")));
     kernel.params.iter().for_each(|p| check(w, kernel, p));
     w.line("}");
+    kernel.params.iter().for_each(|p| map(w, kernel, p, &sizes));
     let args: Vec<String> = kernel.params.iter().map(|p| argument(p, &sizes)).collect();
     w.line(format!("queue.launch(entry, grid, &[{}])", args.join(", ")));
     w.line("}");
@@ -108,14 +112,18 @@ fn rust_type(p: &Param, sizes: &[&str]) -> String {
                 false => format!("&rt::Slice<'_, {element}>"),
             }
         }
+        ParamKind::Map { element: Element::Fixed(t), .. } => format!("&rt::Slice<'_, {}>", t.rust),
+        ParamKind::Map { element: Element::Template(t), .. } => format!("&rt::Slice<'_, {t}>"),
     }
 }
 
 /// The check of a buffer, its sizes in scope as `i128`.
 fn check(w: &mut Writer, kernel: &Kernel, p: &Param) {
-    let ParamKind::Buffer { extents, .. } = &p.kind else { return };
-    let ints = kernel.template.iter().filter(|t| t.kind == TemplateKind::Int);
-    let constants: Vec<&str> = ints.map(|t| t.name.as_str()).collect();
+    let extents = p.extents();
+    if matches!(p.kind, ParamKind::Scalar(_)) {
+        return;
+    }
+    let constants = constants(kernel);
     let wanted = extents.iter().map(|e| e.rust(&constants));
     let wanted = wanted.reduce(|a, b| format!("{a}.saturating_mul({b})"));
     let mut names = Vec::new();
@@ -131,10 +139,31 @@ fn check(w: &mut Writer, kernel: &Kernel, p: &Param) {
     ));
 }
 
+/// Template parameters that formulas may use: a bool counts as 0 or 1.
+fn constants(kernel: &Kernel) -> Vec<&str> {
+    let numbers = kernel.template.iter().filter(|t| t.kind != TemplateKind::Class);
+    numbers.map(|t| t.name.as_str()).collect()
+}
+
+/// The extents of a tensor, which its map holds.
+fn map(w: &mut Writer, kernel: &Kernel, p: &Param, sizes: &[&str]) {
+    let ParamKind::Map { extents, .. } = &p.kind else { return };
+    w.line(format!("let {}_extents = {{", p.name));
+    sizes.iter().for_each(|n| w.line(format!("let {n} = {n} as i128;")));
+    let constants = constants(kernel);
+    // What fits a buffer fits 64 bits.
+    let each = extents.iter().map(|e| format!("({}) as u64", e.rust(&constants)));
+    w.line(format!("[{}]", each.collect::<Vec<_>>().join(", ")));
+    w.line("};");
+}
+
 fn argument(p: &Param, sizes: &[&str]) -> String {
     match &p.kind {
         ParamKind::Buffer { write: true, .. } => format!("rt::Arg::output({})", p.name),
         ParamKind::Buffer { write: false, .. } => format!("rt::Arg::input({})", p.name),
+        ParamKind::Map { part, .. } => {
+            format!("rt::Arg::map({0}, {0}_extents, {part:?})", p.name)
+        }
         ParamKind::Scalar(t) => {
             let variant = t.by_value.unwrap_or("I32");
             let value = if sizes.contains(&p.name.as_str()) { "_value" } else { "" };

@@ -65,6 +65,7 @@ fn entry(
     w.line(format!("file: {:?},", kernel.file));
     w.line(format!("line: {},", kernel.line));
     w.line(format!("max_threads: {:?},", kernel.max_threads));
+    w.line(format!("dynamic_shared: {},", kernel.card.shared.unwrap_or(0)));
     w.line(format!("card: {:?},", kernel.card.text.join("\n")));
     w.line("params: &[");
     for p in &kernel.params {
@@ -121,6 +122,9 @@ fn param(kernel: &Kernel, instance: &Instance, p: &Param) -> String {
         ParamKind::Buffer { element, write, written, .. } => {
             let kind = if *write { "Output" } else { "Input" };
             (card_name(kernel, instance, element), kind, written.as_str())
+        }
+        ParamKind::Map { element, written, .. } => {
+            (card_name(kernel, instance, element), "Input", written.as_str())
         }
     };
     format!(

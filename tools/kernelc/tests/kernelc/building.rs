@@ -197,3 +197,21 @@ fn lists_of_architectures_are_checked() {
     let told = kernelc::archs(Some("sm_80,ampere")).unwrap_err().to_string();
     assert!(told.starts_with("GENEVAR_ARCHS: `ampere` is no architecture"), "{told}");
 }
+
+/// What one architecture has is compiled for that alone, and as PTX for it.
+#[test]
+fn a_file_for_one_architecture_is_compiled_for_no_other() {
+    if !has_nvrtc("a_file_for_one_architecture_is_compiled_for_no_other") {
+        return;
+    }
+    let plan = "//   plan   one";
+    let own = FILL.replace(plan, &format!("//   arch   sm_90a\n{plan}"));
+    let mut s = Scratch::new(&[("fill.cu", &own)]);
+    let compiled = kernelc::run(&s.config).unwrap().compiled;
+    assert_eq!(compiled, ["kernels/fill.cu for compute_90a", "kernels/fill.cu for sm_90a"]);
+    s.config.archs = kernelc::archs(Some("compute_80,sm_80")).unwrap();
+    assert_eq!(kernelc::run(&s.config).unwrap().compiled, Vec::<String>::new());
+    s.write("fill.cu", &format!("{own}\n{}", FILL.replace("fill_fwd", "plain_fwd")));
+    let told = kernelc::run(&s.config).unwrap_err().to_string();
+    assert!(told.contains("`fill_fwd` and `plain_fwd` are for other GPUs; a file is"), "{told}");
+}

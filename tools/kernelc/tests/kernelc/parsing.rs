@@ -194,3 +194,44 @@ fn names_are_not_given_twice() {
     let told = kernelc::kernels("kernels/x.cu", &text).unwrap_err().to_string();
     assert!(told.starts_with("kernels/x.cu:33: `norm_fwd` stands on line 13 already"), "{told}");
 }
+
+const BOXES: &str = r#"// copy_fwd: y = x.
+//   for    T: bf16; B: false, true
+//   arch   sm_90a
+//   shared 65536
+//   floor  bytes = 2*n*s;  flops = 0
+//   plan   boxes
+//   bits   exact
+template <class T, bool B>
+__global__ void copy_fwd(
+    T* __restrict__ y,                        // [n]
+    const __grid_constant__ TensorMap<T> x,   // [1, 1 + B*(n - 1), n] in [1, 64, 32]
+    int n) {
+    y[0] = T{0};
+}
+"#;
+
+#[test]
+fn a_tensor_that_comes_in_boxes_is_read() {
+    let k = one(BOXES);
+    assert_eq!((k.card.arch.as_deref(), k.card.shared), (Some("sm_90a"), Some(65536)));
+    assert_eq!(k.sizes(), ["n"]);
+    let ParamKind::Map { extents, part, written, .. } = &k.params[1].kind else {
+        panic!("x is a tensor map");
+    };
+    assert_eq!((extents.len(), *part), (3, [1, 64, 32]));
+    assert_eq!(written, "[1, 1 + B*(n - 1), n] in [1, 64, 32]");
+    let told = |old: &str, new: &str| {
+        let text = BOXES.replacen(old, new, 1);
+        kernelc::kernels("kernels/x.cu", &text).unwrap_err().to_string()
+    };
+    let map = "kernels/x.cu:11: cannot read `const __grid_constant__ TensorMap<T>`; a tensor";
+    for (old, new) in [("1, 64, 32]", "64, 32]"), (" in [1, 64, 32]", ""), ("64, 32", "512, 32")] {
+        assert!(told(old, new).starts_with(map), "{}", told(old, new));
+    }
+    let told_of = |old, new, want: &str| assert!(told(old, new).contains(want), "{old}");
+    told_of("sm_90a", "sm_90", ":3: `sm_90` is no architecture of its own");
+    told_of("65536", "much", ":4: `much` is no number of bytes");
+    told_of("B*(n", "C*(n", ":11: `C` in the extent");
+    told_of("TensorMap<T>", "TensorMap<U>", ":11: `U` is no element type");
+}

@@ -74,6 +74,7 @@ pub struct Grid {
 pub enum Arg {
     Input { address: u64, len: usize, element: &'static str },
     Output { address: u64, len: usize, element: &'static str },
+    Map { address: u64, len: usize, extents: [u64; 3], part: [u32; 3] },
     F32(f32),
     F64(f64),
     I32(i32),
@@ -91,6 +92,10 @@ impl Arg {
     /// A buffer that is written.
     pub fn output<T: Element>(s: &mut SliceMut<'_, T>) -> Self {
         Self::Output { address: s.address, len: s.len, element: T::NAME }
+    }
+    /// A tensor that is copied box by box; the contiguous axis comes last.
+    pub fn map<T: Element>(s: &Slice<'_, T>, extents: [u64; 3], part: [u32; 3]) -> Self {
+        Self::Map { address: s.address, len: s.len, extents, part }
     }
 }
 
@@ -174,6 +179,7 @@ pub struct Entry {
     pub file: &'static str,
     pub line: u32,
     pub max_threads: Option<u32>,
+    pub dynamic_shared: u32,
     pub card: &'static str,
     pub params: &'static [Param],
     pub resources: &'static [Resources],

@@ -1,4 +1,4 @@
-//! The device's attributes: those of an A100, or of an H100 with `SOFTCUDA_MODEL=h100`.
+//! The device's attributes: those of an H100, or of an A100 with `SOFTCUDA_MODEL=a100`.
 //!
 //! Programs choose grids and tiles by these numbers, so they are a real card's and do not depend on
 //! the host. What softcuda cannot do (textures, managed memory, sharing between processes) says 0.
@@ -67,8 +67,8 @@ const H100: Model = Model {
 pub(super) fn model() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
     MODEL.get_or_init(|| match std::env::var("SOFTCUDA_MODEL").as_deref() {
-        Ok("h100") => H100,
-        _ => A100,
+        Ok("a100") => A100,
+        _ => H100,
     })
 }
 
@@ -130,8 +130,8 @@ mod tests {
     }
 
     #[test]
-    fn the_card_is_one_of_compute_capability_8_0() {
-        assert_eq!((value(75), value(76)), (Ok(8), Ok(0)));
+    fn the_card_is_one_of_compute_capability_9_0() {
+        assert_eq!((value(75), value(76)), (Ok(9), Ok(0)));
         assert_eq!(value(10), Ok(32));
         assert_eq!(value(0), Err(Code::INVALID_VALUE));
         assert_eq!(value(END), Err(Code::INVALID_VALUE));

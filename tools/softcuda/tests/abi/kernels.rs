@@ -147,12 +147,12 @@ fn occupancy_counts_threads_and_shared_memory() {
         |block, shared| kernel.occupancy_max_active_blocks_per_multiprocessor(block, shared, None);
     assert_eq!(resident(256, 0), Ok(8));
     assert_eq!(resident(32, 0), Ok(32));
-    assert_eq!(resident(256, 40 << 10), Ok(4));
+    assert_eq!(resident(256, 40 << 10), Ok(5));
     extern "C" fn none(_block: std::ffi::c_int) -> usize {
         0
     }
     let best = kernel.occupancy_max_potential_block_size(none, 0, 0, None);
-    assert_eq!(best, Ok((8 * 108, 256)));
+    assert_eq!(best, Ok((8 * 132, 256)));
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn a_cooperative_grid_has_to_fit_the_card() {
         unsafe { builder.launch_cooperative(blocks(grid, 256, 0)) }.map(drop)
     };
     cooperative(2).expect("a launch");
-    let refused = code(cooperative(8 * 108 + 1));
+    let refused = code(cooperative(8 * 132 + 1));
     assert_eq!(refused, Code::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
     stream.synchronize().expect("the end of the stream");
 }

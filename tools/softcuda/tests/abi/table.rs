@@ -71,11 +71,11 @@ fn functions_are_found_by_name_and_version() {
 }
 
 #[test]
-fn the_device_is_an_sm_80_card_with_a_name_of_its_own() {
+fn the_device_is_an_sm_90_card_with_a_name_of_its_own() {
     let context = context();
     assert_eq!(CudaContext::device_count(), Ok(1));
     assert_eq!(context.name().as_deref(), Ok("softcuda (PTX on the CPU)"));
-    assert_eq!(context.compute_capability(), Ok((8, 0)));
+    assert_eq!(context.compute_capability(), Ok((9, 0)));
     assert!(context.has_async_alloc());
     let (free, total) = context.mem_get_info().expect("memory");
     assert!(0 < free && free <= total);
