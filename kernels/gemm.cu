@@ -171,28 +171,16 @@ __global__ void __launch_bounds__(256, R < 8 ? 3 : 2) matmul_dot_fwd(
         finish_of(y, kept, bias, residual, gate, swapped ? groups * cols : total,
                   swapped ? rows : cols, keep, biased, added, gates, act);
     const bool packets = all.packets();
-    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const unsigned warp = threadIdx.x / WARP;
     const unsigned slice = warp % slices, slots = WARPS / slices;
     const unsigned across = over(cols, C * slots), jobs = across * groups;
     for (unsigned job = blockIdx.x; job < jobs; job += gridDim.x) {
         const Thin<T> thin = all.group(job / across);
         const unsigned col = (job % across * slots + warp / slices) * C;
-        float sums[R * C] = {};
-        if (packets) {
-            add_dots<width<T>, R, C>(sums, thin, col, slice * WARP + lane, slices * WARP);
-        } else {
-            add_dots<1, R, C>(sums, thin, col, slice * WARP + lane, slices * WARP);
-        }
-        hold[warp][lane] = scatter_sum(sums);
-        __syncthreads();
-        // Lanes in groups hold the same sum.
-        constexpr int GROUP = WARP / (R * C);
-        if (slice == 0 && lane % GROUP == 0) {
-            const float sum = in_order(&hold[warp][lane], slices, WARP);
-            const unsigned at = lane / GROUP;
-            thin.put(finish, job / across, at / C, col + at % C, sum);
-        }
-        __syncthreads();
+        thin_sums<R, C>(hold, thin, packets, col, slice, slices,
+                        [&](unsigned i, unsigned j, float sum) {
+                            thin.put(finish, job / across, i, j, sum);
+                        });
     }
 }
 
@@ -230,28 +218,15 @@ __global__ void __launch_bounds__(256, R < 32 ? 3 : 2) matmul_dot_mma_fwd(
         finish_of(y, kept, bias, residual, gate, swapped ? groups * cols : total,
                   swapped ? rows : cols, keep, biased, added, gates, act);
     const bool packets = all.packets();
-    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const unsigned warp = threadIdx.x / WARP;
     const unsigned slice = warp % slices, slots = WARPS / slices;
     const unsigned across = over(cols, 8 * slots), jobs = across * groups;
     for (unsigned job = blockIdx.x; job < jobs; job += gridDim.x) {
         const Thin<T> thin = all.group(job / across);
         const unsigned col = (job % across * slots + warp / slices) * 8;
-        // A warp goes on together, to the end of the last 32; one without columns not at all.
-        const unsigned end = col < cols ? over(k, 32) * 32 : 0;
-        float sums[over(R, 16)][4] = {};
-        if (packets) {
-            add_dots_mma<true, R>(sums, thin, col, slice * 32, end, slices * 32);
-        } else {
-            add_dots_mma<false, R>(sums, thin, col, slice * 32, end, slices * 32);
-        }
-#pragma unroll
-        for (int i = 0; i < R / 4; ++i) hold[warp][i][lane] = sums[i / 4][i % 4];
-        __syncthreads();
-        // Each warp of a slice joins a part of what the slices hold.
-        for (unsigned i = slice; i < R / 4; i += slices) {
-            const float sum = in_order(&hold[warp - slice][i][lane], slices, R / 4 * WARP);
-            thin.put(finish, job / across, i / 2 * 8 + lane / 4, col + lane % 4 * 2 + i % 2, sum);
-        }
-        __syncthreads();
+        thin_sums<R>(hold, thin, packets, col, slice, slices,
+                     [&](unsigned i, unsigned j, float sum) {
+                         thin.put(finish, job / across, i, j, sum);
+                     });
     }
 }

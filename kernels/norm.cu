@@ -2,8 +2,8 @@
 //
 // Their Jacobians are symmetric, so one derivative entry serves both modes (src/ops/norm.rs).
 // A warp takes a row (lib/rows.cuh).
+#include "lib/ada.cuh"
 #include "lib/math.cuh"
-#include "lib/rows.cuh"
 
 // layer_norm_fwd: y = (x - mean) * rstd with rstd = 1 / sqrt(variance + eps), keeping rstd.
 //   for    T: f32, bf16
@@ -184,31 +184,14 @@ __global__ void __launch_bounds__(256) ada_norm_fwd(
     const T* __restrict__ a,       // [groups, cols]
     const T* __restrict__ b,       // [groups, cols]
     int rows, int cols, int groups, float eps) {
-    const float inverse = 1.0f / cols;
     const unsigned each = groups > 0 ? rows / groups : 1;
     const bool packets = cols % width<T> == 0 && aligned(y, x, a, b);
     each_row<T>({x}, rows, cols, packets, [&](unsigned r, const auto& row) {
-        const float mean = row_sum(row, [](auto& v, int i) { return v[0].at[i]; }) * inverse;
-        const float variance = inverse * row_sum(row, [=](auto& v, int i) {
-            const float d = v[0].at[i] - mean;
-            return d * d;
-        });
-        const float factor = 1.0f / sqrtf(variance + eps);
-        const T* scale = a + row_at(r / each, cols);
-        const T* shift = b + row_at(r / each, cols);
-        row.each([&](const auto& v, int c) {
-            constexpr int N = sizeof(v[0]) / sizeof(float);
-            const Floats<N> s = load<N>(scale + c);
-            Floats<N> out = load<N>(shift + c);
-#pragma unroll
-            for (int i = 0; i < N; ++i) {
-                out.at[i] = fmaf((v[0].at[i] - mean) * factor, 1.0f + s.at[i], out.at[i]);
-            }
-            store(y + row_at(r, cols) + c, out);
-        });
+        const unsigned long long serving = row_at(r / each, cols);
+        const Moments m = ada_row(row, cols, eps, a + serving, b + serving, y + row_at(r, cols));
         if (threadIdx.x % WARP == 0) {
-            stats[2 * r] = mean;
-            stats[2 * r + 1] = factor;
+            stats[2 * r] = m.mean;
+            stats[2 * r + 1] = m.rstd;
         }
     });
 }

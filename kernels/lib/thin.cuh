@@ -126,3 +126,54 @@ __device__ __forceinline__ void add_dots_mma(float (&sums)[over(R, 16)][4], cons
         }
     }
 }
+
+// The sums of R rows by C columns from `col` on, a warp a slice of k; `slices` neighbouring warps
+// have the same columns. Calls put(row, column, sum) once for each, also beyond the last ones.
+// Every thread of the block must call.
+template <int R, int C, class Put>
+__device__ __forceinline__ void thin_sums(float (&hold)[WARPS][WARP], const Thin<float>& thin,
+                                          bool packets, unsigned col, unsigned slice,
+                                          unsigned slices, Put put) {
+    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    float sums[R * C] = {};
+    if (packets) {
+        add_dots<width<float>, R, C>(sums, thin, col, slice * WARP + lane, slices * WARP);
+    } else {
+        add_dots<1, R, C>(sums, thin, col, slice * WARP + lane, slices * WARP);
+    }
+    hold[warp][lane] = scatter_sum(sums);
+    __syncthreads();
+    // Lanes in groups hold the same sum.
+    constexpr int GROUP = WARP / (R * C);
+    if (slice == 0 && lane % GROUP == 0) {
+        const float sum = in_order(&hold[warp][lane], slices, WARP);
+        const unsigned at = lane / GROUP;
+        put(at / C, col + at % C, sum);
+    }
+    __syncthreads();
+}
+
+// The same on the tensor cores: 8 columns.
+template <int R, class Put>
+__device__ __forceinline__ void thin_sums(float (&hold)[WARPS][R / 4][WARP],
+                                          const Thin<bf16>& thin, bool packets, unsigned col,
+                                          unsigned slice, unsigned slices, Put put) {
+    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    // A warp goes on together, to the end of the last 32; one without columns not at all.
+    const unsigned end = col < thin.cols ? over(thin.k, 32) * 32 : 0;
+    float sums[over(R, 16)][4] = {};
+    if (packets) {
+        add_dots_mma<true, R>(sums, thin, col, slice * 32, end, slices * 32);
+    } else {
+        add_dots_mma<false, R>(sums, thin, col, slice * 32, end, slices * 32);
+    }
+#pragma unroll
+    for (int i = 0; i < R / 4; ++i) hold[warp][i][lane] = sums[i / 4][i % 4];
+    __syncthreads();
+    // Each warp of a slice joins a part of what the slices hold.
+    for (unsigned i = slice; i < R / 4; i += slices) {
+        const float sum = in_order(&hold[warp - slice][i][lane], slices, R / 4 * WARP);
+        put(i / 2 * 8 + lane / 4, col + lane % 4 * 2 + i % 2, sum);
+    }
+    __syncthreads();
+}

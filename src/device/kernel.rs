@@ -151,7 +151,7 @@ impl<T: Element> SliceMut<'_, T> {
     }
 }
 
-/// Blocks, threads of a block and bytes of dynamic shared memory.
+/// Blocks, threads of a block, bytes of dynamic shared memory, and whether all blocks run at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
     /// Blocks.
@@ -160,13 +160,16 @@ pub struct Grid {
     pub threads: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: u32,
+    /// Whether all blocks are on the GPU at once, so that they may wait for each other. A launch
+    /// of more than fit is refused.
+    pub together: bool,
 }
 
 impl Grid {
     /// A row of blocks.
     pub fn line(blocks: usize, threads: u32) -> Self {
         let blocks = u32::try_from(blocks.max(1)).unwrap_or(u32::MAX).min(i32::MAX as u32);
-        Self { blocks: [blocks, 1, 1], threads: [threads, 1, 1], shared: 0 }
+        Self { blocks: [blocks, 1, 1], threads: [threads, 1, 1], shared: 0, together: false }
     }
 }
 
@@ -174,6 +177,9 @@ impl fmt::Display for Grid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ([a, b, c], [x, y, z]) = (self.blocks, self.threads);
         write!(f, "{a}x{b}x{c} blocks of {x}x{y}x{z} threads")?;
+        if self.together {
+            write!(f, " at once")?;
+        }
         match self.shared {
             0 => Ok(()),
             n => write!(f, " with {n} bytes of shared memory"),

@@ -3,6 +3,7 @@
 //! Tests, benches and the docs' table are derived from it. An op that no row names is dead code.
 
 pub mod activation;
+pub mod ada_block;
 pub mod attention;
 pub mod augment;
 pub mod batch_norm;
@@ -81,6 +82,7 @@ table! {
     norm: LayerNorm, LayerNormVjp, RmsNorm, RmsNormVjp, L2Normalize, L2NormalizeVjp,
         AdaNorm, AdaNormJvp, AdaNormVjp, UnitHeads;
     batch_norm: BatchNormTrain, BatchNormTrainVjp;
+    ada_block: AdaBlock;
     attention: Attention, AttentionJvp, AttentionVjp;
     depthwise: DepthwiseConv;
     conv: Conv2d, FusedConv, Conv2dDx, Conv2dDw;

@@ -10,7 +10,10 @@
 //! `f32` uses [`super::fast`]'s polynomials, so loops over it vectorise; their errors are counted
 //! by `Running`.
 
+use std::cell::Cell;
 use std::ops::{Add, Div, Mul, Neg, Sub};
+
+use half::bf16;
 
 use super::fast;
 
@@ -50,6 +53,13 @@ pub trait Real:
     /// The same value as a constant: no derivative passes through it.
     #[inline(always)]
     fn fixed(self) -> Self {
+        self
+    }
+
+    /// The value where an op keeps it in memory between two of its steps, as one of its elements:
+    /// rounded to bf16 in kernels of bf16, and under [`stored_in_bf16`] here.
+    #[inline(always)]
+    fn stored(self) -> Self {
         self
     }
 
@@ -125,7 +135,25 @@ impl Real for f32 {
     }
 }
 
+thread_local!(static STORES_BF16: Cell<bool> = const { Cell::new(false) });
+
+/// Runs `f`, in which [`Real::stored`] rounds to bf16: the reference of kernels of bf16.
+pub fn stored_in_bf16<T>(f: impl FnOnce() -> T) -> T {
+    let before = STORES_BF16.replace(true);
+    let done = f();
+    STORES_BF16.set(before);
+    done
+}
+
+/// The nearest bf16.
+fn to_bf16(x: f64) -> f64 {
+    bf16::from_f64(x).to_f64()
+}
+
 impl Real for f64 {
+    fn stored(self) -> Self {
+        if STORES_BF16.get() { to_bf16(self) } else { self }
+    }
     #[inline(always)]
     fn of(x: f64) -> Self {
         x
@@ -306,6 +334,15 @@ impl Neg for Running {
     }
 }
 impl Real for Running {
+    fn stored(self) -> Self {
+        if !STORES_BF16.get() {
+            return self;
+        }
+        // All of the values that it may be have one neighbour, or nearly all have.
+        let v = to_bf16(self.v);
+        let far = |end: f64| (to_bf16(end) - v).abs();
+        Self { v, e: far(self.v + self.e).max(far(self.v - self.e)) }
+    }
     /// Either answer is right where rounding may decide.
     fn step(self) -> Self {
         let v = if self.v > 0.0 { 1.0 } else { 0.0 };

@@ -28,6 +28,16 @@ impl<T: Element> Buffer<T> {
         Ok(Self { queue: queue.clone(), address, len, holds: PhantomData })
     }
 
+    /// Zeros.
+    ///
+    /// # Errors
+    /// As [`Buffer::new`].
+    pub fn zeros(queue: &Queue, len: usize) -> Result<Self> {
+        let buffer = Self::new(queue, len)?;
+        queue.clear(buffer.address, len.saturating_mul(size_of::<T>()))?;
+        Ok(buffer)
+    }
+
     /// A copy of these elements.
     ///
     /// # Errors

@@ -164,14 +164,12 @@ impl Queue {
         // SAFETY: the arguments are in the order and of the types that the entry declares, as the
         // generated launcher made them; buffers are live, and their release is ordered after.
         let launched = unsafe {
-            result::launch_kernel(
-                function,
-                blocks,
-                threads,
-                grid.shared,
-                self.stream(),
-                &mut pointers,
-            )
+            let (shared, stream) = (grid.shared, self.stream());
+            let launch = match grid.together {
+                true => result::launch_cooperative_kernel,
+                false => result::launch_kernel,
+            };
+            launch(function, blocks, threads, shared, stream, &mut pointers)
         };
         launched.map_err(|e| {
             let launch = Launch { entry, grid, args: args.to_vec() };

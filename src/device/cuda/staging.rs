@@ -126,6 +126,17 @@ impl Queue {
         Ok(())
     }
 
+    /// Sets bytes to zero; a recorded queue does so at every replay.
+    pub(super) fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the buffer holds these bytes, and zeros are elements of every type of one.
+        let cleared = unsafe { result::memset_d8_async(at, 0, bytes, self.stream()) };
+        cleared.map_err(|e| failed(e, "clearing memory".into(), self.advice()))
+    }
+
     fn upload_pageable(&self, to: u64, data: &[u8]) -> Result<()> {
         // SAFETY: the buffer holds these bytes; `data` is there until the stream has stopped.
         let copied = unsafe { result::memcpy_htod_async(to, data, self.stream()) };

@@ -2,6 +2,7 @@
 
 use genevar::device::OnGpu;
 use genevar::device::cuda::{Buffer, Queue};
+use genevar::ops::real::stored_in_bf16;
 use genevar::ops::{CudaIn, CudaOut, Dual, DynOp, In, Out, Precision, Running, Site};
 use genevar::tensor::{Shape, Tensor};
 use half::bf16;
@@ -296,24 +297,30 @@ pub fn out_shapes(op: &dyn DynOp, data: &[Data]) -> Result<Vec<Shape>, String> {
     }
 }
 
+/// Runs a reference of kernels that take these inputs.
+fn as_stored<T>(data: &Inputs, run: impl FnOnce() -> T) -> T {
+    match data.precision {
+        Precision::F32 => run(),
+        Precision::Bf16 => stored_in_bf16(run),
+    }
+}
+
 /// The reference in f64.
-pub fn in_f64(op: &dyn DynOp, data: &[Data]) -> Result<Outs<f64>, String> {
+pub fn in_f64(op: &dyn DynOp, data: &Inputs) -> Result<Outs<f64>, String> {
     let outs = out_shapes(op, data)?;
     let x = lift(data, |_, _, x| x);
     let blank = (f64::NAN, POISON_INT);
-    calmly("reference in f64", || {
-        evaluate(op, &outs, blank, blank, |y| op.reference_f64(&x.views(), y))
-    })
+    let run = || evaluate(op, &outs, blank, blank, |y| op.reference_f64(&x.views(), y));
+    calmly("reference in f64", || as_stored(data, run))
 }
 
 /// The reference with rounding bounds.
-pub fn in_running(op: &dyn DynOp, data: &[Data]) -> Result<Outs<Running>, String> {
+pub fn in_running(op: &dyn DynOp, data: &Inputs) -> Result<Outs<Running>, String> {
     let outs = out_shapes(op, data)?;
     let x = lift(data, |_, _, x| Running::exact(x));
     let blank = (Running::exact(f64::NAN), POISON_INT);
-    calmly("reference at Running", || {
-        evaluate(op, &outs, blank, blank, |y| op.reference_running(&x.views(), y))
-    })
+    let run = || evaluate(op, &outs, blank, blank, |y| op.reference_running(&x.views(), y));
+    calmly("reference at Running", || as_stored(data, run))
 }
 
 /// The reference with derivatives along `d`, one direction for each input (`None` is zero).

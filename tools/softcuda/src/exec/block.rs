@@ -15,7 +15,7 @@ use pulp::Simd;
 use std::collections::BTreeMap;
 
 /// Instructions of a turn when no seed asks for shorter ones.
-const LONG_TURN: u64 = 20_000;
+pub(super) const LONG_TURN: u64 = 20_000;
 /// Longest turn of a seeded schedule.
 const SHORT_TURN: u64 = 200;
 /// Times that sleepers are woken although nothing has happened before that is a deadlock.
@@ -159,8 +159,9 @@ impl<'a> Block<'a> {
         self.dice = Dice::new(env.options.schedule_seed, number);
     }
 
-    /// Gives warps at most `turns` turns; says whether the block has ended.
-    pub(super) fn run<S: Simd>(&mut self, simd: S, turns: u64) -> Result<bool, Fault> {
+    /// Gives warps at most `turns` turns, each of `steps` steps unless the dice say; says whether
+    /// the block has ended.
+    pub(super) fn run<S: Simd>(&mut self, simd: S, turns: u64, steps: u64) -> Result<bool, Fault> {
         for _ in 0..turns {
             let Some(index) = self.pick() else {
                 if self.warps.iter().all(|w| w.state == State::Done) {
@@ -172,7 +173,7 @@ impl<'a> Block<'a> {
                 return Err(self.deadlock());
             };
             let budget = match self.machine.env.options.schedule_seed {
-                0 => LONG_TURN,
+                0 => steps,
                 _ => 1 + self.dice.next() % SHORT_TURN,
             };
             let Some(warp) = self.warps.get_mut(index) else { continue };

@@ -1,6 +1,6 @@
 //! Launches: checks of the request, blocks handed to workers, counts and faults gathered.
 
-use super::block::{Block, Dice};
+use super::block::{Block, Dice, LONG_TURN};
 use super::fault::{Fault, FaultKind};
 use super::program::{Kernel, Program};
 use super::warp::Env;
@@ -13,8 +13,10 @@ use std::sync::{Mutex, PoisonError};
 
 /// Most shared memory of a block, in bytes, as an H100's.
 pub const MOST_SHARED: u32 = 227 * 1024;
-/// Turns a block of a cooperative launch gets before the next one's.
-const COOPERATIVE_TURNS: u64 = 64;
+/// Turns a block of a cooperative launch gets before the next one does, and the steps of a turn:
+/// few, for it may be waiting for the others.
+const COOPERATIVE_TURNS: u64 = 4;
+const COOPERATIVE_STEPS: u64 = 500;
 
 fn refuse<T>(launch: &Launch<'_>, what: String) -> Result<T, Fault> {
     Err(Fault::new(FaultKind::InvalidLaunch, launch.entry, what))
@@ -99,7 +101,7 @@ impl WithSimd for Worker<'_, '_> {
                 break;
             }
             block.begin(self.order.block(k));
-            if let Err(fault) = block.run(simd, u64::MAX) {
+            if let Err(fault) = block.run(simd, u64::MAX, LONG_TURN) {
                 self.stop.fetch_min(k, Relaxed);
                 failed = Some((k, fault));
                 break;
@@ -129,16 +131,18 @@ impl WithSimd for Together<'_, '_> {
             .collect();
         let mut failed = None;
         while !blocks.is_empty() && failed.is_none() {
-            blocks.retain_mut(|(k, block)| match block.run(simd, COOPERATIVE_TURNS) {
-                Ok(done) => {
-                    if done {
-                        tally.merge(&block.machine.tally);
+            blocks.retain_mut(|(k, block)| {
+                match block.run(simd, COOPERATIVE_TURNS, COOPERATIVE_STEPS) {
+                    Ok(done) => {
+                        if done {
+                            tally.merge(&block.machine.tally);
+                        }
+                        !done
                     }
-                    !done
-                }
-                Err(fault) => {
-                    failed.get_or_insert((*k, fault));
-                    true
+                    Err(fault) => {
+                        failed.get_or_insert((*k, fault));
+                        true
+                    }
                 }
             });
         }
