@@ -352,7 +352,7 @@ fn the_whole_system_trains_and_paints_on_a_gpu() {
         assert!(state("whole") == state("parts"), "{stage}: the resumed run has other weights");
     }
     let sample = "sample --checkpoint whole --rna rna.tsv --rows t16,t17 --n 2 --seed 3 --out";
-    gpu(&format!("{sample} gpu --device cuda"));
+    gpu(&format!("{sample} gpu --device cuda --precision f32"));
     succeeds(dir, &format!("{sample} cpu"));
     let tokens = |out: &str| {
         let record = std::fs::read(dir.join(out).join("samples.json")).unwrap();
