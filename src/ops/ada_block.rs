@@ -200,10 +200,11 @@ impl AdaBlock {
         }
     }
 
-    /// All blocks must be on the GPU at once: one a multiprocessor, no more than there are jobs.
+    /// All blocks must be on the GPU at once: at most one a multiprocessor, and each with some jobs
+    /// of a product, for every block makes the others' barriers longer.
     fn grid(&self, q: &Queue, e: Extents) -> Grid {
         let processors = usize::try_from(q.gpu().facts().multiprocessors).unwrap_or(1).max(1);
-        let products = (3 * e.c).max(e.hidden).div_ceil(4);
+        let products = (3 * e.c).max(e.hidden).div_ceil(16);
         let queries = (e.batch * e.n * self.heads).div_ceil(8);
         Grid { together: true, ..Grid::line(products.max(queries).min(processors), 256) }
     }
