@@ -15,9 +15,10 @@ constexpr int QUERIES = D <= 64 ? 32 : 16;
 template <int D>
 constexpr int KEYS = D <= 64 ? 32 : 16;
 
-// attention_fwd: y = softmax(scale q k^T) v and the log-sum-exp of the scaled scores.
+// attention_fwd: y = softmax(scale q k^T) v and the log-sum-exp of the scaled scores. The first
+// `seen` keys of a sample take part; what lies behind them is room in a cache.
 //   for    T: f32, bf16; D: 32, 64, 128
-//   floor  bytes = 2*batch*(queries + keys)*heads*width*s + 4*batch*queries*heads;
+//   floor  bytes = 2*batch*(queries + seen)*heads*width*s + 4*batch*queries*heads;
 //          flops = batch*heads*work*32*(64 - D/128*32)*4*D
 //   plan   a block for 32 queries of a head: 64 keys (32 for D = 128) at a time through shared
 //          memory, softmax online in registers, 2 by 4 scores a thread
@@ -31,8 +32,8 @@ __global__ void __launch_bounds__(256, 2) attention_fwd(
     const T* __restrict__ q,     // [batch, queries, heads, width]
     const T* __restrict__ k,     // [batch, keys, heads, width]
     const T* __restrict__ v,     // [batch, keys, heads, width]
-    int batch, int queries, int keys, int heads, int width, int work, int tiles, float scale,
-    unsigned long long ends0, unsigned long long ends1, unsigned long long ends2,
+    int batch, int queries, int keys, int seen, int heads, int width, int work, int tiles,
+    float scale, unsigned long long ends0, unsigned long long ends1, unsigned long long ends2,
     unsigned long long ends3) {
     constexpr int N = 32, M = D <= 64 ? 64 : 32;
     using Scores = Tile<N, M>;
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(256, 2) attention_fwd(
     __shared__ Weights<N, M> sp;
     const Ends ends{{ends0, ends1, ends2, ends3}};
     each_tile(batch, heads, tiles, [&](unsigned sample, unsigned head, int tile) {
-        const Stretch of = query_tile(tile, N, queries, keys, ends);
+        const Stretch of = query_tile(tile, N, queries, seen, ends);
         const Head asks{unsigned(queries), unsigned(heads), unsigned(width), sample, head};
         const Head told{unsigned(keys), unsigned(heads), unsigned(width), sample, head};
         sq.fill(q, asks, of.first, of.end - of.first);
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(256, 2) attention_fwd(
 
 // attention_mma_fwd: attention_fwd on the tensor cores, in bf16.
 //   for    T: bf16; D: 32, 64, 128
-//   floor  bytes = 2*batch*(queries + keys)*heads*width*s + 4*batch*queries*heads;
+//   floor  bytes = 2*batch*(queries + seen)*heads*width*s + 4*batch*queries*heads;
 //          flops = batch*heads*work*64*(64 - D/128*32)*6*D
 //   plan   a block of 4 warps for 64 queries of a head, 16 a warp: 64 keys (32 for D = 128) at a
 //          time, the next ones on their way by cp.async, scores and sums in registers. Weights are
@@ -119,8 +120,8 @@ __global__ void __launch_bounds__(128, 2) attention_mma_fwd(
     const T* __restrict__ q,     // [batch, queries, heads, width]
     const T* __restrict__ k,     // [batch, keys, heads, width]
     const T* __restrict__ v,     // [batch, keys, heads, width]
-    int batch, int queries, int keys, int heads, int width, int work, int tiles, float scale,
-    unsigned long long ends0, unsigned long long ends1, unsigned long long ends2,
+    int batch, int queries, int keys, int seen, int heads, int width, int work, int tiles,
+    float scale, unsigned long long ends0, unsigned long long ends1, unsigned long long ends2,
     unsigned long long ends3) {
     constexpr int N = MMA_QUERIES, M = D <= 64 ? 64 : 32;
     using Asked = HeadTile<N, D>;
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(128, 2) attention_mma_fwd(
     const Ends ends{{ends0, ends1, ends2, ends3}};
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     each_tile(batch, heads, tiles, [&](unsigned sample, unsigned head, int tile) {
-        const Stretch of = query_tile(tile, N, queries, keys, ends);
+        const Stretch of = query_tile(tile, N, queries, seen, ends);
         const Head asks{unsigned(queries), unsigned(heads), unsigned(width), sample, head};
         const Head told{unsigned(keys), unsigned(heads), unsigned(width), sample, head};
         auto fetch = [&](int k0, int stage) {

@@ -307,29 +307,32 @@ __global__ void __launch_bounds__(256) ada_norm_vjp(
 }
 
 // unit_heads_fwd: the rows [q, k, v] of self-attention's projection as heads, with q and k of unit
-// length (times the head's temperature for q) where `unit` says so.
+// length (times the head's temperature for q) where `unit` says so. Of k and v each sample has
+// `room` rows, of which these are written from row `at` on: a cache takes them where they belong.
 //   for    T: f32, bf16
-//   floor  bytes = 6*rows*heads*cols*s + 4*unit*heads;
-//          flops = unit*rows*heads*(6*cols + 400)
+//   floor  bytes = 6*batch*n*heads*cols*s + 4*unit*heads;
+//          flops = unit*batch*n*heads*(6*cols + 400)
 //   plan   one warp a head of a row, 16-byte loads; q and k held between their passes
 //   code   16-byte loads
 //   slack  1.5 for cols >= 256; 9 beyond (lanes beyond a head's end, a temperature for few numbers)
 //   bits   fixed shuffle tree, no atomics: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) unit_heads_fwd(
-    T*           __restrict__ q,          // [rows, heads*cols]
-    T*           __restrict__ k,          // [rows, heads*cols]
-    T*           __restrict__ v,          // [rows, heads*cols]
-    const T*     __restrict__ x,          // [rows, 3*heads*cols]
+    T*           __restrict__ q,          // [batch*n, heads*cols]
+    T*           __restrict__ k,          // [batch, max(room, at + n), heads*cols]
+    T*           __restrict__ v,          // [batch, max(room, at + n), heads*cols]
+    const T*     __restrict__ x,          // [batch*n, 3*heads*cols]
     const float* __restrict__ ln_scale,   // [unit*heads]
-    int rows, int heads, int cols, int unit, float eps, float most) {
-    const unsigned wide = heads * cols, jobs = rows * heads;
+    int batch, int n, int heads, int cols, int room, int at, int unit, float eps, float most) {
+    const unsigned wide = heads * cols, jobs = batch * n * heads, own_rows = n;
     const unsigned warps = gridDim.x * (blockDim.x / WARP);
     const bool packets = cols % width<T> == 0 && aligned(q, k, v, x);
     unsigned job = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     for (; job < jobs; job += warps) {
         const unsigned row = job / heads, head = job % heads;
+        const unsigned kept = row / own_rows * room + at + row % own_rows;
         const unsigned long long to = row_at(row, wide) + head * cols;
+        const unsigned long long into = row_at(kept, wide) + head * cols;
         const T* from = x + row_at(row, 3 * wide) + head * cols;
         const auto move_row = [&](T* y, const T* x, auto n, bool normal, float scale) {
             constexpr int N = decltype(n)::value;
@@ -356,8 +359,8 @@ __global__ void __launch_bounds__(256) unit_heads_fwd(
             const float own = unit ? ln_scale[head] : 0.0f;
             const float scale = unit ? exp_of(most < own ? most : own) : 1.0f;
             move_row(q + to, from, n, unit, scale);
-            move_row(k + to, from + wide, n, unit, 1.0f);
-            move_row(v + to, from + 2 * wide, n, false, 1.0f);
+            move_row(k + into, from + wide, n, unit, 1.0f);
+            move_row(v + into, from + 2 * wide, n, false, 1.0f);
         };
         if (packets) {
             all(Width<width<T>>());

@@ -162,6 +162,19 @@ impl OnGpu {
         matches!(Self::of(t), Some(Self::Bf16(_)))
     }
 
+    /// So many elements of the type of these, not filled yet.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn unfilled(&self, len: usize) -> Result<Self> {
+        let queue = self.queue();
+        Ok(match self {
+            Self::F32(_) => Self::F32(Buffer::new(queue, len)?),
+            Self::Bf16(_) => Self::Bf16(Buffer::new(queue, len)?),
+            Self::I32(_) => Self::I32(Buffer::new(queue, len)?),
+        })
+    }
+
     /// A copy of a tensor's elements.
     ///
     /// # Errors
@@ -194,6 +207,9 @@ impl Remote for OnGpu {
         }
     }
     fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
     }
 }
@@ -253,6 +269,9 @@ impl Remote for Planned {
         Ok(Tensor::zeros(self.dtype, [self.len]))
     }
     fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
     }
 }

@@ -270,7 +270,8 @@ impl MaskedAr {
 
     /// An empty cache for each block.
     pub fn caches(&self) -> Vec<KvCache> {
-        self.blocks.iter().map(|_| KvCache::default()).collect()
+        let room = self.dims.patch_nums.iter().map(|p| p * p).sum();
+        self.blocks.iter().map(|_| KvCache::of(room)).collect()
     }
 
     fn ends(&self) -> Vec<usize> {

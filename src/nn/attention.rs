@@ -5,6 +5,7 @@
 
 use super::{Init, Linear, Onto};
 use crate::autograd::{Param, Params, Pass, Var};
+use crate::device::OnGpu;
 use crate::error::{Error, Result, Within};
 use crate::ops::activation::{Clamp, Exp};
 use crate::ops::attention::{Attention, Mask};
@@ -12,15 +13,50 @@ use crate::ops::elementwise::Mul;
 use crate::ops::gemm;
 use crate::ops::layout::{Concat, Narrow, Reshape};
 use crate::ops::norm::{HEAD_EPS, L2Normalize, LN_MAX_SCALE, UnitHeads};
-use crate::tensor::Tensor;
+use crate::ops::{Room, run_into};
+use crate::tensor::{Shape, Tensor};
 
-/// Keys and values of the positions decoded so far, for one block.
-#[derive(Clone, Default)]
+/// Keys and values of the positions decoded so far, for one block. On a GPU they are written where
+/// they belong, into memory for all positions; on the CPU they are appended.
+#[derive(Default)]
 pub struct KvCache {
     kv: Option<(Tensor, Tensor)>,
+    /// Positions in all.
+    room: usize,
+    /// Positions that are there, where there is room for all.
+    filled: usize,
 }
 
 impl KvCache {
+    /// Empty, for so many positions in all.
+    pub fn of(room: usize) -> Self {
+        Self { kv: None, room, filled: 0 }
+    }
+
+    /// Whether what is made of `x` is written in place: on a GPU whose results nobody looks at
+    /// between kernels.
+    fn in_place(&self, x: &Var) -> bool {
+        let looks = |on: &OnGpu| on.queue().checks() || on.queue().verifies();
+        self.room > 0 && OnGpu::of(x.value()).is_some_and(|on| !looks(on))
+    }
+
+    /// Rooms for the next keys and values [B, n, H, D] of the type of `x`.
+    fn rooms(&mut self, x: &Tensor, dims: [usize; 4]) -> Result<[Room; 2]> {
+        let (k, v) = match self.kv.take() {
+            Some(kv) => kv,
+            None => {
+                let whole = Shape::from([dims[0], self.room, dims[2], dims[3]]);
+                let nowhere = || Error::Internal("a cache in place is on a GPU".into());
+                let like = OnGpu::of(x).ok_or_else(nowhere)?;
+                let new = || Tensor::away(like.unfilled(whole.len())?, &whole);
+                (new()?, new()?)
+            }
+        };
+        let at = self.filled;
+        self.filled += dims[1];
+        Ok([k, v].map(|tensor| Room { tensor, at }))
+    }
+
     /// Appends [B, n, H, D] keys and values and hands back all of them.
     fn extend(&mut self, p: &Pass, k: &Var, v: &Var) -> Result<(Var, Var)> {
         let (k, v) = match self.kv.take() {
@@ -102,12 +138,20 @@ impl SelfAttention {
         let bias =
             p.op(Concat { axis: 0 }, &[&p.param(&self.q_bias), &no_bias, &p.param(&self.v_bias)])?;
         let qkv = p.op(gemm::Linear, &[x, &p.param(&self.qkv), &bias])?;
+        let scale =
+            if self.ln_scale.is_some() { 1.0 } else { ((c / self.heads) as f64).powf(-0.5) };
+        let cache = match cache {
+            Some(cache) if !p.differentiates() && cache.in_place(&qkv) => {
+                let (q, k, v) = self.parts_in_place(p, &qkv, cache)?;
+                let mask = Mask::First(cache.filled);
+                return tokens(p, &p.op(Attention { scale, mask }, &[&q, &k, &v])?);
+            }
+            cache => cache,
+        };
         let (q, k, v) = match p.differentiates() {
             true => self.parts(p, &qkv, c)?,
             false => self.parts_at_once(p, &qkv)?,
         };
-        let scale =
-            if self.ln_scale.is_some() { 1.0 } else { ((c / self.heads) as f64).powf(-0.5) };
         let (k, v) = match cache {
             Some(cache) => cache.extend(p, &k, &v)?,
             None => (k, v),
@@ -137,6 +181,24 @@ impl SelfAttention {
             Ok([k, v]) => Ok((q, k.into(), v.into())),
             Err(_) => Err(Error::Internal("unit_heads has three outputs".into())),
         }
+    }
+}
+
+impl SelfAttention {
+    /// The same, keys and values written into their cache: the queries of these positions, and all
+    /// keys and values with the room behind them.
+    fn parts_in_place(&self, p: &Pass, qkv: &Var, cache: &mut KvCache) -> Result<(Var, Var, Var)> {
+        let scale = self.ln_scale.as_ref().map(|s| p.param(s).into_value());
+        let x: Vec<&Tensor> = [qkv.value()].into_iter().chain(&scale).collect();
+        let d = qkv.dims();
+        let dims = [d[0], d[1], self.heads, d[2] / 3 / self.heads];
+        let [k, v] = cache.rooms(qkv.value(), dims)?;
+        let outs = run_into(&UnitHeads { heads: self.heads }, &x, vec![None, Some(k), Some(v)])?;
+        let Ok([q, k, v]) = <[Tensor; 3]>::try_from(outs) else {
+            return Err(Error::Internal("unit_heads has three outputs".into()));
+        };
+        cache.kv = Some((k.clone(), v.clone()));
+        Ok((q.into(), k.into(), v.into()))
     }
 }
 

@@ -13,6 +13,7 @@ mod cuda;
 use std::ops::RangeInclusive;
 
 use super::composed::{self, Composed};
+use super::layout::{Narrow, Place};
 use super::{
     Case, Cases, CpuFace, Diff, Draw, FIRST_ORDER, Grads, In, Input, Kernels, Op, Out, Real, Saved,
     Saves, call, run,
@@ -25,6 +26,8 @@ use crate::tensor::{Shape, Tensor};
 pub enum Mask {
     /// All of them.
     Full,
+    /// The first so many: what lies behind them is room, in a cache that is not full yet.
+    First(usize),
     /// Block-causal: cumulative ends of the scales; a query sees its own scale and those before.
     /// The number of keys must be one of the ends (fewer queries than keys is decoding with a
     /// cache).
@@ -89,7 +92,11 @@ impl Dims {
 impl Mask {
     /// (first query, end, keys seen) of the runs of queries that see the same keys.
     fn spans(&self, queries: usize, keys: usize) -> Vec<(usize, usize, usize)> {
-        let Self::Blocks(ends) = self else { return vec![(0, queries, keys)] };
+        let ends = match self {
+            Self::Full => return vec![(0, queries, keys)],
+            Self::First(seen) => return vec![(0, queries, *seen)],
+            Self::Blocks(ends) => ends,
+        };
         let before = keys - queries;
         let mut first = 0;
         let mut spans = Vec::new();
@@ -101,7 +108,17 @@ impl Mask {
     }
 
     fn check(&self, op: &'static str, queries: usize, keys: usize) -> Result<()> {
-        let Self::Blocks(ends) = self else { return Ok(()) };
+        let ends = match self {
+            Self::Full => return Ok(()),
+            Self::First(seen) if (1..=keys).contains(seen) && op == Attention::NAME => {
+                return Ok(());
+            }
+            Self::First(seen) => {
+                let what = format!("cannot see the first {seen} of {keys} keys");
+                return Err(Error::shape(op, what));
+            }
+            Self::Blocks(ends) => ends,
+        };
         if !ends.is_sorted() || queries > keys || (keys > 0 && !ends.contains(&keys)) {
             let what = format!(
                 "{queries} queries and {keys} keys do not fit the scales that end at {ends:?}"
@@ -128,6 +145,14 @@ impl Attention {
         let d = Dims::of(x[0], x[1]);
         self.mask.check(op, d.queries, d.keys)?;
         Ok((d, Shape::from([d.batch, d.queries, d.heads])))
+    }
+
+    /// Where keys have room behind them: the op, keys and values without it, and how to cut it off.
+    fn without_room(&self, at: &Saved) -> Result<Option<(Self, [Tensor; 2], Narrow)>> {
+        let Mask::First(len) = self.mask else { return Ok(None) };
+        let cut = Narrow { axis: 1, start: 0, len };
+        let full = Self { mask: Mask::Full, ..self.clone() };
+        Ok(Some((full, [call(&cut, &[at.x(1)?])?, call(&cut, &[at.x(2)?])?], cut)))
     }
 
     /// How many keys each query sees.
@@ -246,11 +271,27 @@ impl Op for Attention {
         if given == [false; 3] {
             return Ok(None);
         }
+        if let Some((full, [k, v], cut)) = self.without_room(at)? {
+            let moved = |d: Option<&Tensor>| d.map(|d| call(&cut, &[d])).transpose();
+            let (dk, dv) = (moved(dx[1])?, moved(dx[2])?);
+            let mut x = vec![at.x(0)?, &k, &v, at.extra(0)?];
+            x.extend([dx[0], dk.as_ref(), dv.as_ref()].into_iter().flatten());
+            return call(&AttentionJvp { of: full, given }, &x).map(Some);
+        }
         let mut x = vec![at.x(0)?, at.x(1)?, at.x(2)?, at.extra(0)?];
         x.extend(dx.iter().flatten());
         call(&AttentionJvp { of: self.clone(), given }, &x).map(Some)
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
+        if let Some((of, [k, v], _)) = self.without_room(at)? {
+            let x = [at.x(0)?, &k, &v, at.extra(0)?, at.y()?, gy];
+            let mut grads = run(&AttentionVjp { of }, &x)?;
+            let back = Place { axis: 1, start: 0, extent: at.shape(1).dims()[1] };
+            for g in grads.iter_mut().skip(1) {
+                *g = call(&back, &[g])?;
+            }
+            return Ok(grads.into_iter().zip(want).map(|(g, &want)| want.then_some(g)).collect());
+        }
         let x = [at.x(0)?, at.x(1)?, at.x(2)?, at.extra(0)?, at.y()?, gy];
         let grads = run(&AttentionVjp { of: self.clone() }, &x)?;
         Ok(grads.into_iter().zip(want).map(|(g, &want)| want.then_some(g)).collect())
@@ -261,7 +302,7 @@ impl Op for Attention {
             Case::new(s.0, op, vec![Input::normal(q), Input::normal(k), Input::normal(k)])
         };
         Cases {
-            named: SIZES.iter().map(case).collect(),
+            named: SIZES.iter().map(case).chain(ROOMS.iter().map(roomy)).collect(),
             draw: |d| {
                 let (op, q, k) = drawn(d);
                 Case::new("drawn", op, vec![Input::normal(q), Input::normal(k), Input::normal(k)])
@@ -269,6 +310,19 @@ impl Op for Attention {
             bench: TIMED.iter().map(case).collect(),
         }
     }
+}
+
+/// Sizes with the number of keys that are there.
+const ROOMS: &[(&str, [usize; 5], usize)] = &[
+    ("room", [2, 9, 21, 3, 8], 14),
+    ("room_for_one", [2, 5, 6, 1, 5], 5),
+    ("wide_room", [2, 20, 90, 2, 64], 37),
+];
+
+fn roomy(&(name, [b, n, m, h, d], seen): &(&'static str, [usize; 5], usize)) -> Case {
+    let op = Attention { scale: 1.0 / (d as f64).sqrt(), mask: Mask::First(seen) };
+    let k = [b, m, h, d];
+    Case::new(name, op, vec![Input::normal([b, n, h, d]), Input::normal(k), Input::normal(k)])
 }
 
 impl AttentionJvp {

@@ -163,14 +163,36 @@ impl<'a> CudaIn<'a> {
 pub struct CudaOut {
     shape: Shape,
     held: OnGpu,
+    /// Where it lies in what is held, if that is more than the output.
+    window: Option<Window>,
     /// Whether a face asked for it.
     written: bool,
+}
+
+/// Where an output [B, n, ..] lies in what holds it: from position `at` on of each sample's `room`.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// Positions of each sample.
+    pub room: usize,
+    /// The first that is written.
+    pub at: usize,
 }
 
 impl CudaOut {
     /// An output of this shape.
     pub fn new(shape: Shape, held: OnGpu) -> Self {
-        Self { shape, held, written: false }
+        Self { shape, held, window: None, written: false }
+    }
+
+    /// An output that is written into a part of what is held.
+    fn within(self, window: Window) -> Self {
+        Self { window: Some(window), ..self }
+    }
+
+    /// Where it lies in what [`CudaOut::get_within`] gives.
+    pub fn window(&self) -> Window {
+        let own = Window { room: self.shape.dims().get(1).copied().unwrap_or(1), at: 0 };
+        self.window.unwrap_or(own)
     }
 
     /// The elements.
@@ -181,8 +203,19 @@ impl CudaOut {
     /// The elements, to be written.
     ///
     /// # Errors
-    /// Elements of another type.
+    /// Elements of another type; an output that is a part of what is held.
     pub fn get<T: Held>(&mut self) -> Result<SliceMut<'_, T>> {
+        match self.window {
+            None => self.get_within(),
+            Some(_) => Err(Error::Internal("this output cannot be a part of a larger one".into())),
+        }
+    }
+
+    /// What holds the output, of which the [`Window`] is to be written and the rest left as it is.
+    ///
+    /// # Errors
+    /// Elements of another type.
+    pub fn get_within<T: Held>(&mut self) -> Result<SliceMut<'_, T>> {
         self.written = true;
         match T::held(&self.held).is_some() {
             false => Err(mistaken::<T>("output", &self.held)),
@@ -209,15 +242,26 @@ pub(super) fn run(
     x: &[&Tensor],
     outs: Vec<Shape>,
 ) -> Result<Vec<Tensor>> {
+    run_in(queue, precision(queue, op, x), op, x, outs.into_iter().map(Goes::New).collect())
+}
+
+/// bf16 where an input is that kernels do not want in f32, if there are such kernels.
+pub(super) fn precision(queue: &Queue, op: &dyn DynOp, x: &[&Tensor]) -> Precision {
     let halved = |(i, t): (usize, &&Tensor)| !op.f32_inputs().contains(&i) && OnGpu::is_bf16(t);
     let shapes: Vec<&Shape> = x.iter().map(|t| t.shape()).collect();
     let bf16 = x.iter().enumerate().any(halved);
-    let precision =
-        match bf16 && !op.variants(Site::on(Precision::Bf16, queue.gpu()), &shapes).is_empty() {
-            true => Precision::Bf16,
-            false => Precision::F32,
-        };
-    run_in(queue, precision, op, x, outs)
+    match bf16 && !op.variants(Site::on(Precision::Bf16, queue.gpu()), &shapes).is_empty() {
+        true => Precision::Bf16,
+        false => Precision::F32,
+    }
+}
+
+/// Where an output goes.
+pub(super) enum Goes {
+    /// Into memory of its own.
+    New(Shape),
+    /// Into a part of a tensor of this shape: [B, room, ..].
+    Into(Shape, OnGpu, Window),
 }
 
 /// What the kernels take as input `i`, if that is not the tensor itself.
@@ -253,7 +297,7 @@ pub(super) fn run_in(
     precision: Precision,
     op: &dyn DynOp,
     x: &[&Tensor],
-    outs: Vec<Shape>,
+    outs: Vec<Goes>,
 ) -> Result<Vec<Tensor>> {
     let put = |(i, t): (usize, &&Tensor)| taken(queue, (op, precision), (i, t));
     let copied = x.iter().enumerate().map(put).collect::<Result<Vec<_>>>()?;
@@ -263,7 +307,11 @@ pub(super) fn run_in(
         let held = held.ok_or_else(|| Error::Internal("an input that is nowhere".into()))?;
         ins.push(CudaIn::new(t.shape(), held));
     }
-    let out = |(i, shape): (usize, Shape)| -> Result<CudaOut> {
+    let out = |(i, goes): (usize, Goes)| -> Result<CudaOut> {
+        let shape = match goes {
+            Goes::New(shape) => shape,
+            Goes::Into(whole, held, at) => return Ok(CudaOut::new(whole, held).within(at)),
+        };
         let wide = precision == Precision::F32 || op.f32_outputs().contains(&i);
         let held = match (op.int_outputs().contains(&i), wide) {
             (true, _) => OnGpu::I32(Buffer::new(queue, shape.len())?),

@@ -39,12 +39,14 @@ mod verify;
 
 use std::cell::RefCell;
 
-use crate::device::Device;
+use cuda::Goes;
+
+use crate::device::{Device, OnGpu};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape, Tensor};
 
 pub use cases::{Case, Cases, Draw, Fill, Input};
-pub use cuda::{CudaIn, CudaOut, Kernels, Precision, Site, Variant};
+pub use cuda::{CudaIn, CudaOut, Kernels, Precision, Site, Variant, Window};
 pub use op::{CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Op, Out, Saved, Saves};
 pub use real::{Dual, Real, Running};
 pub use table::{CHECKS, COMPOSED_CHECKS, CUDA_CHECKS, RULE_CHECKS, table_markdown};
@@ -160,11 +162,62 @@ pub fn run_on(device: &Device, op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tens
     }
 }
 
+/// A tensor [B, room, ..] on a GPU, with no other handle, and the position from which on an output
+/// [B, n, ..] is written into it.
+pub struct Room {
+    /// The tensor.
+    pub tensor: Tensor,
+    /// The position.
+    pub at: usize,
+}
+
+/// Runs an op on a GPU, writing those outputs for which there is a room into that, in place: what
+/// comes back for them is the whole tensor, the rest of it as it was.
+///
+/// # Errors
+/// As [`run_on`]; a room that does not fit the output, or that others hold.
+pub fn run_into(op: &dyn DynOp, x: &[&Tensor], rooms: Vec<Option<Room>>) -> Result<Vec<Tensor>> {
+    let shapes = checked_shapes(op, x)?;
+    HEARD.with_borrow_mut(|heard| {
+        heard.iter_mut().for_each(|all| all.push(Ran { op: op.name(), on_cpu: false }));
+    });
+    let Device::Cuda(queue) = Device::of(x.iter().copied()) else {
+        return Err(Error::Internal(format!("{} has room on a GPU alone", op.name())));
+    };
+    let precision = cuda::precision(&queue, op, x);
+    let mut rooms = rooms.into_iter();
+    let place = |shape: Shape| match rooms.next().flatten() {
+        None => Ok(Goes::New(shape)),
+        Some(room) => fitted(op, &shape, room),
+    };
+    let outs = shapes.into_iter().map(place).collect::<Result<Vec<_>>>()?;
+    cuda::run_in(&queue, precision, op, x, outs)
+}
+
+/// An output of this shape in a room.
+fn fitted(op: &dyn DynOp, shape: &Shape, room: Room) -> Result<Goes> {
+    let (whole, at) = (room.tensor.shape().clone(), room.at);
+    let (out, of) = (shape.dims(), whole.dims());
+    let fits = out.len() >= 2
+        && out.len() == of.len()
+        && out[0] == of[0]
+        && out[2..] == of[2..]
+        && at + out[1] <= of[1];
+    if !fits {
+        return Err(Error::shape(op.name(), format!("{shape} at {at} does not fit into {whole}")));
+    }
+    let window = Window { room: of[1], at };
+    let held = room.tensor.into_remote().and_then(|r| r.into_any().downcast::<OnGpu>().ok());
+    let shared = || Error::Internal(format!("{}: others hold what is written into", op.name()));
+    Ok(Goes::Into(whole, *held.ok_or_else(shared)?, window))
+}
+
 /// Runs an op on the GPU that holds its input, in a precision; its first output.
 fn run_in(precision: Precision, op: &dyn DynOp, x: &[&Tensor]) -> Result<Tensor> {
     let outs = checked_shapes(op, x)?;
     let none = || Error::Internal(format!("{} has no output on a GPU", op.name()));
     let Device::Cuda(queue) = Device::of(x.iter().copied()) else { return Err(none()) };
+    let outs = outs.into_iter().map(Goes::New).collect();
     let outs = cuda::run_in(&queue, precision, op, x, outs)?;
     outs.into_iter().next().ok_or_else(none)
 }

@@ -24,6 +24,8 @@ pub trait Remote: fmt::Debug + Send + Sync + 'static {
     fn fetch(&self) -> Result<Tensor>;
     /// For the one who put them there.
     fn as_any(&self) -> &dyn Any;
+    /// The same, for the last one who holds them.
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
 
 /// Remote elements, and what was fetched of them.
@@ -40,6 +42,10 @@ impl Away {
 
     pub(super) fn remote(&self) -> &dyn Remote {
         &*self.remote
+    }
+
+    pub(super) fn into_remote(self) -> Box<dyn Remote> {
+        self.remote
     }
 
     /// The elements in the CPU's memory.

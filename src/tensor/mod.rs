@@ -106,6 +106,15 @@ impl Tensor {
         }
     }
 
+    /// The elements as they are elsewhere, to be changed; `None` for those in the CPU's memory, and
+    /// where there is another handle to them.
+    pub fn into_remote(self) -> Option<Box<dyn Remote>> {
+        match self.storage {
+            Storage::Away(away) => Arc::try_unwrap(away).ok().map(Away::into_remote),
+            _ => None,
+        }
+    }
+
     /// The same tensor in the CPU's memory.
     ///
     /// # Errors

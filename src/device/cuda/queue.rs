@@ -113,6 +113,11 @@ impl Queue {
         self.0.verified.load(Ordering::Relaxed)
     }
 
+    /// Whether it is [`Queue::checked`].
+    pub fn checks(&self) -> bool {
+        self.0.checked.load(Ordering::Relaxed)
+    }
+
     /// Kernels launched so far.
     pub fn launches(&self) -> usize {
         self.0.launches.load(Ordering::Relaxed)

@@ -23,6 +23,8 @@ struct Job {
     /// Ends of the scales among the queries, four to a word.
     ends: [u64; 4],
     spans: Vec<(usize, usize, usize)>,
+    /// Keys that take part; the others are room in a cache.
+    seen: usize,
 }
 
 impl Job {
@@ -42,7 +44,11 @@ impl Job {
                 *word |= u64::from(end) << (16 * (i % 4));
             }
         }
-        Ok(Self { d, scale: op.scale as f32, ends, spans })
+        let seen = match op.mask {
+            Mask::First(seen) => seen,
+            _ => d.keys,
+        };
+        Ok(Self { d, scale: op.scale as f32, ends, spans, seen })
     }
 
     /// Tiles of `rows` queries, and steps over tiles of `cols` keys that they take in all.
@@ -177,6 +183,7 @@ fn forward_of<T: Held + launch::attention_fwd::Instance<D>, const D: i32>(
         d.batch,
         d.queries,
         d.keys,
+        job.seen,
         d.heads,
         d.width,
         work,
@@ -203,8 +210,8 @@ fn forward_mma_of<T: Held + launch::attention_mma_fwd::Instance<D>, const D: i32
     let (tiles, work) = job.by_queries(64, at_once(D));
     let grid = Grid { threads: [128, 1, 1], ..job.grid(queue, tiles) };
     launch::attention_mma_fwd::<T, D>(
-        queue, grid, &mut y, &mut lse, &q, &k, &v, d.batch, d.queries, d.keys, d.heads, d.width,
-        work, tiles, job.scale, e0, e1, e2, e3,
+        queue, grid, &mut y, &mut lse, &q, &k, &v, d.batch, d.queries, d.keys, job.seen, d.heads,
+        d.width, work, tiles, job.scale, e0, e1, e2, e3,
     )
 }
 

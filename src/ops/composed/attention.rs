@@ -35,9 +35,15 @@ fn joined(heads: &[Tensor]) -> Result<Tensor> {
 
 /// What is added to scores [n, m] where a query does not see a key: enough for a weight of 0.
 fn unseen(of: &Attention, q: &Tensor, k: &Tensor) -> Result<Option<Tensor>> {
-    let Mask::Blocks(ends) = &of.mask else { return Ok(None) };
     let (n, m) = (q.shape().dims()[1], k.shape().dims()[1]);
-    let last = |i: usize| ends.iter().copied().find(|&end| end > m - n + i).unwrap_or(m);
+    let last = |i: usize| match &of.mask {
+        Mask::Blocks(ends) => ends.iter().copied().find(|&end| end > m - n + i).unwrap_or(m),
+        Mask::First(seen) => *seen,
+        Mask::Full => m,
+    };
+    if of.mask == Mask::Full {
+        return Ok(None);
+    }
     let all = (0..n * m).map(|i| if i % m < last(i / m) { 0.0 } else { -1e9 });
     Tensor::from_f64s(q.dtype(), all.collect(), [n, m]).map(Some)
 }

@@ -7,7 +7,7 @@ use crate::device::kernel::Slice;
 use crate::device::launch::norm as launch;
 use crate::error::{Error, Result};
 use crate::ops::composed::{self, Composed};
-use crate::ops::cuda::{Kernels, kernels, warp_per_row};
+use crate::ops::cuda::{Kernels, Window, kernels, warp_per_row};
 use crate::ops::{Case, Cases, Diff, In, Input, Op, Out, Real};
 use crate::tensor::Shape;
 
@@ -50,12 +50,13 @@ impl Op for UnitHeads {
         let (Some([b, n, heads, cols]), [q, k, v]) = (split, y) else {
             return Err(Error::Internal("unit_heads was given other outputs than it has".into()));
         };
-        let (q, k, v) = (&mut q.get::<T>()?, &mut k.get::<T>()?, &mut v.get::<T>()?);
+        let Window { room, at } = k.window();
+        let (q, k, v) = (&mut q.get::<T>()?, &mut k.get_within::<T>()?, &mut v.get_within::<T>()?);
         let scale = x.get(1).map_or(Ok(Slice::none(stream)), |s| s.get::<f32>())?;
-        let (rows, unit, grid) = (b * n, x.len() - 1, warp_per_row(stream, b * n * heads));
+        let (unit, grid) = (x.len() - 1, warp_per_row(stream, b * n * heads));
         let (x, eps, most) = (x[0].get::<T>()?, EPS as f32, LN_MAX_SCALE as f32);
         launch::unit_heads_fwd(
-            stream, grid, q, k, v, &x, &scale, rows, heads, cols, unit, eps, most,
+            stream, grid, q, k, v, &x, &scale, b, n, heads, cols, room, at, unit, eps, most,
         )
     });
 
