@@ -20,7 +20,7 @@ __device__ __forceinline__ float row_norm(const T* x, int cols, bool packets) {
 // 1 for the share of the root mean square, 2 for none; thresholds are normals of each sample's
 // stream, or 0.
 //   for    T: f32, bf16
-//   floor  bytes = rows*(n*cols*s + 12*n + 8);  flops = rows*(5120 + n*(2*cols + 160))
+//   floor  bytes = rows*(n*cols*s + 12*n + 16);  flops = rows*(5120 + n*(2*cols + 160))
 //   plan   a block a sample: a warp a position for the norms, then mean, deviation and thresholds
 //          over the norms, which a cache holds
 //   code   16-byte loads
@@ -31,9 +31,8 @@ __global__ void __launch_bounds__(256, 2) keep_mask_fwd(
     float*     __restrict__ keep,       // [rows, n]
     float*     __restrict__ saliency,   // [rows, n]
     const T*   __restrict__ g,          // [rows*n, cols]
-    const int* __restrict__ samples,    // [rows, 2]
-    int rows, int n, int cols, unsigned key0, unsigned key1, unsigned last, int normalise,
-    bool sampled) {
+    const int* __restrict__ names,      // [rows, 4]
+    int rows, int n, int cols, unsigned last, int normalise, bool sampled) {
     __shared__ float hold[WARP];
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const unsigned warps = blockDim.x / WARP, positions = n;
@@ -59,8 +58,7 @@ __global__ void __launch_bounds__(256, 2) keep_mask_fwd(
         const float spread = normalise == 0 ? variance : fmaf(mean, mean, variance);
         const float middle = normalise == 0 ? mean : 0.0f;
         const float factor = normalise == 2 ? 1.0f : 1.0f / (sqrtf(spread) + ROOM);
-        const unsigned low = samples[2 * b], high = samples[2 * b + 1];
-        const Stream stream = {{key0, key1}, {low, high, last}};
+        const Stream stream = stream_of(names, b, last);
         for (unsigned p = 4 * threadIdx.x; p < positions; p += 4 * blockDim.x) {
             const Normals gamma = sampled ? normals(words(stream, p / 4)) : Normals{};
 #pragma unroll
@@ -74,20 +72,19 @@ __global__ void __launch_bounds__(256, 2) keep_mask_fwd(
 }
 
 // keep_coins_fwd: 1 where the uniform of a sample's stream is below `rate`, else 0.
-//   floor  bytes = 4*rows*n + 8*rows;  flops = rows*n
+//   floor  bytes = 4*rows*n + 16*rows;  flops = rows*n
 //   plan   a thread a block of Philox: four positions
 //   slack  5.5 (samples that are no whole packets go out in single elements)
 //   bits   a function of sample and position
 __global__ void __launch_bounds__(256) keep_coins_fwd(
-    float*     __restrict__ keep,      // [rows, n]
-    const int* __restrict__ samples,   // [rows, 2]
-    int rows, int n, unsigned key0, unsigned key1, unsigned last, double rate) {
+    float*     __restrict__ keep,    // [rows, n]
+    const int* __restrict__ names,   // [rows, 4]
+    int rows, int n, unsigned last, double rate) {
     const unsigned positions = n, across = (positions + 3) / 4, step = gridDim.x * blockDim.x;
     const unsigned all = rows * across;
     for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < all; i += step) {
         const unsigned b = i / across, p = i % across;
-        const unsigned low = samples[2 * b], high = samples[2 * b + 1];
-        const Words w = words({{key0, key1}, {low, high, last}}, p);
+        const Words w = words(stream_of(names, b, last), p);
         Floats<4> coins;
 #pragma unroll
         for (int k = 0; k < 4; ++k) coins.at[k] = unit(w.at[k]) < rate ? 1.0f : 0.0f;

@@ -74,17 +74,16 @@ __global__ void __launch_bounds__(256) dropout_mask_fwd(
     });
 }
 
-// Writes rows of numbers, each from a stream of its own: 0.. of (key, the row's sample, last).
+// Writes rows of numbers, each from a stream of its own: 0.. of (the row's name, last).
 template <class T, class F>
-__device__ __forceinline__ void fill_rows(T* y, const int* samples, unsigned rows, unsigned cols,
-                                          unsigned key0, unsigned key1, unsigned last, F f) {
+__device__ __forceinline__ void fill_rows(T* y, const int* names, unsigned rows, unsigned cols,
+                                          unsigned last, F f) {
     constexpr unsigned N = width<T>;
     const bool packets = cols % N == 0 && aligned(y);
     const unsigned across = (cols + N - 1) / N, step = gridDim.x * blockDim.x;
     for (unsigned p = blockIdx.x * blockDim.x + threadIdx.x; p < rows * across; p += step) {
         const unsigned row = p / across, at = p % across;
-        const unsigned low = samples[2 * row], high = samples[2 * row + 1];
-        const Stream s = {{key0, key1}, {low, high, last}};
+        const Stream s = stream_of(names, row, last);
         Floats<N> out;
 #pragma unroll
         for (int k = 0; k < N / 4; ++k) {
@@ -106,31 +105,30 @@ __device__ __forceinline__ void fill_rows(T* y, const int* samples, unsigned row
 
 // uniform_rows_fwd: uniforms in [0, 1), for each row those of its sample's stream.
 //   for    T: f32, bf16
-//   floor  bytes = rows*cols*s + 8*rows;  flops = rows*ceil(cols, 16/s)*16/s
+//   floor  bytes = rows*cols*s + 16*rows;  flops = rows*ceil(cols, 16/s)*16/s
 //   plan   as random_uniform_fwd, packets of a row
 //   slack  10 (rows that are no whole packets go out in single elements)
 //   bits   a function of sample and place in the row: the other rows do not matter
 template <class T>
 __global__ void __launch_bounds__(256) uniform_rows_fwd(
-    T*         __restrict__ y,         // [rows, cols]
-    const int* __restrict__ samples,   // [rows, 2]
-    int rows, int cols, unsigned key0, unsigned key1, unsigned last) {
-    fill_rows(y, samples, rows, cols, key0, key1, last, [](const Words& w) {
+    T*         __restrict__ y,       // [rows, cols]
+    const int* __restrict__ names,   // [rows, 4]
+    int rows, int cols, unsigned last) {
+    fill_rows(y, names, rows, cols, last, [](const Words& w) {
         return Normals{{unit(w.at[0]), unit(w.at[1]), unit(w.at[2]), unit(w.at[3])}};
     });
 }
 
 // normal_rows_fwd: standard normals, for each row those of its sample's stream.
 //   for    T: f32, bf16
-//   floor  bytes = rows*cols*s + 8*rows;  flops = 22*rows*ceil(cols, 16/s)*16/s
+//   floor  bytes = rows*cols*s + 16*rows;  flops = 22*rows*ceil(cols, 16/s)*16/s
 //   plan   as random_uniform_fwd, packets of a row
 //   slack  10 (rows that are no whole packets go out in single elements)
 //   bits   a function of sample and place in the row: the other rows do not matter
 template <class T>
 __global__ void __launch_bounds__(256) normal_rows_fwd(
-    T*         __restrict__ y,         // [rows, cols]
-    const int* __restrict__ samples,   // [rows, 2]
-    int rows, int cols, unsigned key0, unsigned key1, unsigned last) {
-    fill_rows(y, samples, rows, cols, key0, key1, last,
-              [](const Words& w) { return normals(w); });
+    T*         __restrict__ y,       // [rows, cols]
+    const int* __restrict__ names,   // [rows, 4]
+    int rows, int cols, unsigned last) {
+    fill_rows(y, names, rows, cols, last, [](const Words& w) { return normals(w); });
 }

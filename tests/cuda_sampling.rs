@@ -208,6 +208,10 @@ fn a_tile_has_the_same_bits_alone_and_in_a_batch_of_seven() {
     let (batch, ran) = heard(|| s.draw(&[0, 1, 2, 3, 4, 5, 6], &settings));
     // Tokens of three scales, latents and pixels, when all is done.
     assert_eq!(queue.fetches() - before, 5);
+    // From now on: names, conditions and z go up, nothing else; none of it within the scales.
+    let (before, fetched) = (queue.uploads(), queue.fetches());
+    s.draw(&[7, 8, 9, 10, 11, 12, 13], &settings);
+    assert_eq!((queue.uploads() - before, queue.fetches() - fetched), (3, 5));
     let fallen: Vec<_> = ran.iter().filter(|r| r.on_cpu).map(|r| r.op).collect();
     assert!(fallen.is_empty() && ran.len() > 100, "on the CPU: {fallen:?}");
     for id in [3, 6] {
@@ -388,4 +392,24 @@ fn a_tile_in_bf16_has_the_same_bits_alone_and_in_a_batch() {
     assert!(bits(&s.draw(&[6], &settings())[0]) == bits(&batch[6]));
     let wide = system(&device).draw(&[6], &settings());
     assert!(bits(&wide[0]).2 != bits(&batch[6]).2, "bf16 changes the pixels");
+}
+
+#[test]
+fn keys_and_values_are_written_where_they_belong() {
+    let Some(device) = cuda() else { return };
+    let draw = |device: &Device| {
+        let s = system(device);
+        let Device::Cuda(queue) = device else { panic!("not a GPU") };
+        let (tiles, launches) = queue.trace(|| s.draw(&[0, 1], &settings()));
+        let copies = launches.iter().filter(|l| l.entry.name == "copy_runs_fwd").count();
+        (tiles.iter().map(bits).collect::<Vec<_>>(), copies)
+    };
+    let (in_place, copies) = draw(&device);
+    // Where somebody looks at results between kernels, they are appended by a copy.
+    let looked_at = gpu::gpu().unwrap().queue().unwrap().checked(true);
+    let (appended, more) = draw(&Device::Cuda(looked_at));
+    assert!(in_place == appended, "the cache changes bits");
+    // What is there and what comes, keys and values, in each block, at each scale but the first.
+    let c = models::config();
+    assert_eq!(more - copies, 2 * 2 * c.ar.depth * (c.msvq.patch_nums.len() - 1));
 }

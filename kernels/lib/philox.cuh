@@ -19,6 +19,13 @@ struct Stream {
     unsigned tail[3];
 };
 
+// The stream of row `row`, whose name [rows, 4] is the number of its sample and the seed, low words
+// first; `last` holds scale and purpose.
+__device__ __forceinline__ Stream stream_of(const int* names, unsigned row, unsigned last) {
+    const int* name = names + 4 * row;
+    return {{unsigned(name[2]), unsigned(name[3])}, {unsigned(name[0]), unsigned(name[1]), last}};
+}
+
 __device__ __forceinline__ Words philox4x32(Words c, unsigned key0, unsigned key1) {
 #pragma unroll
     for (int round = 0; round < 10; ++round) {

@@ -7,7 +7,7 @@ pub mod mmap;
 mod place;
 pub mod window;
 
-pub use place::{Device, Held, Meter, OnGpu};
+pub use place::{Device, Held, Meter, OnGpu, constant};
 
 /// Typed launchers of the CUDA kernels, written by `build.rs` from `kernels/*.cu`: a module a file,
 /// and the table of all entries.

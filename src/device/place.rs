@@ -78,6 +78,26 @@ impl Device {
     }
 }
 
+/// A constant where `beside` is, in its type of reals: placed once on a GPU, whoever asks for it
+/// and however often, and then used without a copy.
+///
+/// # Errors
+/// Those of the device.
+pub fn constant(beside: &Tensor, t: &Tensor) -> Result<Tensor> {
+    let Device::Cuda(queue) = Device::of([beside]) else {
+        return Device::of([beside]).put(t);
+    };
+    let held = match t.dtype() {
+        DType::I32 => OnGpu::I32(queue.constant(t.i32s()?)?),
+        _ if OnGpu::is_bf16(beside) => {
+            let halves: Vec<Bf16> = t.f32s()?.iter().map(|&x| Bf16::from_f32(x)).collect();
+            OnGpu::Bf16(queue.constant(&halves)?)
+        }
+        _ => OnGpu::F32(queue.constant(t.f32s()?)?),
+    };
+    Tensor::away(held, t.shape())
+}
+
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -11,6 +11,7 @@ use crate::error::{Error, Result, Within};
 use crate::ops::call;
 use crate::ops::elementwise::{ADD, Mul, SUB};
 use crate::ops::layout::Concat;
+use crate::ops::random::names;
 use crate::tensor::{DType, Tensor};
 
 /// Per-channel mean and deviation of f_K over the training set. Phi starts from N(0, 1), so it must
@@ -129,7 +130,21 @@ impl Refiner<'_> {
         z: &Tensor,
         ids: &[u64],
     ) -> Result<ScaleInputs> {
-        self.refined(k, f_prev, truth, z, ids).within(format_args!("inputs of scale {}", k + 1))
+        let names = Device::of([f_prev]).put(&names(self.seed, ids)?)?;
+        self.inputs_named(k, f_prev, truth, z, &names)
+    }
+
+    /// [`Refiner::inputs`] with the rows' names [B, 4], the seed among them, as
+    /// [`names`](crate::ops::random::names) makes them.
+    pub fn inputs_named(
+        &self,
+        k: usize,
+        f_prev: &Tensor,
+        truth: Option<&Tensor>,
+        z: &Tensor,
+        names: &Tensor,
+    ) -> Result<ScaleInputs> {
+        self.refined(k, f_prev, truth, z, names).within(format_args!("inputs of scale {}", k + 1))
     }
 
     fn refined(
@@ -138,7 +153,7 @@ impl Refiner<'_> {
         f_prev: &Tensor,
         truth: Option<&Tensor>,
         z: &Tensor,
-        ids: &[u64],
+        names: &Tensor,
     ) -> Result<ScaleInputs> {
         let r_k = self.msvq.quantiser().pool(k, f_prev)?;
         let d = r_k.shape().dims().to_vec();
@@ -153,7 +168,7 @@ impl Refiner<'_> {
             }
         };
         let target = |f_hat: &Tensor| self.target(k, f_prev, truth, f_hat);
-        let x = MaskInput { r_k: &r_std, z, k, ids, seed: self.seed };
+        let x = MaskInput { r_k: &r_std, z, k, names };
         let Refined { f_hat, keep, .. } = refine(phi, self.mask, &x, &target)?;
         let keep = keep.map(|keep| Device::of([&f_hat]).put(&keep)).transpose()?;
         let restored = self.stats.restore(&f_hat)?;

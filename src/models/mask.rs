@@ -13,7 +13,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::elementwise::{ADD, Affine, SUB};
 use crate::ops::mask::{KeepCoins, KeepMask, Level};
-use crate::ops::random::{Rows, normal_rows, numbers};
+use crate::ops::random::{Rows, normal_rows};
 use crate::ops::resample::{Map, Resample};
 use crate::ops::{call, run, run_on};
 use crate::tensor::{Purpose, Tensor};
@@ -29,10 +29,15 @@ pub struct MaskInput<'a> {
     pub z: &'a Tensor,
     /// 0-based scale.
     pub k: usize,
-    /// The tile number of each row, which names its random numbers.
-    pub ids: &'a [u64],
-    /// The run's seed.
-    pub seed: u64,
+    /// What names each row's random numbers [B, 4]: see [`crate::ops::random::names`].
+    pub names: &'a Tensor,
+}
+
+impl MaskInput<'_> {
+    /// Tiles in the batch.
+    fn rows(&self) -> usize {
+        self.names.shape().dims().first().copied().unwrap_or(0)
+    }
 }
 
 /// f_hat with its mask.
@@ -49,8 +54,8 @@ pub struct Refined {
 pub fn noise(phi: &Phi, x: &MaskInput<'_>, draw: u16) -> Result<Tensor> {
     let d = phi.dims();
     let (scale, row) = (x.k as u16 + draw * DRAW_STRIDE, [d.side, d.side, d.d].into());
-    let rows = Rows { seed: x.seed, scale, purpose: Purpose::Noise, row };
-    Ok(normal_rows(&Device::of([x.r_k]), rows, x.ids)?.cast(x.z.dtype()))
+    let rows = Rows { scale, purpose: Purpose::Noise, row };
+    Ok(normal_rows(&Device::of([x.r_k]), rows, x.names)?.cast(x.z.dtype()))
 }
 
 /// f_hat_k and M_k. `target` gives f* for a prediction f_hat (both standardised).
@@ -67,7 +72,7 @@ pub fn refine(
         let (keep, saliency) = threshold(cfg, x, &g)?;
         return Ok(Refined { f_hat, keep: Some(keep), saliency: Some(saliency) });
     }
-    let none = vec![false; x.ids.len()];
+    let none = vec![false; x.rows()];
     let cond = FlowCond { z: x.z, null: &none, k: x.k };
     let f_hat = sample(phi, &Pass::eval(), &eps, &x.r_k.clone().into(), &cond)?.into_value();
     let (keep, saliency) = match cfg.kind {
@@ -92,14 +97,14 @@ pub fn gradient(
     x: &MaskInput<'_>,
     target: &dyn Fn(&Tensor) -> Result<Tensor>,
 ) -> Result<(Tensor, Tensor)> {
-    let none = vec![false; x.ids.len()];
+    let none = vec![false; x.rows()];
     let cond = FlowCond { z: x.z, null: &none, k: x.k };
     let (mut first, mut total): (Option<Tensor>, Option<Tensor>) = (None, None);
     for draw in 0..cfg.draws.max(1) as u16 {
         let p = Pass::tape();
         let r_k = p.leaf(x.r_k.clone());
         let f_hat = sample(phi, &p, &noise(phi, x, draw)?, &r_k, &cond)?;
-        let rows = x.ids.len().max(1);
+        let rows = x.rows().max(1);
         let per_row = (f_hat.value().len() / rows) as f64;
         let gy = match cfg.target {
             // Hutchinson: the norm of the Jacobian along one random direction.
@@ -134,8 +139,8 @@ pub fn threshold(cfg: &MaskConfig, x: &MaskInput<'_>, g: &Tensor) -> Result<(Ten
         Normalise::Raw => Level::Raw,
     };
     let sampled = cfg.gamma == Gamma::Sampled;
-    let op = KeepMask { level, sampled, seed: x.seed, scale: x.k as u16 };
-    let mut outs = run(&op, &[g, &numbers(x.ids)?])?.into_iter();
+    let op = KeepMask { level, sampled, scale: x.k as u16 };
+    let mut outs = run(&op, &[g, x.names])?.into_iter();
     match (outs.next(), outs.next()) {
         (Some(keep), Some(saliency)) => Ok((keep.cast(g.dtype()), saliency)),
         _ => Err(Error::Internal("keep_mask has two outputs".into())),
@@ -145,8 +150,8 @@ pub fn threshold(cfg: &MaskConfig, x: &MaskInput<'_>, g: &Tensor) -> Result<(Ten
 fn coins(cfg: &MaskConfig, x: &MaskInput<'_>) -> Result<Tensor> {
     let d = x.r_k.shape().dims();
     let (positions, rate) = (d[1] * d[2], cfg.random_keep);
-    let op = KeepCoins { positions, rate, seed: x.seed, scale: x.k as u16 };
-    let coins = run_on(&Device::of([x.r_k]), &op, &[&numbers(x.ids)?])?;
+    let op = KeepCoins { positions, rate, scale: x.k as u16 };
+    let coins = run_on(&Device::of([x.r_k]), &op, &[x.names])?;
     let none = || Error::Internal("keep_coins has no output".into());
     Ok(coins.into_iter().next().ok_or_else(none)?.cast(x.z.dtype()))
 }

@@ -8,7 +8,7 @@
 
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::config::{ArConfig, RnaEncoding};
-use crate::device::Device;
+use crate::device::constant;
 use crate::error::{Error, Result, Within};
 use crate::nn::{AdaLn, Init, KvCache, Linear, Mlp, Onto, SelfAttention, norm_modulate};
 use crate::ops::attention::Mask;
@@ -169,7 +169,7 @@ impl MaskedAr {
         };
         let keep: Vec<f64> = null.iter().map(|&n| f64::from(u8::from(!n))).collect();
         let keep = Tensor::from_f64s(made.value().dtype(), keep, [b, 1])?;
-        let keep = Device::of([made.value()]).put(&keep)?;
+        let keep = constant(made.value(), &keep)?;
         let spread = p.op(BroadcastTo { to: [b, c].into() }, &[&p.param(&self.null)])?;
         blend(p, &made, &spread, &keep)
     }
@@ -214,7 +214,9 @@ impl MaskedAr {
         let n = levels.len();
         let rows = (start as i32..(start + n) as i32).collect();
         let pick = |table: &Param, rows: Vec<i32>| {
-            p.op(GatherRows, &[&p.param(table), &Tensor::new_i32(rows, [n])?.into()])
+            let table = p.param(table);
+            let rows = constant(table.value(), &Tensor::new_i32(rows, [n])?)?;
+            p.op(GatherRows, &[&table, &rows.into()])
         };
         p.op(ADD, &[&pick(&self.pos, rows)?, &pick(&self.level, levels)?])
     }

@@ -9,7 +9,7 @@
 use super::phi::{Phi, PhiInput};
 use crate::autograd::{Pass, Var};
 use crate::config::{Clamp, FlowMode, Formulation, MeanFlowConfig, TangentKind, TimeSampler};
-use crate::device::Device;
+use crate::device::{Device, constant};
 use crate::error::{Error, Result, Within};
 use crate::ops::elementwise::{ADD, Affine, Axpy, SUB};
 use crate::ops::flow::{self, FlowPath};
@@ -259,9 +259,8 @@ pub struct FlowCond<'a> {
 pub fn sample(phi: &Phi, p: &Pass, eps: &Tensor, r_k: &Var, cond: &FlowCond<'_>) -> Result<Var> {
     let cfg = phi.config();
     let rows = cond.null.len();
-    let device = Device::of([eps]);
     let time = |x: f64| {
-        Ok::<_, Error>(Var::constant(device.put(&Tensor::full(eps.dtype(), [rows], x))?))
+        Ok::<_, Error>(Var::constant(constant(eps, &Tensor::full(eps.dtype(), [rows], x))?))
     };
     let u = |f: &Var, t: f64, r: f64| {
         let (t, r) = (time(t)?, time(r)?);

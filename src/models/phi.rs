@@ -7,7 +7,7 @@
 
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::config::{FlowMode, MeanFlowConfig, TimePair};
-use crate::device::Device;
+use crate::device::constant;
 use crate::error::{Result, Within};
 use crate::nn::{
     AdaLn, CrossAttention, Init, Linear, Mlp, Onto, SelfAttention, Tables, layer_norm,
@@ -181,7 +181,7 @@ impl Phi {
     /// E_t(t) + E_r(r or t - r) + E_k(k) [B, 1, w]; the deterministic network has no times.
     fn times(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
         let b = x.f.dims()[0];
-        let rows = Tensor::new_i32(vec![x.k as i32; b], [b])?;
+        let rows = constant(x.f.value(), &Tensor::new_i32(vec![x.k as i32; b], [b])?)?;
         let level = each_alone(p, &p.op(GatherRows, &[&p.param(&self.e_k), &rows.into()])?)?;
         if self.cfg.mode == FlowMode::Vit {
             return Ok(level);
@@ -201,7 +201,7 @@ impl Phi {
     fn z(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
         let keep = x.null.iter().map(|&n| f64::from(u8::from(self.cfg.rna && !n))).collect();
         let keep = Tensor::from_f64s(x.f.value().dtype(), keep, [x.null.len(), 1])?;
-        let keep = Device::of([x.f.value()]).put(&keep)?;
+        let keep = constant(x.f.value(), &keep)?;
         let rest = p.op(Affine { scale: -1.0, shift: 1.0 }, &[&keep.clone().into()])?;
         let z = p.op(Mul, &[&x.z.clone().into(), &keep.into()])?;
         let spread = crate::ops::reduce::BroadcastTo { to: z.value().shape().clone() };

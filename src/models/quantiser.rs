@@ -182,6 +182,17 @@ impl Quantiser {
         call(&ADD, &[f, adds.value()])
     }
 
+    /// f_1 of the tokens [B, p^2] of the first scale.
+    ///
+    /// # Errors
+    /// Tokens outside the code book.
+    pub fn first_scale(&self, tokens: &Tensor) -> Result<Tensor> {
+        let side = self.side(0);
+        self.check(tokens, |_| 0)?;
+        let b = tokens.shape().dims().first().copied().unwrap_or(0);
+        Ok(self.lift(&Pass::eval(), 0, &tokens.reshape([b, side, side])?)?.into_value())
+    }
+
     /// Fails for tokens outside the code book. On a GPU nobody waits to look: what is no token
     /// becomes NaN there.
     fn check(&self, tokens: &Tensor, scale: impl Fn(usize) -> usize) -> Result<()> {

@@ -5,7 +5,7 @@
 
 use super::{Init, Linear, Onto};
 use crate::autograd::{Param, Params, Pass, Var};
-use crate::device::OnGpu;
+use crate::device::{OnGpu, constant};
 use crate::error::{Error, Result, Within};
 use crate::ops::activation::{Clamp, Exp};
 use crate::ops::attention::{Attention, Mask};
@@ -134,7 +134,8 @@ impl SelfAttention {
 
     fn attend(&self, p: &Pass, x: &Var, mask: Mask, cache: Option<&mut KvCache>) -> Result<Var> {
         let c = x.value().shape().last();
-        let no_bias = Var::constant(Tensor::zeros(x.value().dtype(), [c]));
+        let zeros = Tensor::zeros(x.value().dtype(), [c]);
+        let no_bias = Var::constant(constant(x.value(), &zeros)?);
         let bias =
             p.op(Concat { axis: 0 }, &[&p.param(&self.q_bias), &no_bias, &p.param(&self.v_bias)])?;
         let qkv = p.op(gemm::Linear, &[x, &p.param(&self.qkv), &bias])?;

@@ -1,6 +1,7 @@
 //! The linear layer and the ways to initialise a matrix.
 
 use crate::autograd::{Param, Params, Pass, Var};
+use crate::device::constant;
 use crate::error::{Result, Within};
 use crate::ops::gemm::{self, Act, FusedLinear};
 use crate::tensor::Tensor;
@@ -65,7 +66,7 @@ impl Linear {
         let (w, dtype) = (p.param(&self.w), x.value().dtype());
         let b = match &self.b {
             Some(b) => p.param(b),
-            None => Tensor::zeros(dtype, [w.dims()[0]]).into(),
+            None => constant(x.value(), &Tensor::zeros(dtype, [w.dims()[0]]))?.into(),
         };
         // The derivatives of an activation or a gate want the sums themselves.
         let op = FusedLinear { act, keep: p.differentiates() };

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
 
-use crate::device::Device;
+use crate::device::{Device, OnGpu};
 use crate::error::Result;
+use crate::ops::layout::rounded;
 use crate::tensor::{DType, Tensor};
 
 /// Tables by number.
@@ -12,7 +13,7 @@ use crate::tensor::{DType, Tensor};
 pub struct Tables(RwLock<BTreeMap<usize, Tensor>>);
 
 impl Tables {
-    /// Table `i`, of the type of `beside` and on its device.
+    /// Table `i`, of the type of `beside`, bf16 on a GPU too, and on its device.
     ///
     /// # Errors
     /// Those of `make` and of the device.
@@ -23,12 +24,16 @@ impl Tables {
         make: impl FnOnce(DType) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let (dtype, device) = (beside.dtype(), Device::of([beside]));
+        let bf16 = OnGpu::is_bf16(beside);
         let made = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&i).cloned();
-        let fits = |t: &Tensor| t.dtype() == dtype && Device::of([t]).is(&device);
+        let fits = |t: &Tensor| {
+            t.dtype() == dtype && Device::of([t]).is(&device) && OnGpu::is_bf16(t) == bf16
+        };
         if let Some(table) = made.filter(fits) {
             return Ok(table);
         }
         let table = device.put(&make(dtype)?)?;
+        let table = if bf16 { rounded(&table)? } else { table };
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
         all.insert(i, table.clone());
         Ok(table)

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use super::composed::{self, Composed};
 use super::cuda::{Kernels, block_per_job, kernels, over_elements, warp_per_row};
 use super::elementwise::ADD;
-use super::random::{Rows, stream_of};
+use super::random::{Rows, last_word, stream_of};
 use super::reduce::{SumTo, broadcast_into};
 use super::{Case, Cases, Diff, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
 use crate::device::kernel::Slice;
@@ -31,29 +31,26 @@ pub enum Level {
     Raw,
 }
 
-/// 1 where saliency exceeds the threshold, else 0: [B, .., C] with the samples' numbers [B, 2] (low
-/// word first) to [B, n, 1], n being all positions of a sample. Second output: saliency [B, n].
+/// 1 where saliency exceeds the threshold, else 0: [B, .., C] with the samples' names [B, 4] (see
+/// [`super::random::names`]) to [B, n, 1], n being all positions of a sample. Second output:
+/// saliency [B, n].
 #[derive(Clone, Debug)]
 pub struct KeepMask {
     /// What saliency is compared as.
     pub level: Level,
     /// Whether thresholds are normals of each sample's stream, and not 0.
     pub sampled: bool,
-    /// The run's seed.
-    pub seed: u64,
     /// The scale, which names the stream beside the sample.
     pub scale: u16,
 }
 
-/// 1 with probability `rate`, else 0: the samples' numbers [B, 2] to [B, n, 1].
+/// 1 with probability `rate`, else 0: the samples' names [B, 4] to [B, n, 1].
 #[derive(Clone, Debug)]
 pub struct KeepCoins {
     /// Positions n.
     pub positions: usize,
     /// The share that is kept.
     pub rate: f64,
-    /// The run's seed.
-    pub seed: u64,
     /// The scale, which names the stream beside the sample.
     pub scale: u16,
 }
@@ -71,18 +68,18 @@ pub struct MaskRows {
 }
 
 /// The stream of a sample's thresholds.
-fn stream(seed: u64, scale: u16, words: &[i32]) -> Stream {
-    stream_of((seed, scale, Purpose::Mask), words)
+fn stream(scale: u16, words: &[i32]) -> Stream {
+    stream_of((scale, Purpose::Mask), words)
 }
 
-/// Samples and positions of [B, .., C] with numbers [B, 2].
+/// Samples and positions of [B, .., C] with names [B, 4].
 fn places(op: &'static str, x: &[&Shape]) -> Result<[usize; 2]> {
     match x[0].dims() {
-        [b, .., _] if x[1].dims() == [*b, 2] && x[0].last() > 0 => {
+        [b, .., _] if x[1].dims() == [*b, 4] && x[0].last() > 0 => {
             Ok([*b, x[0].dims()[1..x[0].rank() - 1].iter().product()])
         }
         _ => {
-            let what = format!("wants [B, .., C] and numbers [B, 2]; found {}, {}", x[0], x[1]);
+            let what = format!("wants [B, .., C] and names [B, 4]; found {}, {}", x[0], x[1]);
             Err(Error::shape(op, what))
         }
     }
@@ -95,7 +92,7 @@ fn outputs(op: &'static str) -> Error {
 impl KeepMask {
     /// The thresholds of `n` positions.
     pub(super) fn rows(&self, n: usize) -> Rows {
-        Rows { seed: self.seed, scale: self.scale, purpose: Purpose::Mask, row: [n].into() }
+        Rows { scale: self.scale, purpose: Purpose::Mask, row: [n].into() }
     }
 
     /// The mask of one sample's saliency.
@@ -111,7 +108,7 @@ impl KeepMask {
             Level::Rms => (R::of(0.0), (variance + mean * mean).sqrt() + R::of(ROOM)),
             Level::Raw => (R::of(0.0), R::of(1.0)),
         };
-        let stream = stream(self.seed, self.scale, words);
+        let stream = stream(self.scale, words);
         for (i, (keep, &g)) in keep.iter_mut().zip(saliency).enumerate() {
             let gamma = if self.sampled { f64::from(stream.normal(i)) } else { 0.0 };
             *keep = ((g - middle) / spread - R::of(gamma)).step();
@@ -130,11 +127,11 @@ impl Op for KeepMask {
         let [rows, n] = places(Self::NAME, &[x[0].shape, x[1].shape])?;
         let [keep, saliency] = y else { return Err(outputs(Self::NAME)) };
         let (keep, saliency) = (&mut keep.get::<f32>()?, &mut saliency.get::<f32>()?);
-        let (g, samples, grid) = (x[0].get::<T>()?, x[1].get::<i32>()?, block_per_job(q, rows));
-        let ([k0, k1], [_, _, last]) = stream(op.seed, op.scale, &[]).name();
+        let (g, names, grid) = (x[0].get::<T>()?, x[1].get::<i32>()?, block_per_job(q, rows));
+        let last = last_word(op.scale, Purpose::Mask);
         let (cols, level) = (x[0].shape.last(), op.level as i32);
         launch::keep_mask_fwd(
-            q, grid, keep, saliency, &g, &samples, rows, n, cols, k0, k1, last, level, op.sampled,
+            q, grid, keep, saliency, &g, &names, rows, n, cols, last, level, op.sampled,
         )
     });
 
@@ -149,15 +146,15 @@ impl Op for KeepMask {
             *s = R::sum(g.iter().map(|&g| g * g)).sqrt();
         }
         let n = saliency.r().len() / x[0].shape.dims()[0].max(1);
-        let rows = saliency.r().chunks(n.max(1)).zip(x[1].i().chunks(2));
+        let rows = saliency.r().chunks(n.max(1)).zip(x[1].i().chunks(4));
         for ((saliency, words), keep) in rows.zip(keep.r().chunks_mut(n.max(1))) {
             self.mask(saliency, words, keep);
         }
     }
     fn cases() -> Cases {
         let case = |name: &str, s: &[usize], level, sampled| {
-            let inputs = vec![Input::normal(s), Input::below([s[0], 2], 1 << 30)];
-            Case::new(name, KeepMask { level, sampled, seed: 5, scale: 8 }, inputs)
+            let inputs = vec![Input::normal(s), Input::below([s[0], 4], 1 << 30)];
+            Case::new(name, KeepMask { level, sampled, scale: 8 }, inputs)
         };
         Cases {
             named: vec![
@@ -172,8 +169,8 @@ impl Op for KeepMask {
             draw: |d| {
                 let s = [d.size(1, 4), d.size(2, 20), d.size(1, 40)];
                 let level = d.pick(&[Level::ZScore, Level::Rms, Level::Raw]);
-                let inputs = vec![Input::normal(s), Input::below([s[0], 2], 1 << 30)];
-                let op = KeepMask { level, sampled: d.coin(), seed: 1, scale: 3 };
+                let inputs = vec![Input::normal(s), Input::below([s[0], 4], 1 << 30)];
+                let op = KeepMask { level, sampled: d.coin(), scale: 3 };
                 Case::new("drawn", op, inputs)
             },
             bench: vec![case("last_scale", &[32, 16, 16, 32], Level::ZScore, true)],
@@ -189,22 +186,22 @@ impl Op for KeepCoins {
     const F32_OUTPUTS: &'static [usize] = &[0];
     const CUDA: Kernels<Self> = kernels!([f32], |op, q, x, y| {
         let (rows, n) = (x[0].shape.matrix().0, op.positions);
-        let (keep, samples) = (&mut y[0].get::<T>()?, x[0].get::<i32>()?);
-        let ([k0, k1], [_, _, last]) = stream(op.seed, op.scale, &[]).name();
+        let (keep, names) = (&mut y[0].get::<T>()?, x[0].get::<i32>()?);
+        let last = last_word(op.scale, Purpose::Mask);
         let grid = over_elements(q, rows * n);
-        launch::keep_coins_fwd(q, grid, keep, &samples, rows, n, k0, k1, last, op.rate)
+        launch::keep_coins_fwd(q, grid, keep, &names, rows, n, last, op.rate)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
         match *x[0].dims() {
-            [b, 2] => Ok(vec![[b, self.positions, 1].into()]),
-            _ => Err(Error::shape(Self::NAME, format!("wants numbers [B, 2], found {}", x[0]))),
+            [b, 4] => Ok(vec![[b, self.positions, 1].into()]),
+            _ => Err(Error::shape(Self::NAME, format!("wants names [B, 4], found {}", x[0]))),
         }
     }
     fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
-        let rows = y[0].r().chunks_mut(self.positions.max(1)).zip(x[0].i().chunks(2));
+        let rows = y[0].r().chunks_mut(self.positions.max(1)).zip(x[0].i().chunks(4));
         for (keep, words) in rows {
-            let stream = stream(self.seed, self.scale, words);
+            let stream = stream(self.scale, words);
             for (i, keep) in keep.iter_mut().enumerate() {
                 let kept = f64::from(stream.uniform(i)) < self.rate;
                 *keep = R::of(if kept { 1.0 } else { 0.0 });
@@ -213,8 +210,8 @@ impl Op for KeepCoins {
     }
     fn cases() -> Cases {
         let case = |name: &str, rows: usize, positions| {
-            let op = KeepCoins { positions, rate: 0.6, seed: 7, scale: 9 };
-            Case::new(name, op, vec![Input::below([rows, 2], 1 << 30)])
+            let op = KeepCoins { positions, rate: 0.6, scale: 9 };
+            Case::new(name, op, vec![Input::below([rows, 4], 1 << 30)])
         };
         Cases {
             named: vec![
@@ -224,8 +221,8 @@ impl Op for KeepCoins {
                 case("no_samples", 0, 4),
             ],
             draw: |d| {
-                let op = KeepCoins { positions: d.size(1, 40), rate: 0.3, seed: 2, scale: 1 };
-                Case::new("drawn", op, vec![Input::below([d.size(1, 5), 2], 1 << 30)])
+                let op = KeepCoins { positions: d.size(1, 40), rate: 0.3, scale: 1 };
+                Case::new("drawn", op, vec![Input::below([d.size(1, 5), 4], 1 << 30)])
             },
             bench: vec![case("last_scale", 32, 256)],
         }

@@ -44,11 +44,9 @@ pub struct DropoutMask {
     pub rate: f64,
 }
 
-/// What names the numbers of rows, beside the number of each row's sample.
+/// What names the numbers of rows, beside the number of each row's sample and the seed.
 #[derive(Clone, Debug)]
 pub struct Rows {
-    /// The run's seed.
-    pub seed: u64,
     /// The scale.
     pub scale: u16,
     /// What they are for.
@@ -57,13 +55,13 @@ pub struct Rows {
     pub row: Shape,
 }
 
-/// Uniforms in [0, 1), a row for each sample, whose numbers [B, 2] are the input (low word first):
-/// those 0.. of its stream.
+/// Uniforms in [0, 1), a row for each sample, whose [`names`] [B, 4] are the input: those 0.. of
+/// its stream.
 #[derive(Clone, Debug)]
 pub struct UniformRows(pub Rows);
 
-/// Standard normals, a row for each sample, whose numbers [B, 2] are the input (low word first):
-/// those 0.. of its stream.
+/// Standard normals, a row for each sample, whose [`names`] [B, 4] are the input: those 0.. of its
+/// stream.
 #[derive(Clone, Debug)]
 pub struct NormalRows(pub Rows);
 
@@ -71,24 +69,26 @@ pub struct NormalRows(pub Rows);
 ///
 /// # Errors
 /// Those of the device.
-pub fn normal_rows(device: &Device, rows: Rows, samples: &[u64]) -> Result<Tensor> {
+pub fn normal_rows(device: &Device, rows: Rows, names: &Tensor) -> Result<Tensor> {
     let none = || Error::Internal("normal_rows has no output".into());
-    run_on(device, &NormalRows(rows), &[&numbers(samples)?])?.pop().ok_or_else(none)
+    run_on(device, &NormalRows(rows), &[names])?.pop().ok_or_else(none)
 }
 
 /// As [`normal_rows`], uniforms in [0, 1).
 ///
 /// # Errors
 /// Those of the device.
-pub fn uniform_rows(device: &Device, rows: Rows, samples: &[u64]) -> Result<Tensor> {
+pub fn uniform_rows(device: &Device, rows: Rows, names: &Tensor) -> Result<Tensor> {
     let none = || Error::Internal("uniform_rows has no output".into());
-    run_on(device, &UniformRows(rows), &[&numbers(samples)?])?.pop().ok_or_else(none)
+    run_on(device, &UniformRows(rows), &[names])?.pop().ok_or_else(none)
 }
 
-/// Samples' numbers [B, 2], low words first.
-pub fn numbers(samples: &[u64]) -> Result<Tensor> {
-    let words = samples.iter().flat_map(|&s| [s as u32, (s >> 32) as u32].map(u32::cast_signed));
-    Tensor::new_i32(words.collect(), [samples.len(), 2])
+/// What names the random numbers of samples [B, 4]: their own numbers and the run's seed, low words
+/// first.
+pub fn names(seed: u64, samples: &[u64]) -> Result<Tensor> {
+    let words = |n: u64| [n as u32, (n >> 32) as u32].map(u32::cast_signed);
+    let all = samples.iter().flat_map(|&s| [words(s), words(seed)].concat());
+    Tensor::new_i32(all.collect(), [samples.len(), 4])
 }
 
 /// Why nothing here has derivative rules.
@@ -235,35 +235,33 @@ impl Op for DropoutMask {
     }
 }
 
-/// The stream of a sample whose number is these words, low word first.
-pub(super) fn stream_of((seed, scale, purpose): (u64, u16, Purpose), words: &[i32]) -> Stream {
+/// The stream of a sample of this name.
+pub(super) fn stream_of((scale, purpose): (u16, Purpose), words: &[i32]) -> Stream {
     let word = |i: usize| u64::from(words.get(i).map_or(0, |w| w.cast_unsigned()));
-    Stream::new(seed, word(0) | word(1) << 32, scale, purpose)
+    Stream::new(word(2) | word(3) << 32, word(0) | word(1) << 32, scale, purpose)
+}
+
+/// What tells streams of one name apart, as the kernels take it.
+pub(super) fn last_word(scale: u16, purpose: Purpose) -> u32 {
+    stream_of((scale, purpose), &[]).name().1[2]
 }
 
 impl Rows {
     fn stream(&self, words: &[i32]) -> Stream {
-        stream_of((self.seed, self.scale, self.purpose), words)
-    }
-
-    /// Key and last word of every row's stream, as the kernels take them.
-    fn name(&self) -> ([u32; 2], u32) {
-        let (key, tail) = self.stream(&[]).name();
-        (key, tail[2])
+        stream_of((self.scale, self.purpose), words)
     }
 
     fn shapes(&self, op: &'static str, x: &[&Shape]) -> Result<Vec<Shape>> {
         match *x[0].dims() {
-            [rows, 2] => Ok(vec![Shape::from([&[rows], self.row.dims()].concat())]),
-            _ => Err(Error::shape(op, format!("wants numbers [B, 2]; found {}", x[0]))),
+            [rows, 4] => Ok(vec![Shape::from([&[rows], self.row.dims()].concat())]),
+            _ => Err(Error::shape(op, format!("wants names [B, 4]; found {}", x[0]))),
         }
     }
 
     fn cases<O: Op>(make: fn(Self) -> O, draw: fn(&mut super::Draw<'_>) -> Case) -> Cases {
         let case = |(name, rows, row): (&str, usize, &[usize])| {
-            let (seed, purpose) = (0x0123_4567_89ab_cdef, Purpose::Test);
-            let of = Self { seed, scale: 3, purpose, row: row.into() };
-            Case::new(name, make(of), vec![Input::below([rows, 2], 1 << 30)])
+            let of = Self { scale: 3, purpose: Purpose::Test, row: row.into() };
+            Case::new(name, make(of), vec![Input::below([rows, 4], 1 << 30)])
         };
         let shapes: [(&str, usize, &[usize]); 6] = [
             ("none", 0, &[4]),
@@ -278,9 +276,8 @@ impl Rows {
     }
 
     fn drawn(d: &mut super::Draw<'_>) -> (Self, Vec<Input>) {
-        let (seed, row) = (d.size(0, 9999) as u64, Shape::from([d.size(1, 40)]));
-        let of = Self { seed, scale: 1, purpose: Purpose::Test, row };
-        (of, vec![Input::below([d.size(1, 9), 2], 1 << 30)])
+        let of = Self { scale: 1, purpose: Purpose::Test, row: [d.size(1, 40)].into() };
+        (of, vec![Input::below([d.size(1, 9), 4], 1 << 30)])
     }
 }
 
@@ -292,7 +289,7 @@ fn each_row<R: Real>(
     f: impl Fn(&Stream, usize) -> Vec<f32>,
 ) {
     let n = of.row.len();
-    for (y, words) in y[0].r().chunks_mut(n.max(1)).zip(x[0].i().chunks(2)) {
+    for (y, words) in y[0].r().chunks_mut(n.max(1)).zip(x[0].i().chunks(4)) {
         for (y, v) in y.iter_mut().zip(f(&of.stream(words), n)) {
             *y = R::of(f64::from(v));
         }
@@ -309,10 +306,9 @@ macro_rules! rows_op {
             const DIFF: Diff = DRAWN;
             const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
                 let (rows, cols) = (x[0].shape.matrix().0, op.0.row.len());
-                let ([k0, k1], last) = op.0.name();
-                let (y, samples) = (&mut y[0].get::<T>()?, x[0].get::<i32>()?);
-                let grid = over_elements(q, rows * cols);
-                launch::$launch(q, grid, y, &samples, rows, cols, k0, k1, last)
+                let last = last_word(op.0.scale, op.0.purpose);
+                let (y, names) = (&mut y[0].get::<T>()?, x[0].get::<i32>()?);
+                launch::$launch(q, over_elements(q, rows * cols), y, &names, rows, cols, last)
             });
 
             fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

@@ -243,8 +243,8 @@ fn sum_of(x: &[f32], weights: &[f32], step: usize, y: &mut [f32]) {
     }
 }
 
-/// Applies a banded matrix to the middle axis of x [outer, from, inner] on a GPU. The bands are
-/// copied there, so this cannot be recorded into a graph.
+/// Applies a banded matrix to the middle axis of x [outer, from, inner] on a GPU, where the bands
+/// are placed once.
 fn on_axis(
     q: &Queue,
     bands: &[Band],
@@ -260,8 +260,8 @@ fn on_axis(
         begins.push(begins[begins.len() - 1] + whole(band.weights.len())?);
     }
     let (to, taps, grid) = (bands.len(), weights.len(), over_elements(q, y.len()));
-    let starts = Buffer::from_slice(q, &starts)?;
-    let (begins, weights) = (Buffer::from_slice(q, &begins)?, Buffer::from_slice(q, &weights)?);
+    let (starts, begins) = (q.constant(&starts)?, q.constant(&begins)?);
+    let weights = q.constant(&weights)?;
     let (s, b, w) = (starts.slice(), begins.slice(), weights.slice());
     launch::resample_axis_fwd(q, grid, y, x, &s, &b, &w, outer, from, to, inner, taps)
 }

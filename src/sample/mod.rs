@@ -15,7 +15,7 @@ use crate::models::genevar::{Refiner, ScaleInputs};
 use crate::models::masked_ar::{Cond, Inputs, MaskedAr};
 use crate::ops::call;
 use crate::ops::layout::Concat;
-use crate::ops::random::{Rows, uniform_rows};
+use crate::ops::random::{Rows, names, uniform_rows};
 use crate::ops::sample::SampleToken;
 use crate::tensor::{DType, Purpose, Tensor};
 
@@ -92,16 +92,14 @@ impl Sampler<'_> {
         let modulation = self.ar.modulation(&p, &cond)?;
         let mut caches = self.ar.caches();
         let ids: Vec<u64> = subjects.iter().map(|s| s.id).collect();
+        let names = self.device.put(&names(self.refiner.seed, &ids)?)?;
         let z = self.device.put(&side_by_side(subjects.iter().map(|s| &s.z))?)?;
-        let (side, scales) = (msvq.config().latent_side(), self.ar.scales());
-        let f = Tensor::zeros(DType::F32, [ids.len(), side, side, msvq.config().d]);
-        let mut f = self.device.put(&f)?;
+        let scales = self.ar.scales();
+        let mut f: Option<Tensor> = None;
         let mut drawn = Vec::with_capacity(scales);
         for k in 0..scales {
-            let seen = match k {
-                0 => None,
-                _ => Some(self.refiner.inputs(k, &f, None, &z, &ids)?),
-            };
+            let seen = f.as_ref().map(|f| self.refiner.inputs_named(k, f, None, &z, &names));
+            let seen = seen.transpose()?;
             let seen = seen.map(|i| if guided { twice(&i) } else { Ok(i) }).transpose()?;
             let inputs = seen.as_ref().map(|i| Inputs {
                 features: &i.features,
@@ -110,10 +108,14 @@ impl Sampler<'_> {
             });
             let state = (&modulation, &mut caches[..]);
             let logits = self.ar.step(&p, k, &cond, state, inputs.as_ref())?.into_value();
-            let s_k = self.draw(&logits, (k, scales), &ids)?;
-            f = msvq.quantiser().add_scale(&f, k, &s_k)?;
+            let s_k = self.draw(&logits, (k, scales), &names)?;
+            f = Some(match &f {
+                Some(f) => msvq.quantiser().add_scale(f, k, &s_k)?,
+                None => msvq.quantiser().first_scale(&s_k)?,
+            });
             drawn.push(s_k);
         }
+        let f = f.ok_or_else(|| Error::Internal("there are no scales".into()))?;
         let pixels = msvq.paint_latent(&f)?;
         finished(&drawn, &f, &pixels)
     }
@@ -135,15 +137,14 @@ impl Sampler<'_> {
     }
 
     /// Guided mix, top-k, top-p and draw: logits [B or 2 B, n, V] to tokens [B, n].
-    fn draw(&self, logits: &Tensor, (k, scales): (usize, usize), ids: &[u64]) -> Result<Tensor> {
+    fn draw(&self, logits: &Tensor, (k, scales): (usize, usize), names: &Tensor) -> Result<Tensor> {
         let d = logits.shape().dims();
         if let Device::Cpu = self.device {
             logits.check_finite(&format!("logits of scale {}", k + 1))?;
         }
-        let (seed, scale) = (self.refiner.seed, k as u16);
-        let rows = Rows { seed, scale, purpose: Purpose::Token, row: [d[1]].into() };
-        let u = uniform_rows(&self.device, rows, ids)?;
-        let guidance = (d[0] > ids.len()).then(|| self.settings.guidance_at(k, scales));
+        let rows = Rows { scale: k as u16, purpose: Purpose::Token, row: [d[1]].into() };
+        let u = uniform_rows(&self.device, rows, names)?;
+        let guidance = (d[0] > u.shape().dims()[0]).then(|| self.settings.guidance_at(k, scales));
         let (top_k, top_p) = (self.settings.kept(d[2]), self.settings.top_p);
         call(&SampleToken { top_k, top_p, guidance }, &[logits, &u])
     }

@@ -22,7 +22,7 @@ use crate::models::phi::Phi;
 use crate::ops::call;
 use crate::ops::elementwise::SUB;
 use crate::ops::embed::GatherRows;
-use crate::ops::random::{Rows, normal_rows};
+use crate::ops::random::{Rows, names, normal_rows};
 use crate::tensor::{Purpose, Stream, Tensor};
 
 /// Scale index of the stream that draws lambda; the times use 0 and 1, the scale 2.
@@ -109,8 +109,8 @@ impl<'a> MeanFlowStage<'a> {
             false => Vec::new(),
         };
         let row = f.shape().dims().get(1..).unwrap_or_default().into();
-        let rows = Rows { seed, scale: k as u16, purpose: Purpose::Noise, row };
-        let eps = normal_rows(&self.device, rows, &b.ids)?;
+        let rows = Rows { scale: k as u16, purpose: Purpose::Noise, row };
+        let eps = normal_rows(&self.device, rows, &names(seed, &b.ids)?)?;
         let times = Times::draw(flow, seed, step, b.ids.len());
         let batch = FlowBatch {
             k,

@@ -15,17 +15,24 @@ pub struct Buffer<T: Element> {
     queue: Queue,
     address: u64,
     len: usize,
+    /// Whether the queue keeps the memory: a constant.
+    kept: bool,
     holds: PhantomData<T>,
 }
 
 impl<T: Element> Buffer<T> {
+    /// A constant, whose memory the queue keeps.
+    pub(super) fn kept(queue: &Queue, address: u64, len: usize) -> Self {
+        Self { queue: queue.clone(), address, len, kept: true, holds: PhantomData }
+    }
+
     /// Not filled yet: a kernel or [`Buffer::write`] must do so before it is read.
     ///
     /// # Errors
     /// Too little memory, saying how much is free.
     pub fn new(queue: &Queue, len: usize) -> Result<Self> {
         let address = queue.allocate(len.saturating_mul(size_of::<T>()).max(1))?;
-        Ok(Self { queue: queue.clone(), address, len, holds: PhantomData })
+        Ok(Self { queue: queue.clone(), address, len, kept: false, holds: PhantomData })
     }
 
     /// Zeros.
@@ -108,6 +115,8 @@ impl<T: Element> fmt::Debug for Buffer<T> {
 
 impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
-        self.queue.release(self.address);
+        if !self.kept {
+            self.queue.release(self.address);
+        }
     }
 }

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod buffer;
+mod constants;
 mod event;
 mod graph;
 mod queue;

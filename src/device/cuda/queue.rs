@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaStream, DriverError, result, sys};
 
+use super::constants::Constants;
 use super::staging::Staging;
 use super::tensor_map::tensor_map;
 use super::{Gpu, failed};
@@ -44,6 +45,8 @@ struct Inner {
     stream: Arc<CudaStream>,
     id: u64,
     launches: AtomicUsize,
+    constants: Constants,
+    uploads: AtomicUsize,
     fetches: AtomicUsize,
     /// The newest launches, oldest first.
     recent: Mutex<Vec<Launch>>,
@@ -53,6 +56,19 @@ struct Inner {
     checked: AtomicBool,
     /// Whether every op's results are held against its reference.
     verified: AtomicBool,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A failed context has nothing to give back.
+        if self.gpu.bind().is_ok() {
+            for address in self.constants.addresses() {
+                // SAFETY: the address came from `allocate` and nobody else releases it; buffers of
+                // it keep the queue.
+                let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
+            }
+        }
+    }
 }
 
 impl Gpu {
@@ -74,6 +90,8 @@ impl Gpu {
             stream,
             id: IDS.fetch_add(1, Ordering::Relaxed),
             launches: AtomicUsize::new(0),
+            constants: Constants::default(),
+            uploads: AtomicUsize::new(0),
             fetches: AtomicUsize::new(0),
             recent: Mutex::default(),
             traced: Mutex::default(),
@@ -126,6 +144,19 @@ impl Queue {
     /// How often something was copied from the GPU so far: each time the CPU waited for it.
     pub fn fetches(&self) -> usize {
         self.0.fetches.load(Ordering::Relaxed)
+    }
+
+    /// How often something was copied to the GPU so far.
+    pub fn uploads(&self) -> usize {
+        self.0.uploads.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_upload(&self) {
+        self.0.uploads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn constants(&self) -> &Constants {
+        &self.0.constants
     }
 
     pub(super) fn count_fetch(&self) {

@@ -107,6 +107,7 @@ impl Queue {
     /// Copies to the GPU. `data` may change when this returns.
     pub(super) fn upload(&self, to: u64, data: &[u8]) -> Result<()> {
         self.ready_to_copy()?;
+        self.count_upload();
         let tried = |e| failed(e, "copying to the GPU".into(), self.advice());
         let mut staging = self.staging().lock().unwrap_or_else(PoisonError::into_inner);
         staging.blocks.iter_mut().for_each(|b| b.held = false);
