@@ -94,7 +94,9 @@ template <class T>
 struct Heads {
     const float *qkv, *ln_scale;
     const T *past_k, *past_v;
-    unsigned n, past, heads, cols;
+    // Positions before, and those of a sample that lie in memory where they do; new keys and values
+    // go to row `at` on of each sample's `room`.
+    unsigned n, past, past_room, room, at, heads, cols;
     bool unit;
     float eps, most, scale;
 
@@ -110,6 +112,7 @@ struct Heads {
     __device__ __forceinline__ void operator()(unsigned job, float* q, T* o, T* k, T* v) const {
         const unsigned lane = threadIdx.x % WARP, head = job / n % heads, b = job / n / heads;
         const unsigned row = b * n + job % n, to = row * wide() + head * cols;
+        const unsigned into = (b * room + at + job % n) * wide() + head * cols;
         const float* own = qkv + row * 3 * wide() + head * cols;
         float qq = 0.0f, kk = 0.0f;
         for (unsigned e = lane; e < cols; e += WARP) {
@@ -122,8 +125,8 @@ struct Heads {
         const float of_q = warmth * factor(warp_sum(qq)), of_k = factor(warp_sum(kk));
         for (unsigned e = lane; e < cols; e += WARP) {
             q[e] = own[e] * of_q;
-            k[to + e] = from_float<T>(own[wide() + e] * of_k);
-            v[to + e] = from_float<T>(own[2 * wide() + e]);
+            k[into + e] = from_float<T>(own[wide() + e] * of_k);
+            v[into + e] = from_float<T>(own[2 * wide() + e]);
         }
         __syncwarp();
         float top = -infinity(), sum = 0.0f, mean[MOST / WARP] = {};
@@ -142,22 +145,23 @@ struct Heads {
         }
     }
 
-    // The score of position `at`.
+    // The score of position `key`.
     __device__ __forceinline__ float score(const float* q, unsigned b, unsigned head,
-                                           unsigned at) const {
+                                           unsigned key) const {
         float dot = 0.0f, square = 0.0f;
-        const auto add = [&](const auto* key, bool packets) {
+        const auto add = [&](const auto* x, bool packets) {
             if (packets) {
-                add_key<4>(q, key, cols, dot, square);
+                add_key<4>(q, x, cols, dot, square);
             } else {
-                add_key<1>(q, key, cols, dot, square);
+                add_key<1>(q, x, cols, dot, square);
             }
         };
-        if (at < past) {
-            add(past_k + (b * past + at) * wide() + head * cols, cols % 4 == 0 && aligned(past_k));
+        if (key < past) {
+            add(past_k + (b * past_room + key) * wide() + head * cols,
+                cols % 4 == 0 && aligned(past_k));
             return dot;
         }
-        add(qkv + ((b * n + at - past) * 3 + 1) * wide() + head * cols, cols % 4 == 0);
+        add(qkv + ((b * n + key - past) * 3 + 1) * wide() + head * cols, cols % 4 == 0);
         return dot * factor(square);
     }
 
@@ -169,25 +173,26 @@ struct Heads {
         for (int i = 0; i < MOST / WARP; ++i) mean[i] *= old;
         for (unsigned l = 0; l < end; ++l) {
             const float weight = __shfl_sync(ALL_LANES, p, l);
-            const unsigned at = first + l;
-            const T* old_v = past_v + (b * past + at) * wide() + head * cols;
-            const float* new_v = qkv + ((b * n + at - past) * 3 + 2) * wide() + head * cols;
+            const unsigned key = first + l;
+            const T* old_v = past_v + (b * past_room + key) * wide() + head * cols;
+            const float* new_v = qkv + ((b * n + key - past) * 3 + 2) * wide() + head * cols;
 #pragma unroll
             for (int i = 0; i < MOST / WARP; ++i) {
                 const unsigned e = i * WARP + lane;
                 if (e >= cols) continue;
-                mean[i] = fmaf(weight, at < past ? to_float(old_v[e]) : new_v[e], mean[i]);
+                mean[i] = fmaf(weight, key < past ? to_float(old_v[e]) : new_v[e], mean[i]);
             }
         }
     }
 };
 
 // ada_block_fwd: tokens through self-attention and the network behind it, both under adaptive layer
-// norm: m = x + gate1 proj(attention(qkv(ada(x)))), y = m + gate2 down(gelu(up(ada(m)))).
+// norm: m = x + gate1 proj(attention(qkv(ada(x)))), y = m + gate2 down(gelu(up(ada(m)))). Keys and
+// values go to row `at` on of each sample's `room`; where that is not 0, those before are the past.
 //   for    T: f32, bf16
 //   floor  bytes = (4*c*c + 2*c*hidden + 5*c + hidden + 6*batch*c)*s
-//            + batch*n*(6*c + 2*hidden)*s + 32*batch*n*c + 2*batch*past*c*s + 4*unit*heads;
-//          flops = batch*n*(8*c*c + 4*c*hidden + 44*hidden + 4*(past + n)*c)
+//            + batch*n*(6*c + 2*hidden)*s + 32*batch*n*c + 2*batch*(past + at)*c*s + 4*unit*heads;
+//          flops = batch*n*(8*c*c + 4*c*hidden + 44*hidden + 4*(past + at + n)*c)
 //   plan   all blocks stay to the end and wait for each other six times. Products: a block has 8
 //          columns (4 of f32) and all rows, 32 (8) at a time, its warps slices of k; the weights
 //          of what comes next are asked for before they are waited for. Attention: a warp a query
@@ -200,8 +205,8 @@ struct Heads {
 template <class T>
 __global__ void __launch_bounds__(256, 1) ada_block_fwd(
     T*           __restrict__ y,          // [batch*n*c]
-    T*           __restrict__ k,          // [batch*n*c]
-    T*           __restrict__ v,          // [batch*n*c]
+    T*           __restrict__ k,          // [batch*max(room, at + n)*c]
+    T*           __restrict__ v,          // [batch*max(room, at + n)*c]
     T*           __restrict__ h,          // [batch*n*c]
     float*       __restrict__ qkv,        // [batch*n*3*c]
     float*       __restrict__ middle,     // [batch*n*c]
@@ -225,8 +230,8 @@ __global__ void __launch_bounds__(256, 1) ada_block_fwd(
     const T*     __restrict__ b_up,       // [hidden]
     const T*     __restrict__ w_down,     // [c*hidden]
     const T*     __restrict__ b_down,     // [c]
-    int batch, int n, int past, int c, int heads, int hidden, int unit, float ln_eps,
-    float unit_eps, float most, float scale) {
+    int batch, int n, int past, int room, int at, int c, int heads, int hidden, int unit,
+    float ln_eps, float unit_eps, float most, float scale) {
     __shared__ Hold<T> hold;
     __shared__ float query[WARPS][MOST];
     const unsigned rows = batch * n, wide_c = c;
@@ -249,9 +254,11 @@ __global__ void __launch_bounds__(256, 1) ada_block_fwd(
     project(hold, h, rows, [&](unsigned r, unsigned j, float sum) { qkv[r * 3 * c + j] = sum; });
     up.ahead();
     grid_barrier(gate, 2);
-    const Heads<T> attend = {qkv, ln_scale, past_k, past_v, static_cast<unsigned>(n),
-                             static_cast<unsigned>(past), static_cast<unsigned>(heads),
-                             wide_c / heads, unit != 0, unit_eps, most, scale};
+    const auto count = [](int n) { return static_cast<unsigned>(n); };
+    const Heads<T> attend = {qkv, ln_scale, at > 0 ? k : past_k, at > 0 ? v : past_v, count(n),
+                             count(at > 0 ? at : past), count(at > 0 ? room : past), count(room),
+                             count(at), count(heads), wide_c / heads, unit != 0, unit_eps, most,
+                             scale};
     const unsigned warp = threadIdx.x / WARP;
     for (unsigned job = blockIdx.x * WARPS + warp; job < rows * heads; job += gridDim.x * WARPS) {
         attend(job, query[warp], h, k, v);

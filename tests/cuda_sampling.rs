@@ -14,9 +14,10 @@ use genevar::models::genevar::{FeatureStats, Refiner};
 use genevar::models::masked_ar::{Cond, Inputs, MaskedAr};
 use genevar::models::msvq::Msvq;
 use genevar::models::phi::Phi;
+use genevar::ops::ada_block::AdaBlock;
 use genevar::ops::gemm::{Linear, MatMul};
 use genevar::ops::sample::SampleToken;
-use genevar::ops::{DynOp, Precision, Site, call, heard};
+use genevar::ops::{DynOp, Op, Precision, Site, call, heard};
 use genevar::sample::{Sampler, Subject, Tile};
 use genevar::tensor::{Purpose, Stream, Tensor};
 use genevar::train::frozen::Frozen;
@@ -37,6 +38,8 @@ struct System {
     ar: Frozen<MaskedAr>,
     stats: FeatureStats,
     device: Device,
+    /// Tokens of a scale whose blocks are one launch each.
+    few: usize,
 }
 
 fn system(device: &Device) -> System {
@@ -55,7 +58,7 @@ fn system_in(device: &Device, precision: Precision) -> System {
     phi.place_in(device, precision).unwrap();
     ar.place_in(device, precision).unwrap();
     let stats = FeatureStats::of(&noise(50, &[100, config.msvq.d])).unwrap().on(device).unwrap();
-    System { config, msvq, phi, ar, stats, device: device.clone() }
+    System { config, msvq, phi, ar, stats, device: device.clone(), few: 0 }
 }
 
 fn settings() -> SampleConfig {
@@ -82,6 +85,7 @@ impl System {
     /// Tiles drawn in one call.
     fn draw(&self, ids: &[u64], settings: &SampleConfig) -> Vec<Tile> {
         let (refiner, device) = (self.refiner(), self.device.clone());
+        let settings = &SampleConfig { few: self.few, ..settings.clone() };
         let sampler = Sampler { refiner, ar: &self.ar, settings, device };
         let subjects: Vec<Subject> = ids.iter().map(|&id| self.subject(id)).collect();
         sampler.tiles(&subjects, &|| ()).unwrap()
@@ -99,7 +103,7 @@ impl System {
         let twice = Tensor::new(z.f32s().unwrap().repeat(2), [2, z.len()]).unwrap();
         let cond = self.ar.condition(&p, &Cond::Vector(&twice), &[false, true]).unwrap();
         let modulation = self.ar.modulation(&p, &cond).unwrap();
-        let mut caches = self.ar.caches();
+        let mut caches = self.ar.caches(self.few);
         let (side, d) = (self.config.msvq.latent_side(), self.config.msvq.d);
         let mut f = Tensor::zeros(genevar::tensor::DType::F32, [1, side, side, d]);
         let (mut at, mut all) = (0, Vec::new());
@@ -162,8 +166,17 @@ fn lies_at_a_boundary(here: &System, there: &System, id: u64, tokens: [&[i32]; 2
 
 #[test]
 fn tokens_are_those_of_the_cpu() {
+    tokens_are_the_cpus(0);
+}
+
+#[test]
+fn tokens_are_those_of_the_cpu_where_blocks_are_one_launch() {
+    tokens_are_the_cpus(36);
+}
+
+fn tokens_are_the_cpus(few: usize) {
     let Some(device) = cuda() else { return };
-    let (here, there) = (system(&Device::Cpu), system(&device));
+    let (here, there) = (system(&Device::Cpu), System { few, ..system(&device) });
     let ids = [0, 1, 2, 5];
     let mut differ = 0;
     for (a, b) in here.draw(&ids, &settings()).iter().zip(&there.draw(&ids, &settings())).zip(ids) {
@@ -200,8 +213,17 @@ fn bits(t: &Tile) -> (Vec<i32>, Vec<u32>, Vec<u32>) {
 
 #[test]
 fn a_tile_has_the_same_bits_alone_and_in_a_batch_of_seven() {
+    same_bits_alone_and_in_seven(0);
+}
+
+#[test]
+fn bits_are_the_same_in_any_batch_where_blocks_are_one_launch() {
+    same_bits_alone_and_in_seven(36);
+}
+
+fn same_bits_alone_and_in_seven(few: usize) {
     let Some(device) = cuda() else { return };
-    let s = system(&device);
+    let s = System { few, ..system(&device) };
     let settings = SampleConfig { cfg: 1.5, ..SampleConfig::default() };
     let Device::Cuda(queue) = &device else { panic!("not a GPU") };
     let before = queue.fetches();
@@ -214,6 +236,7 @@ fn a_tile_has_the_same_bits_alone_and_in_a_batch_of_seven() {
     assert_eq!((queue.uploads() - before, queue.fetches() - fetched), (3, 5));
     let fallen: Vec<_> = ran.iter().filter(|r| r.on_cpu).map(|r| r.op).collect();
     assert!(fallen.is_empty() && ran.len() > 100, "on the CPU: {fallen:?}");
+    assert_eq!(ran.iter().any(|r| r.op == AdaBlock::NAME), few > 0);
     for id in [3, 6] {
         assert!(bits(&s.draw(&[id], &settings)[0]) == bits(&batch[id as usize]), "tile {id}");
     }

@@ -61,7 +61,7 @@ fn cached_stepwise_logits_equal_block_causal_training_logits() {
     let all = Inputs { features: &features, r: &r, keep: Some(&keep) };
     let full = model.forward(&p, &cond, &all, None).unwrap().into_value();
     let modulation = model.modulation(&p, &cond).unwrap();
-    let mut caches = model.caches();
+    let mut caches = model.caches(0);
     let mut at = 0;
     for (k, side) in SCALES.iter().enumerate() {
         let n = side * side;

@@ -120,11 +120,14 @@ pub struct SampleConfig {
     pub top_k: usize,
     /// Probability mass kept. VAR: 0.96.
     pub top_p: f64,
+    /// On a GPU, scales of at most so many tokens take each block of the transformer in one launch:
+    /// the least delay for a few tiles; 0, no scale: the most tiles at a time.
+    pub few: usize,
 }
 
 impl Default for SampleConfig {
     fn default() -> Self {
-        Self { cfg: 1.5, guidance: Guidance::Ramp, top_k: 0, top_p: 0.96 }
+        Self { cfg: 1.5, guidance: Guidance::Ramp, top_k: 0, top_p: 0.96, few: 0 }
     }
 }
 

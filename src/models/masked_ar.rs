@@ -270,10 +270,11 @@ impl MaskedAr {
         self.logits(p, &x, modulation).within(format_args!("scale {}", k + 1))
     }
 
-    /// An empty cache for each block.
-    pub fn caches(&self) -> Vec<KvCache> {
+    /// An empty cache for each block. Scales of at most `few` tokens take a block in one launch on a
+    /// GPU: other sums, hence other last bits.
+    pub fn caches(&self, few: usize) -> Vec<KvCache> {
         let room = self.dims.patch_nums.iter().map(|p| p * p).sum();
-        self.blocks.iter().map(|_| KvCache::of(room)).collect()
+        self.blocks.iter().map(|_| KvCache::of(room, few)).collect()
     }
 
     fn ends(&self) -> Vec<usize> {
@@ -317,6 +318,12 @@ impl Block {
                 p.op(Mul, &[g, &kept.cast(g.value().dtype()).into()])
             }
             _ => Ok(g.clone()),
+        };
+        let (mask, cache) = match (mask, cache) {
+            (Mask::Full, Some(cache)) if drop.is_none() && cache.is_few(p, &x) => {
+                return self.attn.whole_block(p, &x, m, (&self.mlp, cache));
+            }
+            other => other,
         };
         let (g1, g2) = (gate(&m[0], 0)?, gate(&m[1], 1)?);
         let h = norm_modulate(p, &x, &m[2], &m[4])?;

@@ -3,11 +3,13 @@
 //! Self-attention has VAR's options: a key bias fixed at zero, queries and keys of unit length per
 //! head with a learned temperature, and a cache of keys and values for scale-by-scale decoding.
 
-use super::{Init, Linear, Onto};
+use super::transformer::EPS;
+use super::{Init, Linear, Mlp, Onto};
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::device::{OnGpu, constant};
 use crate::error::{Error, Result, Within};
 use crate::ops::activation::{Clamp, Exp};
+use crate::ops::ada_block::AdaBlock;
 use crate::ops::attention::{Attention, Mask};
 use crate::ops::elementwise::Mul;
 use crate::ops::gemm;
@@ -23,14 +25,21 @@ pub struct KvCache {
     kv: Option<(Tensor, Tensor)>,
     /// Positions in all.
     room: usize,
+    /// How many new positions at most take a block of the transformer in one launch.
+    few: usize,
     /// Positions that are there, where there is room for all.
     filled: usize,
 }
 
 impl KvCache {
-    /// Empty, for so many positions in all.
-    pub fn of(room: usize) -> Self {
-        Self { kv: None, room, filled: 0 }
+    /// Empty, for so many positions in all; at most `few` new ones take a block in one launch.
+    pub fn of(room: usize, few: usize) -> Self {
+        Self { kv: None, room, few, filled: 0 }
+    }
+
+    /// Whether tokens x [B, n, C] take a block in one launch.
+    pub fn is_few(&self, p: &Pass, x: &Var) -> bool {
+        x.dims().get(1).is_some_and(|n| *n <= self.few) && !p.differentiates() && self.in_place(x)
     }
 
     /// Whether what is made of `x` is written in place: on a GPU whose results nobody looks at
@@ -132,13 +141,48 @@ impl SelfAttention {
         self.proj.forward_onto(p, &y, onto)
     }
 
+    /// The biases of queries, keys and values [3 C]; keys have none.
+    fn bias(&self, p: &Pass, x: &Var) -> Result<Var> {
+        let zeros = Tensor::zeros(x.value().dtype(), [x.value().shape().last()]);
+        let no_bias = Var::constant(constant(x.value(), &zeros)?);
+        p.op(Concat { axis: 0 }, &[&p.param(&self.q_bias), &no_bias, &p.param(&self.v_bias)])
+    }
+
+    /// x through this attention and the network behind it, each under adaptive layer norm, in one
+    /// launch; `m` as [`AdaBlock`] orders gates, scales and shifts.
+    pub fn whole_block(
+        &self,
+        p: &Pass,
+        x: &Var,
+        m: &[Var],
+        (mlp, cache): (&Mlp, &mut KvCache),
+    ) -> Result<Var> {
+        let d = x.dims();
+        let dims = [d[0], d[1], self.heads, d[2] / self.heads];
+        let past = Tensor::zeros(x.value().dtype(), [d[0], 0, dims[2], dims[3]]);
+        let past = Var::constant(constant(x.value(), &past)?);
+        let (qkv, bias) = (p.param(&self.qkv), self.bias(p, x)?);
+        let layers = [&self.proj, mlp.up(), mlp.down()].map(|l| l.parts(p, x));
+        let [proj, up, down] = layers;
+        let (proj, up, down) = (proj?, up?, down?);
+        let heat = self.ln_scale.as_ref().map(|s| p.param(s));
+        let mut all: Vec<&Var> = [x].into_iter().chain(m).collect();
+        all.extend([&qkv, &bias, &past, &past, &proj[0], &proj[1], &up[0], &up[1]]);
+        all.extend(down.iter().chain(&heat));
+        let all: Vec<&Tensor> = all.into_iter().map(Var::value).collect();
+        let [k, v] = cache.rooms(x.value(), dims)?;
+        let op = AdaBlock { heads: self.heads, eps: EPS };
+        let outs = run_into(&op, &all, vec![None, Some(k), Some(v)])?;
+        let Ok([y, k, v]) = <[Tensor; 3]>::try_from(outs) else {
+            return Err(Error::Internal("ada_block has three outputs".into()));
+        };
+        cache.kv = Some((k, v));
+        Ok(y.into())
+    }
+
     fn attend(&self, p: &Pass, x: &Var, mask: Mask, cache: Option<&mut KvCache>) -> Result<Var> {
         let c = x.value().shape().last();
-        let zeros = Tensor::zeros(x.value().dtype(), [c]);
-        let no_bias = Var::constant(constant(x.value(), &zeros)?);
-        let bias =
-            p.op(Concat { axis: 0 }, &[&p.param(&self.q_bias), &no_bias, &p.param(&self.v_bias)])?;
-        let qkv = p.op(gemm::Linear, &[x, &p.param(&self.qkv), &bias])?;
+        let qkv = p.op(gemm::Linear, &[x, &p.param(&self.qkv), &self.bias(p, x)?])?;
         let scale =
             if self.ln_scale.is_some() { 1.0 } else { ((c / self.heads) as f64).powf(-0.5) };
         let cache = match cache {

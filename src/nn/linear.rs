@@ -62,12 +62,18 @@ impl Linear {
         self.fused(p, Act::None, x, &[onto.stream, onto.gate])
     }
 
-    fn fused(&self, p: &Pass, act: Act, x: &Var, rest: &[&Var]) -> Result<Var> {
-        let (w, dtype) = (p.param(&self.w), x.value().dtype());
+    /// Weight and bias, zeros where there is none, for an op that x goes into.
+    pub(super) fn parts(&self, p: &Pass, x: &Var) -> Result<[Var; 2]> {
+        let w = p.param(&self.w);
         let b = match &self.b {
             Some(b) => p.param(b),
-            None => constant(x.value(), &Tensor::zeros(dtype, [w.dims()[0]]))?.into(),
+            None => constant(x.value(), &Tensor::zeros(x.value().dtype(), [w.dims()[0]]))?.into(),
         };
+        Ok([w, b])
+    }
+
+    fn fused(&self, p: &Pass, act: Act, x: &Var, rest: &[&Var]) -> Result<Var> {
+        let [w, b] = self.parts(p, x)?;
         // The derivatives of an activation or a gate want the sums themselves.
         let op = FusedLinear { act, keep: p.differentiates() };
         p.op(op, &[&[x, &w, &b], rest].concat()).within(self.w.name())

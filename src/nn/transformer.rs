@@ -10,7 +10,7 @@ use crate::ops::gemm::Act;
 use crate::ops::norm::{AdaNorm, LayerNorm};
 
 /// Epsilon of every layer norm (VAR, DiT).
-const EPS: f64 = 1e-6;
+pub(super) const EPS: f64 = 1e-6;
 
 /// LayerNorm without affine over the last axis.
 pub fn layer_norm(p: &Pass, x: &Var) -> Result<Var> {
@@ -60,6 +60,16 @@ impl Mlp {
             fc1: Linear::new(p, "fc1", [c, 4 * c], init),
             fc2: Linear::new(p, "fc2", [4 * c, c], out),
         })
+    }
+
+    /// C to 4 C.
+    pub(super) fn up(&self) -> &Linear {
+        &self.fc1
+    }
+
+    /// 4 C to C.
+    pub(super) fn down(&self) -> &Linear {
+        &self.fc2
     }
 
     /// x [.., C] to [.., C], added to what it is put onto.

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::attention::{Attention, Mask};
 use super::composed::Composed;
-use super::cuda::{CudaIn, Kernels, kernels};
+use super::cuda::{CudaIn, Kernels, Window, kernels};
 use super::gemm::{Act, FusedLinear, Linear};
 use super::layout::Concat;
 use super::norm::{AdaNorm, HEAD_EPS, LN_MAX_SCALE, UnitHeads};
@@ -23,7 +23,8 @@ use crate::tensor::{Shape, Tensor};
 /// Inputs: x; gates g1, g2, scales s1, s2 and shifts t1, t2, each [B, 1, C]; weight and bias of
 /// qkv, [3 C, C] and [3 C]; keys and values [B, m, H, C / H]; weights and biases of proj, up and
 /// down, [C, C], [F, C] and [C, F]; and, where queries and keys have unit length, ln of the
-/// temperatures [H, 1]. Outputs: y, and the keys and values [B, n, H, C / H] of x.
+/// temperatures [H, 1]. Outputs: y, and the keys and values [B, n, H, C / H] of x; where they are
+/// written into a room, what stands before them there is the past, and m is 0.
 #[derive(Clone, Debug)]
 pub struct AdaBlock {
     /// Number of heads H.
@@ -233,7 +234,8 @@ impl Op for AdaBlock {
                 format!("its kernel takes heads of at most {WIDEST}, found {}", shapes[PAST]);
             return Err(Error::shape(Self::NAME, what));
         }
-        let (mut y, mut k, mut v, rows) = (y.get::<T>()?, k.get::<T>()?, v.get::<T>()?, batch * n);
+        let (Window { room, at }, rows) = (k.window(), batch * n);
+        let (mut y, mut k, mut v) = (y.get::<T>()?, k.get_within::<T>()?, v.get_within::<T>()?);
         if rows == 0 {
             return Ok(());
         }
@@ -276,6 +278,8 @@ impl Op for AdaBlock {
             batch,
             n,
             past,
+            room,
+            at,
             c,
             op.heads,
             hidden,

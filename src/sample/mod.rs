@@ -90,7 +90,7 @@ impl Sampler<'_> {
         let guided = self.settings.cfg != 0.0;
         let cond = self.condition(&p, subjects, guided)?;
         let modulation = self.ar.modulation(&p, &cond)?;
-        let mut caches = self.ar.caches();
+        let mut caches = self.ar.caches(self.settings.few);
         let ids: Vec<u64> = subjects.iter().map(|s| s.id).collect();
         let names = self.device.put(&names(self.refiner.seed, &ids)?)?;
         let z = self.device.put(&side_by_side(subjects.iter().map(|s| &s.z))?)?;
