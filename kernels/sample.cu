@@ -4,6 +4,7 @@
 // Logits are ranked by an integer that orders like them, so that the k-th largest is found digit by
 // digit. Weights e^(x - max) are whole multiples of 2^-40: their sums are exact, so no order of
 // additions, and no histogram made by atomics on whole numbers, can change a bit.
+#include "lib/bf16.cuh"
 #include "lib/math.cuh"
 #include "lib/reduce.cuh"
 
@@ -15,14 +16,15 @@ constexpr int PARTS = SAMPLERS / WARP;  // A row's parts, a warp each.
 
 // A row of logits, mixed with the null stream's where that is there: own + tau (own - null),
 // rounded operation by operation as src/ops/sample.rs does, so that both rank alike.
+template <class T>
 struct Logits {
-    const float *own, *null;
+    const T *own, *null;
     float tau;
 
     __device__ __forceinline__ float operator[](int i) const {
-        const float x = own[i];
+        const float x = to_float(own[i]);
         if (null == nullptr) return x;
-        return __fadd_rn(x, __fmul_rn(tau, __fsub_rn(x, null[i])));
+        return __fadd_rn(x, __fmul_rn(tau, __fsub_rn(x, to_float(null[i]))));
     }
 };
 
@@ -67,9 +69,9 @@ __device__ __forceinline__ u64 block_scan(Sampler& s, u64 x) {
 // The rank r such that f's weights of ranks below r sum to at most `limit`, those up to r to more;
 // false if all do not exceed it. `below` becomes the sum below r. f(x) is a weight for each logit;
 // what has weight 0 is ignored.
-template <class F>
+template <class T, class F>
 __device__ __forceinline__ bool find_rank(
-    Sampler& s, const Logits& x, int cols, u64 limit, unsigned& rank, u64& below, F f) {
+    Sampler& s, const Logits<T>& x, int cols, u64 limit, unsigned& rank, u64& below, F f) {
     rank = 0;
     below = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
@@ -107,8 +109,9 @@ struct Kept {
 
 // The place of the first kept logit whose weight makes the sum over those up to it exceed u times
 // the sum of all; else the last that has any weight.
+template <class T>
 __device__ __forceinline__ int draw(
-    Sampler& s, const Logits& x, int cols, float top, float u, const Kept& kept) {
+    Sampler& s, const Logits<T>& x, int cols, float top, float u, const Kept& kept) {
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int part = (cols + SAMPLERS - 1) / SAMPLERS * WARP;
     const int begin = min(cols, static_cast<int>(warp) * part), end = min(cols, begin + part);
@@ -172,22 +175,24 @@ __device__ __forceinline__ int draw(
 // sample_token_fwd: a token for each row of logits x and number u in [0, 1), of the `keep` largest
 // logits and without those at the end that have the share `dropped` of the probability. A guided
 // row has its null logits `rows` rows below.
-//   floor  bytes = 4*(1 + guided)*rows*cols + 8*rows;  flops = 24*rows*keep
+//   for    T: f32, bf16
+//   floor  bytes = (1 + guided)*rows*cols*s + 8*rows;  flops = 24*rows*keep
 //   plan   a block a row: its largest logit, the least that top-k keeps, digit by digit, the least
 //          that top-p keeps, likewise, then the token
 //   slack  15 (a row is read up to 14 times, from a cache)
 //   bits   sums of whole numbers: repeatable in any order
+template <class T>
 __global__ void __launch_bounds__(256, 2) sample_token_fwd(
     int*         __restrict__ y,   // [rows]
-    const float* __restrict__ x,   // [(1 + guided)*rows, cols]
+    const T*     __restrict__ x,   // [(1 + guided)*rows, cols]
     const float* __restrict__ u,   // [rows]
     int rows, int cols, int keep, int guided, float dropped, float tau) {
     __shared__ Sampler s;
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     for (int r = blockIdx.x; r < rows; r += gridDim.x) {
-        const float* first = x + static_cast<unsigned>(r) * cols;
-        const float* null = guided ? first + static_cast<unsigned>(rows) * cols : nullptr;
-        const Logits own = {first, null, tau};
+        const T* first = x + static_cast<unsigned>(r) * cols;
+        const T* null = guided ? first + static_cast<unsigned>(rows) * cols : nullptr;
+        const Logits<T> own = {first, null, tau};
         float top = -infinity();
         bool clean = true;
         u64 count = 0;

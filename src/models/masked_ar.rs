@@ -270,8 +270,8 @@ impl MaskedAr {
         self.logits(p, &x, modulation).within(format_args!("scale {}", k + 1))
     }
 
-    /// An empty cache for each block. Scales of at most `few` tokens take a block in one launch on a
-    /// GPU: other sums, hence other last bits.
+    /// An empty cache for each block. On a GPU scales of at most `few` tokens take a block in one
+    /// launch: other sums, hence other last bits.
     pub fn caches(&self, few: usize) -> Vec<KvCache> {
         let room = self.dims.patch_nums.iter().map(|p| p * p).sum();
         self.blocks.iter().map(|_| KvCache::of(room, few)).collect()

@@ -9,7 +9,6 @@ use super::cuda::{Kernels, kernels, over_elements};
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;
 use crate::device::cuda::{Buffer, Queue};
-use crate::device::kernel::{Slice, SliceMut};
 use crate::device::launch::resample as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
@@ -243,27 +242,26 @@ fn sum_of(x: &[f32], weights: &[f32], step: usize, y: &mut [f32]) {
     }
 }
 
-/// Applies a banded matrix to the middle axis of x [outer, from, inner] on a GPU, where the bands
-/// are placed once.
-fn on_axis(
-    q: &Queue,
-    bands: &[Band],
-    y: &mut SliceMut<'_, f32>,
-    x: &Slice<'_, f32>,
-    [outer, from, inner]: [usize; 3],
-) -> Result<()> {
-    let whole = |n: usize| i32::try_from(n).map_err(|_| Error::shape("resample", "too large"));
-    let starts = bands.iter().map(|b| whole(b.start)).collect::<Result<Vec<_>>>()?;
-    let weights: Vec<f32> = bands.iter().flat_map(|b| &b.weights).map(|&w| w as f32).collect();
-    let mut begins = vec![0];
-    for band in bands {
-        begins.push(begins[begins.len() - 1] + whole(band.weights.len())?);
+/// A banded matrix on a GPU, where it is placed once: where rows begin to read, where their weights
+/// begin, and the weights.
+struct Placed {
+    starts: Buffer<i32>,
+    begins: Buffer<i32>,
+    weights: Buffer<f32>,
+}
+
+impl Placed {
+    fn new(q: &Queue, bands: &[Band]) -> Result<Self> {
+        let whole = |n: usize| i32::try_from(n).map_err(|_| Error::shape("resample", "too large"));
+        let starts = bands.iter().map(|b| whole(b.start)).collect::<Result<Vec<_>>>()?;
+        let weights: Vec<f32> = bands.iter().flat_map(|b| &b.weights).map(|&w| w as f32).collect();
+        let mut begins = vec![0];
+        for band in bands {
+            begins.push(begins[begins.len() - 1] + whole(band.weights.len())?);
+        }
+        let (starts, begins) = (q.constant(&starts)?, q.constant(&begins)?);
+        Ok(Self { starts, begins, weights: q.constant(&weights)? })
     }
-    let (to, taps, grid) = (bands.len(), weights.len(), over_elements(q, y.len()));
-    let (starts, begins) = (q.constant(&starts)?, q.constant(&begins)?);
-    let weights = q.constant(&weights)?;
-    let (s, b, w) = (starts.slice(), begins.slice(), weights.slice());
-    launch::resample_axis_fwd(q, grid, y, x, &s, &b, &w, outer, from, to, inner, taps)
 }
 
 impl Op for Resample {
@@ -299,14 +297,21 @@ impl Op for Resample {
             );
         });
     });
-    const CUDA: Kernels<Self> = kernels!([f32], |op, q, x, y| {
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
         let (Some(rows), Some(cols)) = (op.bands(0), op.bands(1)) else { return Ok(()) };
         let [b, h, w, c] = *x[0].shape.dims() else { return Ok(()) };
-        let (x, mut y) = (x[0].get::<T>()?, y[0].get::<T>()?);
-        let mut wide = Buffer::new(q, b * h * cols.len() * c)?;
+        let (x, y) = (x[0].get::<T>()?, &mut y[0].get::<T>()?);
+        let (high, line) = (rows.len(), cols.len() * c);
+        let mut wide = Buffer::<f32>::new(q, b * h * line)?;
         let wide = &mut wide.slice_mut();
-        on_axis(q, &cols, wide, &x, [b * h, w, c])?;
-        on_axis(q, &rows, &mut y, &wide.written(), [b, h, cols.len() * c])
+        let on = Placed::new(q, &cols)?;
+        let (s, e, weights) = (on.starts.slice(), on.begins.slice(), on.weights.slice());
+        let (grid, n, taps) = (over_elements(q, wide.len()), cols.len(), weights.len());
+        launch::resample_cols_fwd(q, grid, wide, &x, &s, &e, &weights, b * h, w, n, c, taps)?;
+        let on = Placed::new(q, &rows)?;
+        let (s, e, weights) = (on.starts.slice(), on.begins.slice(), on.weights.slice());
+        let (grid, x, taps) = (over_elements(q, y.len()), wide.written(), weights.len());
+        launch::resample_rows_fwd(q, grid, y, &x, &s, &e, &weights, b, h, high, line, taps)
     });
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {

@@ -168,9 +168,10 @@ impl Op for SampleToken {
             *y = token;
         }
     });
-    const CUDA: Kernels<Self> = kernels!([f32], |op, q, x, y| {
+    const F32_INPUTS: &'static [usize] = &[1];
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
         let (rows, n) = (x[1].shape.len(), x[0].shape.last());
-        let (x, u) = (x[0].get::<T>()?, x[1].get::<T>()?);
+        let (x, u) = (x[0].get::<T>()?, x[1].get::<f32>()?);
         let (y, grid) = (&mut y[0].get::<i32>()?, block_per_job(q, rows));
         let keep = if op.top_k == 0 { n } else { op.top_k.min(n) };
         let (guided, tau) = (usize::from(op.guidance.is_some()), op.guidance.unwrap_or(0.0));
