@@ -3,7 +3,7 @@
 //! whose passes it spares.
 //!
 //! `cargo bench --bench ops [-- FILTER]`; GENEVAR_LEDGER=1 adds the medians to benches/LEDGER.md.
-//! With `-- --device [FILTER]` it is the kernels' turn, on softcuda or on the GPU that
+//! With `-- --device [FILTER,..]` it is the kernels' turn, on softcuda or on the GPU that
 //! GENEVAR_TEST_DEVICE names; GENEVAR_BENCH_JSON names a file for the rows, a JSON object each.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a bench")]
@@ -144,8 +144,8 @@ fn on_device(filter: &str) {
     }
     if ledger::wanted() {
         let title = format!("kernels on {}", support::gpu::gpu().unwrap().facts().name);
-        let command = "GENEVAR_LEDGER=1 cargo bench --bench ops -- --device";
-        ledger::append(&title, command, &table).unwrap();
+        let command = format!("GENEVAR_LEDGER=1 cargo bench --bench ops -- --device {filter}");
+        ledger::append(&title, command.trim_end(), &table).unwrap();
     }
 }
 

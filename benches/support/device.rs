@@ -58,14 +58,16 @@ fn told(e: genevar::Error) -> String {
     e.to_string()
 }
 
-/// Runs all cases whose op's name contains `filter`; one JSON object a row.
+/// Runs all cases whose op's name contains `filter`, or one of several with commas between them;
+/// one JSON object a row.
 pub fn run(filter: &str) -> Outcome<Vec<Value>> {
     if !gpu::has_kernels() {
         return Err("built without NVRTC: run tools/setup, which fetches it".into());
     }
     let queue = gpu::queue()?;
     let mut rows = Vec::new();
-    for row in OPS.iter().filter(|row| row.name.contains(filter)) {
+    let wanted = |name: &str| filter.split(',').any(|part| name.contains(part));
+    for row in OPS.iter().filter(|row| wanted(row.name)) {
         for case in (row.cases)().bench {
             let data = fill(&*case.op, &case.inputs, seed(&format!("{}/{}", row.name, case.name)));
             let shapes: Vec<&Shape> = data.iter().map(|d| &d.shape).collect();

@@ -135,7 +135,7 @@ impl Refiner<'_> {
     }
 
     /// [`Refiner::inputs`] with the rows' names [B, 4], the seed among them, as
-    /// [`names`](crate::ops::random::names) makes them.
+    /// [`names`] makes them.
     pub fn inputs_named(
         &self,
         k: usize,
