@@ -30,6 +30,23 @@ __device__ __forceinline__ void map_vjp(T* gx, const T* x, const T* gy, unsigned
     });
 }
 
+// y = f(x) and dy = df(x) dx, element by element.
+template <class T, class F, class D>
+__device__ __forceinline__ void map_dual(T* y, T* dy, const T* x, const T* dx, unsigned n, F f,
+                                         D df) {
+    each<T>(n, aligned(y, dy, x, dx), [&](unsigned i, auto w) {
+        constexpr int N = decltype(w)::value;
+        Floats<N> u = load<N>(x + i), d = load<N>(dx + i);
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+            d.at[k] *= df(u.at[k]);
+            u.at[k] = f(u.at[k]);
+        }
+        store(y + i, u);
+        store(dy + i, d);
+    });
+}
+
 // gelu_fwd: y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 //   for    T: f32, bf16
 //   floor  bytes = 2*n*s;  flops = 34*n
@@ -71,6 +88,24 @@ __global__ void __launch_bounds__(256) silu_fwd(
     const T* __restrict__ x,   // [n]
     int n) {
     map(y, x, n, [](float v) { return silu(v); });
+}
+
+// silu_dual_fwd: silu_fwd and its tangent, dy = f'(x) dx.
+//   for    T: f32, bf16
+//   floor  bytes = 4*n*s;  flops = 28*n
+//   plan   as gelu_fwd
+//   code   16-byte loads
+//   slack  1.9 (the sigmoid may be computed once or twice)
+//   bits   one element, one thread: repeatable
+template <class T>
+__global__ void __launch_bounds__(256) silu_dual_fwd(
+    T*       __restrict__ y,    // [n]
+    T*       __restrict__ dy,   // [n]
+    const T* __restrict__ x,    // [n]
+    const T* __restrict__ dx,   // [n]
+    int n) {
+    map_dual(y, dy, x, dx, n, [](float v) { return silu(v); },
+             [](float v) { return silu_slope(v); });
 }
 
 // silu_vjp: gx = gy f'(x) of silu_fwd.

@@ -264,3 +264,25 @@ __global__ void __launch_bounds__(256) time_embed_slope_fwd(
         y[at + half] = from_float<T>(c * f);
     });
 }
+
+// time_embed_dual_fwd: time_embed_fwd and its tangent, dy = -sin(t f_i) f_i dt | cos(t f_i) f_i dt.
+//   for    T: f32, bf16
+//   floor  bytes = 4*count*half*s + 2*count*s;  flops = 64*count*half
+//   plan   as time_embed_fwd; one sine and one cosine for both
+//   slack  1.5 for half >= 32; 9 beyond (halves begin inside a sector)
+//   bits   one element, one thread: repeatable
+template <class T>
+__global__ void __launch_bounds__(256) time_embed_dual_fwd(
+    T*       __restrict__ y,    // [count, 2, half]
+    T*       __restrict__ dy,   // [count, 2, half]
+    const T* __restrict__ t,    // [count]
+    const T* __restrict__ dt,   // [count]
+    int count, int half, double fall) {
+    each_angle(t, count, half, fall, [&](unsigned at, float c, float s, float f) {
+        const float d = to_float(dt[at / (2 * half)]);
+        y[at] = from_float<T>(c);
+        y[at + half] = from_float<T>(s);
+        dy[at] = from_float<T>(-(s * f) * d);
+        dy[at + half] = from_float<T>(c * f * d);
+    });
+}

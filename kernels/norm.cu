@@ -253,6 +253,70 @@ __global__ void __launch_bounds__(256) ada_norm_jvp(
     });
 }
 
+// ada_norm_dual_fwd: ada_norm_fwd and ada_norm_jvp in one pass; da and db are 0 if not given.
+//   for    T: f32, bf16
+//   floor  bytes = 4*rows*cols*s + groups*cols*s*(2 + of_a + of_b) + 8*rows;
+//          flops = rows*(cols*(17 + 2*of_a) + 800)
+//   plan   one warp a row, 16-byte loads; x and dx held between their passes
+//   code   16-byte loads
+//   slack  3.4 for cols <= 512 (a and its like are read by every row, from a cache); 5.6 beyond (x
+//          is read five times, dx three times)
+//   bits   fixed shuffle tree, no atomics: repeatable
+template <class T>
+__global__ void __launch_bounds__(256, 1) ada_norm_dual_fwd(
+    T*       __restrict__ y,       // [rows, cols]
+    float*   __restrict__ stats,   // [rows, 2]
+    T*       __restrict__ dy,      // [rows, cols]
+    const T* __restrict__ x,       // [rows, cols]
+    const T* __restrict__ a,       // [groups, cols]
+    const T* __restrict__ b,       // [groups, cols]
+    const T* __restrict__ dx,      // [rows, cols]
+    const T* __restrict__ da,      // [of_a*groups, cols]
+    const T* __restrict__ db,      // [of_b*groups, cols]
+    int rows, int cols, int groups, int of_a, int of_b, float eps) {
+    const float inverse = 1.0f / cols;
+    const unsigned each = groups > 0 ? rows / groups : 1;
+    const bool packets = cols % width<T> == 0 && aligned(y, dy, x, a, b, dx) &&
+                         (!of_a || aligned(da)) && (!of_b || aligned(db));
+    each_row<T>({x, dx}, rows, cols, packets, [&](unsigned r, const auto& row) {
+        const float mean = row_sum(row, [](auto& v, int i) { return v[0].at[i]; }) * inverse;
+        const float variance = inverse * row_sum(row, [=](auto& v, int i) {
+            const float d = v[0].at[i] - mean;
+            return d * d;
+        });
+        const float factor = 1.0f / sqrtf(variance + eps);
+        const float m = row_sum(row, [](auto& v, int i) { return v[1].at[i]; }) * inverse;
+        const float mh = inverse * row_sum(row, [=](auto& v, int i) {
+            return (v[0].at[i] - mean) * factor * v[1].at[i];
+        });
+        const unsigned long long group = row_at(r / each, cols);
+        row.each([&](const auto& v, int c) {
+            constexpr int N = sizeof(v[0]) / sizeof(float);
+            const Floats<N> scale = load<N>(a + group + c);
+            Floats<N> h, out = load<N>(b + group + c);
+            Floats<N> along = of_b ? load<N>(db + group + c) : Floats<N>{};
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                h.at[i] = (v[0].at[i] - mean) * factor;
+                out.at[i] = fmaf(h.at[i], 1.0f + scale.at[i], out.at[i]);
+                const float moved = factor * (v[1].at[i] - m - h.at[i] * mh);
+                along.at[i] = fmaf(moved, 1.0f + scale.at[i], along.at[i]);
+            }
+            if (of_a) {
+                const Floats<N> d = load<N>(da + group + c);
+#pragma unroll
+                for (int i = 0; i < N; ++i) along.at[i] = fmaf(h.at[i], d.at[i], along.at[i]);
+            }
+            store(y + row_at(r, cols) + c, out);
+            store(dy + row_at(r, cols) + c, along);
+        });
+        if (threadIdx.x % WARP == 0) {
+            stats[2 * r] = mean;
+            stats[2 * r + 1] = factor;
+        }
+    });
+}
+
 // ada_norm_vjp: gx, layer norm's gradient for gy (1 + a), and, where asked for, gy h, whose sums
 // over a group are the gradient to a.
 //   for    T: f32, bf16

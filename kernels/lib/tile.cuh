@@ -68,7 +68,7 @@ struct MmaTile {
 #pragma unroll
             for (int i = 0; i < PASSES; ++i) {
                 bool live;
-                const unsigned spot = from.spot(i, live);
+                const auto spot = from.spot(i, live);
                 copy_packet(to + place(line + i * GAP, packet), from.at + (live ? spot : 0), live);
             }
         } else {
@@ -87,7 +87,7 @@ struct MmaTile {
             for (int i = 0; i < 8; ++i) {
                 const unsigned own = first + i * THREADS;
                 bool live;
-                const unsigned spot = from.single(own / RUN, own % RUN, live);
+                const auto spot = from.single(own / RUN, own % RUN, live);
                 held[i] = live ? from.at[spot] : bf16{0};
             }
 #pragma unroll
@@ -151,7 +151,7 @@ struct FmaTile {
         if (from.packets) {
 #pragma unroll
             for (int i = 0; i < PASSES; ++i) {
-                const unsigned spot = from.spot(i, live);
+                const auto spot = from.spot(i, live);
                 Floats<4> x = {};
                 if (live) x = load<4>(from.at + spot);
 #pragma unroll
@@ -162,7 +162,7 @@ struct FmaTile {
             for (int i = 0; i < HELD; ++i) {
                 unsigned side, k;
                 single(i, side, k);
-                const unsigned spot = from.single(ALONG ? side : k, ALONG ? k : side, live);
+                const auto spot = from.single(ALONG ? side : k, ALONG ? k : side, live);
                 held[i] = live ? from.at[spot] : 0.0f;
             }
         }

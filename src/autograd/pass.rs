@@ -75,12 +75,13 @@ pub struct Pass {
     dual: bool,
     tracked: Vec<u64>,
     check: bool,
+    apart: bool,
 }
 
 impl Pass {
     /// Values only.
     pub fn eval() -> Self {
-        Self { tape: None, dual: false, tracked: Vec::new(), check: false }
+        Self { tape: None, dual: false, tracked: Vec::new(), check: false, apart: false }
     }
 
     /// Values and a tape; gradients reach tracked leaves and the parameters of [`Pass::training`].
@@ -107,6 +108,12 @@ impl Pass {
     /// Checks every op's results and fails, naming the op, at the first value that is not finite.
     pub fn checked(mut self, on: bool) -> Self {
         self.check = on;
+        self
+    }
+
+    /// Runs values and tangents by ops of their own, which one op for both is checked against.
+    pub fn apart(mut self) -> Self {
+        self.apart = true;
         self
     }
 
@@ -165,12 +172,21 @@ impl Pass {
     /// Runs one op; its result and its extra outputs, which are constants.
     pub fn op_with_extras(&self, op: impl DynOp, x: &[&Var]) -> Result<(Var, Vec<Tensor>)> {
         let values: Vec<&Tensor> = x.iter().map(|v| &v.value).collect();
-        let outs = run(&op, &values)?;
+        let (outs, tangent) = match self.at_once(&op, x, &values)? {
+            Some((outs, tangent)) => (outs, Some(tangent)),
+            None => (run(&op, &values)?, None),
+        };
         let y = outs.first().cloned().ok_or_else(|| Error::Internal("no output".into()))?;
         if self.check {
             y.check_finite(op.name())?;
         }
-        let tangent = self.tangent_of(&op, x, &values, &outs)?;
+        let tangent = match tangent {
+            Some(dy) => Some(dy),
+            None => self.tangent_of(&op, x, &values, &outs)?,
+        };
+        if let (true, Some(Tangent(dy))) = (self.check, &tangent) {
+            dy.check_finite(&format!("tangent of {}", op.name()))?;
+        }
         let node = match &self.tape {
             Some(tape) if x.iter().any(|v| v.node.is_some()) => {
                 differentiable(&op)?;
@@ -200,10 +216,30 @@ impl Pass {
         let dy = op
             .jvp(&Saved::all(op, values, outs), &dx)
             .within(format_args!("tangent of {}", op.name()))?;
-        if let (true, Some(dy)) = (self.check, &dy) {
-            dy.check_finite(&format!("tangent of {}", op.name()))?;
-        }
         Ok(dy.map(Tangent))
+    }
+
+    /// Outputs and tangent by one op, where there is one for these tangents. On the CPU they are
+    /// two: its faces are fast for each alone.
+    fn at_once(
+        &self,
+        op: &dyn DynOp,
+        x: &[&Var],
+        values: &[&Tensor],
+    ) -> Result<Option<(Vec<Tensor>, Tangent)>> {
+        let moving = x.iter().filter_map(|v| v.tangent.as_ref().map(|t| &t.0));
+        let inputs: Vec<&Tensor> = values.iter().copied().chain(moving).collect();
+        if self.apart
+            || inputs.len() == x.len()
+            || matches!(Device::of(values.iter().copied()), Device::Cpu)
+        {
+            return Ok(None);
+        }
+        let given: Vec<bool> = x.iter().map(|v| v.tangent.is_some()).collect();
+        let shapes: Vec<_> = values.iter().map(|t| t.shape()).collect();
+        let Some(dual) = op.dual(&shapes, &given) else { return Ok(None) };
+        let mut outs = run(&*dual, &inputs)?;
+        Ok(outs.pop().map(|dy| (outs, Tangent(dy))))
     }
 
     /// Gradients of a one-element loss. The tape is used up.

@@ -1,9 +1,13 @@
 //! Activations and other functions of one variable; each is a formula, its derivative and a name.
 
+mod dual;
+
 use super::kinds::{Pointwise, pointwise};
-use super::{Case, Cases, Grads, In, Input, Out, Real, Saved, call};
+use super::{Case, Cases, DynOp, Grads, In, Input, Out, Real, Saved, call};
 use crate::error::Result;
 use crate::tensor::{Shape, Tensor};
+
+pub use dual::SiluDual;
 
 /// GELU, tanh form: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 #[derive(Clone, Debug)]
@@ -40,6 +44,9 @@ impl Pointwise for Silu {
     fn df<R: Real>(&self, x: R) -> R {
         let s = x.sigmoid();
         s + x * s * (R::of(1.0) - s)
+    }
+    fn at_once(&self) -> Option<Box<dyn DynOp>> {
+        Some(Box::new(SiluDual))
     }
 }
 pointwise!(Silu, SiluVjp, "silu", "silu_vjp", Input::normal, Silu, silu_fwd, silu_vjp);

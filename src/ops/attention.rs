@@ -9,17 +9,20 @@
 
 mod cpu;
 mod cuda;
+mod dual;
 
 use std::ops::RangeInclusive;
 
 use super::composed::{self, Composed};
 use super::layout::{Narrow, Place};
 use super::{
-    Case, Cases, CpuFace, Diff, Draw, FIRST_ORDER, Grads, In, Input, Kernels, Op, Out, Real, Saved,
-    Saves, call, run,
+    Case, Cases, CpuFace, Diff, Draw, DynOp, FIRST_ORDER, Grads, In, Input, Kernels, Op, Out, Real,
+    Saved, Saves, call, run,
 };
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
+
+pub use dual::AttentionDual;
 
 /// Which keys a query sees. The queries are the last n of the m positions when it matters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -281,6 +284,11 @@ impl Op for Attention {
         let mut x = vec![at.x(0)?, at.x(1)?, at.x(2)?, at.extra(0)?];
         x.extend(dx.iter().flatten());
         call(&AttentionJvp { of: self.clone(), given }, &x).map(Some)
+    }
+    fn dual(&self, x: &[&Shape], given: &[bool]) -> Option<Box<dyn DynOp>> {
+        let dual = AttentionDual { of: self.clone(), given: [given[0], given[1], given[2]] };
+        let takes = x[0].last() <= dual::WIDEST_MMA && !matches!(self.mask, Mask::First(_));
+        takes.then(|| Box::new(dual) as Box<dyn DynOp>)
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
         if let Some((of, [k, v], _)) = self.without_room(at)? {

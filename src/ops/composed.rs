@@ -28,7 +28,7 @@ use super::random::NormalRows;
 use super::reduce::{SumTo, broadcast_into};
 use super::resample::{Map, Resample};
 use super::sample::SampleToken;
-use super::{call, run, run_on};
+use super::{DynOp, Saved, call, run, run_on};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
@@ -41,6 +41,14 @@ type Parts = Result<Option<Vec<Tensor>>>;
 
 fn parts(all: impl Into<Vec<Tensor>>) -> Parts {
     Ok(Some(all.into()))
+}
+
+/// An op and then its tangent by its rule: what an op that is both at once spares.
+pub fn apart(op: &dyn DynOp, x: &[&Tensor], dx: &[Option<&Tensor>]) -> Parts {
+    let mut outs = run(op, x)?;
+    let dy = op.jvp(&Saved::all(op, x, &outs), dx)?;
+    outs.extend(dy);
+    parts(outs)
 }
 
 /// scale x + shift.

@@ -4,13 +4,16 @@
 //! finiteness names, and its gradient goes nowhere. [`check_indices`] refuses it beforehand, where
 //! indices enter.
 
+mod dual;
+
 use std::ops::RangeInclusive;
 
 use super::cuda::{Kernels, THREADS, block_per_job, kernels, over_elements};
 use super::elementwise::Mul;
 use super::reduce::SumTo;
 use super::{
-    Case, Cases, CpuFace, Diff, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
+    Case, Cases, CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves,
+    call,
 };
 use crate::device::cpu;
 use crate::device::cuda::Buffer;
@@ -18,6 +21,8 @@ use crate::device::kernel::Grid;
 use crate::device::launch::embed as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
+
+pub use dual::TimeEmbedDual;
 
 /// y[..] = table[idx[..]]: table [V, C] and integers idx [..] to [.., C].
 #[derive(Clone, Debug)]
@@ -300,6 +305,9 @@ impl Op for TimeEmbed {
         let Some(dt) = dx[0] else { return Ok(None) };
         let dt = dt.reshape([dt.len(), 1])?;
         call(&Mul, &[&self.slope(at)?, &dt]).map(Some)
+    }
+    fn dual(&self, _: &[&Shape], given: &[bool]) -> Option<Box<dyn DynOp>> {
+        given[0].then(|| Box::new(TimeEmbedDual(self.clone())) as Box<dyn DynOp>)
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, _: &[bool]) -> Result<Grads> {
         let product = call(&Mul, &[&self.slope(at)?, gy])?;

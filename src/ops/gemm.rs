@@ -1,6 +1,7 @@
 //! Matrix products: the plain one, the linear layer, and the layer with what follows it.
 
 mod cuda;
+mod dual;
 mod fused;
 mod linear;
 mod wgmma;
@@ -16,6 +17,7 @@ use crate::device::cuda::Queue;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
+pub use dual::LinearDual;
 pub use fused::{Act, FusedLinear};
 pub use linear::Linear;
 

@@ -4,7 +4,7 @@
 //! kernel,
 //! `gx = gy * f'(x)`, which is itself an op with its own row in the table.
 
-use super::{Case, Cases, Draw, In, Input, Out, Real};
+use super::{Case, Cases, Draw, DynOp, In, Input, Out, Real};
 use crate::device::cpu;
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
@@ -15,6 +15,10 @@ pub trait Pointwise: Clone + Send + Sync + 'static {
     fn f<R: Real>(&self, x: R) -> R;
     /// Its derivative.
     fn df<R: Real>(&self, x: R) -> R;
+    /// Both times a tangent, as one op from (x, dx), where there is one.
+    fn at_once(&self) -> Option<Box<dyn DynOp>> {
+        None
+    }
 }
 
 /// y = f(x) on the CPU.
@@ -115,6 +119,13 @@ macro_rules! pointwise {
                 for (y, &x) in y[0].r().iter_mut().zip(x[0].r()) {
                     *y = self.f(x);
                 }
+            }
+            fn dual(
+                &self,
+                _: &[&Shape],
+                given: &[bool],
+            ) -> Option<Box<dyn $crate::ops::DynOp>> {
+                $crate::ops::kinds::Pointwise::at_once(self).filter(|_| given[0])
             }
             fn jvp(&self, at: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
                 dx[0].map(|dx| call(&$vjp(self.clone()), &[at.x(0)?, dx])).transpose()

@@ -76,19 +76,20 @@ macro_rules! table {
 
 table! {
     elementwise: Axpy, Mul, Affine, Modulate, GatedAdd;
-    activation: Gelu, GeluVjp, Silu, SiluVjp, LeakyRelu, LeakyReluVjp, Tanh, TanhVjp, Exp, ExpVjp,
-        Softplus, SoftplusVjp, Square, SquareVjp, Abs, AbsVjp, Clamp, ClampVjp, Power, PowerVjp;
+    activation: Gelu, GeluVjp, Silu, SiluVjp, SiluDual, LeakyRelu, LeakyReluVjp, Tanh, TanhVjp,
+        Exp, ExpVjp, Softplus, SoftplusVjp, Square, SquareVjp, Abs, AbsVjp, Clamp, ClampVjp, Power,
+        PowerVjp;
     reduce: SumTo, BroadcastTo;
-    gemm: MatMul, Linear, FusedLinear;
+    gemm: MatMul, Linear, FusedLinear, LinearDual;
     layout: Narrow, Place, Concat, Reshape, Round, Widen;
     norm: LayerNorm, LayerNormVjp, RmsNorm, RmsNormVjp, L2Normalize, L2NormalizeVjp,
-        AdaNorm, AdaNormJvp, AdaNormVjp, UnitHeads;
+        AdaNorm, AdaNormJvp, AdaNormVjp, AdaNormDual, UnitHeads;
     batch_norm: BatchNormTrain, BatchNormTrainVjp;
     ada_block: AdaBlock;
-    attention: Attention, AttentionJvp, AttentionVjp;
+    attention: Attention, AttentionJvp, AttentionVjp, AttentionDual;
     depthwise: DepthwiseConv;
     conv: Conv2d, FusedConv, Conv2dDx, Conv2dDw;
-    embed: GatherRows, ScatterRows, TimeEmbed, TimeEmbedSlope;
+    embed: GatherRows, ScatterRows, TimeEmbed, TimeEmbedSlope, TimeEmbedDual;
     loss: CrossEntropy, CrossEntropyVjp;
     flow: FlowPath, FlowLoss, FlowLossVjp;
     mask: KeepMask, KeepCoins, SelectRows, MaskRows;

@@ -7,6 +7,7 @@
 //!   L2           r (g - h sum(h g)), or r g where the length was clamped
 
 mod ada;
+mod dual;
 mod heads;
 mod rms;
 
@@ -23,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
 pub use ada::{AdaNorm, AdaNormJvp, AdaNormVjp};
+pub use dual::AdaNormDual;
 pub use heads::{EPS as HEAD_EPS, LN_MAX_SCALE, UnitHeads};
 pub use rms::{RmsNorm, RmsNormVjp};
 

@@ -160,6 +160,13 @@ pub trait Op: Clone + Send + Sync + Sized + 'static {
         Err(Error::NotDifferentiable { op: Self::NAME, reason: "no jvp rule" })
     }
 
+    /// This op and its tangent as one op, where that saves reading or computing something twice: it
+    /// takes the inputs, then the tangents of those that have one, and gives this op's outputs and
+    /// that of the result. A dual pass runs it on a GPU in place of this op and its jvp rule.
+    fn dual(&self, _x: &[&Shape], _given: &[bool]) -> Option<Box<dyn DynOp>> {
+        None
+    }
+
     /// Gradients of the wanted inputs for the gradient `gy` of the result.
     fn vjp(&self, _at: &Saved, _gy: &Tensor, _want: &[bool]) -> Result<Grads> {
         Err(Error::NotDifferentiable { op: Self::NAME, reason: "no vjp rule" })
@@ -297,6 +304,8 @@ macro_rules! dyn_op {
             fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>>;
             /// [`Op::jvp`].
             fn jvp(&self, at: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>>;
+            /// [`Op::dual`].
+            fn dual(&self, x: &[&Shape], given: &[bool]) -> Option<Box<dyn DynOp>>;
             /// [`Op::vjp`].
             fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads>;
             /// [`Op::refuses`].
@@ -368,6 +377,9 @@ macro_rules! dyn_op {
             }
             fn jvp(&self, at: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
                 Op::jvp(self, at, dx)
+            }
+            fn dual(&self, x: &[&Shape], given: &[bool]) -> Option<Box<dyn DynOp>> {
+                Op::dual(self, x, given)
             }
             fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
                 Op::vjp(self, at, gy, want)

@@ -12,23 +12,23 @@ use crate::ops::{CudaIn, CudaOut, Precision, Site};
 use crate::tensor::Shape;
 
 /// The widest head.
-const WIDEST: usize = 128;
+pub(super) const WIDEST: usize = 128;
 /// Scales that a launch can tell the kernel of.
 const SCALES: usize = 16;
 
 /// What every launch is given of extents and mask.
-struct Job {
-    d: Dims,
-    scale: f32,
+pub(super) struct Job {
+    pub(super) d: Dims,
+    pub(super) scale: f32,
     /// Ends of the scales among the queries, four to a word.
-    ends: [u64; 4],
+    pub(super) ends: [u64; 4],
     spans: Vec<(usize, usize, usize)>,
     /// Keys that take part; the others are room in a cache.
     seen: usize,
 }
 
 impl Job {
-    fn new(op: &Attention, x: &[CudaIn<'_>]) -> Result<Self> {
+    pub(super) fn new(op: &Attention, x: &[CudaIn<'_>]) -> Result<Self> {
         let d = Dims::of(x[0].shape, x[1].shape);
         let mut spans = op.mask.spans(d.queries, d.keys);
         if spans.is_empty() {
@@ -52,7 +52,7 @@ impl Job {
     }
 
     /// Tiles of `rows` queries, and steps over tiles of `cols` keys that they take in all.
-    fn by_queries(&self, rows: usize, cols: usize) -> (usize, usize) {
+    pub(super) fn by_queries(&self, rows: usize, cols: usize) -> (usize, usize) {
         let of = |&(first, end, keys): &(usize, usize, usize)| {
             let tiles = (end - first).div_ceil(rows);
             (tiles, tiles * keys.div_ceil(cols))
@@ -71,7 +71,7 @@ impl Job {
         self.spans.iter().map(of).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
     }
 
-    fn grid(&self, q: &Queue, tiles: usize) -> Grid {
+    pub(super) fn grid(&self, q: &Queue, tiles: usize) -> Grid {
         let mut grid = block_per_job(q, self.d.batch * self.d.heads * tiles);
         // Tiles differ in work; a block each lets the device level it out.
         grid.blocks[0] = u32::try_from(self.d.batch * self.d.heads * tiles).unwrap_or(u32::MAX);
@@ -81,7 +81,7 @@ impl Job {
 }
 
 /// Rows of a tile where two operands of both sides are held.
-fn rows(width: i32) -> usize {
+pub(super) fn rows(width: i32) -> usize {
     if width <= 64 { 32 } else { 16 }
 }
 
@@ -104,6 +104,8 @@ macro_rules! by_width {
         }
     };
 }
+
+pub(super) use by_width;
 
 macro_rules! face {
     ($name:ident, $op:ty, $of:ident: $($entry:ident),+) => {

@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::LinearDual;
 use super::cuda::{Elements, Finish, Multiply, Product, Size};
 use super::linear::{Linear, layer, layer_cpu, layer_shape, layer_vjp};
 use crate::device::cpu::{par_rows, simd};
@@ -15,7 +16,9 @@ use crate::ops::cuda::{CudaIn, CudaOut, Kernels};
 use crate::ops::elementwise::{ADD, Mul};
 use crate::ops::kinds::Pointwise;
 use crate::ops::reduce::SumTo;
-use crate::ops::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
+use crate::ops::{
+    Case, Cases, CpuFace, DynOp, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
+};
 use crate::tensor::{Shape, Tensor};
 
 /// What a layer's sums go through.
@@ -31,11 +34,21 @@ pub enum Act {
 
 impl Act {
     #[inline(always)]
-    fn f<R: Real>(self, h: R) -> R {
+    pub(super) fn f<R: Real>(self, h: R) -> R {
         match self {
             Self::None => h,
             Self::Gelu => Gelu.f(h),
             Self::Silu => Silu.f(h),
+        }
+    }
+
+    /// act'(h) d.
+    #[inline(always)]
+    pub(super) fn df<R: Real>(self, h: R, d: R) -> R {
+        match self {
+            Self::None => d,
+            Self::Gelu => Gelu.df(h) * d,
+            Self::Silu => Silu.df(h) * d,
         }
     }
 
@@ -171,7 +184,7 @@ impl Op for FusedLinear {
     fn jvp(&self, at: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
         let of = |i: usize| dx.get(i).copied().flatten();
         let mut terms = Vec::new();
-        if let Some(d) = Linear.jvp(at, &dx[..3])? {
+        if let Some(d) = Op::jvp(&Linear, at, &dx[..3])? {
             let d = self.act.slope(&self.sums(at)?, &d)?;
             terms.push(if at.arity() == 5 { call(&Mul, &[&d, at.x(4)?])? } else { d });
         }
@@ -183,6 +196,9 @@ impl Op for FusedLinear {
         let mut terms = terms.into_iter();
         let Some(first) = terms.next() else { return Ok(None) };
         terms.try_fold(first, add).map(Some)
+    }
+    fn dual(&self, _: &[&Shape], given: &[bool]) -> Option<Box<dyn DynOp>> {
+        LinearDual::of(self.act, self.keep, given)
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
         let wants = |i: usize| want.get(i).copied().unwrap_or(false);

@@ -3,14 +3,16 @@
 use std::ops::RangeInclusive;
 
 use super::cuda::{Elements, Finish, Multiply, Product, Size};
-use super::{MatMul, view};
+use super::{Act, LinearDual, MatMul, view};
 use crate::device::cpu::{gemm, par_rows, simd};
 use crate::device::cuda::Queue;
 use crate::error::{Error, Result};
 use crate::ops::cuda::{CudaIn, CudaOut, Kernels};
 use crate::ops::elementwise::ADD;
 use crate::ops::reduce::{SumTo, broadcast_into};
-use crate::ops::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
+use crate::ops::{
+    Case, Cases, CpuFace, DynOp, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
+};
 use crate::tensor::{Shape, Tensor};
 
 /// y = x w^T + b over the last axis: x [.., I], w [O, I], b `[O]` (optional) to [.., O].
@@ -141,6 +143,9 @@ impl Op for Linear {
             });
         }
         Ok(total)
+    }
+    fn dual(&self, _: &[&Shape], given: &[bool]) -> Option<Box<dyn DynOp>> {
+        LinearDual::of(Act::None, false, given)
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
         layer_vjp(at, gy, want)

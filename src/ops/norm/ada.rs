@@ -6,7 +6,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::{mean, two_outputs};
+use super::{AdaNormDual, mean, two_outputs};
 use crate::device::cpu;
 use crate::device::kernel::{Slice, SliceMut};
 use crate::device::launch::norm as launch;
@@ -16,8 +16,8 @@ use crate::ops::composed::{self, Composed};
 use crate::ops::cuda::{Kernels, kernels, warp_per_row};
 use crate::ops::reduce::SumTo;
 use crate::ops::{
-    Case, Cases, CpuFace, Diff, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
-    lanes, run,
+    Case, Cases, CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves,
+    call, lanes, run,
 };
 use crate::tensor::{Shape, Tensor};
 
@@ -44,7 +44,7 @@ pub struct AdaNormVjp {
 }
 
 /// Checks x [.., C] against a and those of its shape.
-fn check(op: &'static str, x: &Shape, a: &[&Shape]) -> Result<()> {
+pub(super) fn check(op: &'static str, x: &Shape, a: &[&Shape]) -> Result<()> {
     let alike = a.iter().all(|other| *other == a[0]);
     match alike && x.rank() > 0 && x.last() > 0 && groups(x, a[0]).is_some() {
         true => Ok(()),
@@ -60,18 +60,18 @@ fn check(op: &'static str, x: &Shape, a: &[&Shape]) -> Result<()> {
 }
 
 /// The shape of the statistics.
-fn stats(x: &Shape) -> Shape {
+pub(super) fn stats(x: &Shape) -> Shape {
     x.with_last(2)
 }
 
 /// Rows and columns of x and rows of a.
-fn sizes(x: &Shape, a: &Shape) -> (usize, usize, usize) {
+pub(super) fn sizes(x: &Shape, a: &Shape) -> (usize, usize, usize) {
     let (rows, cols) = x.matrix();
     (rows, cols, groups(x, a).unwrap_or(1))
 }
 
 /// Where the row of a begins that serves each row of x.
-fn serving(x: &Shape, a: &Shape) -> impl Fn(usize) -> usize + Sync {
+pub(super) fn serving(x: &Shape, a: &Shape) -> impl Fn(usize) -> usize + Sync {
     let (rows, cols, groups) = sizes(x, a);
     let each = (rows / groups.max(1)).max(1);
     move |r| r / each * cols
@@ -145,6 +145,10 @@ impl Op for AdaNorm {
         x.extend(dx.iter().flatten());
         call(&AdaNormJvp { given }, &x).map(Some)
     }
+    fn dual(&self, _: &[&Shape], given: &[bool]) -> Option<Box<dyn DynOp>> {
+        let dual = AdaNormDual { eps: self.eps, given: [given[1], given[2]] };
+        given[0].then(|| Box::new(dual) as Box<dyn DynOp>)
+    }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
         let sum = |g: &Tensor| call(&SumTo { to: at.shape(1).clone() }, &[g]);
         let mut grads = vec![None, None, want[2].then(|| sum(gy)).transpose()?];
@@ -177,7 +181,7 @@ impl Op for AdaNorm {
 }
 
 /// Shapes of x and a: one row for a sample, for a position, for all, and lengths round a vector.
-const SHAPES: [(&str, &[usize], &[usize]); 6] = [
+pub(super) const SHAPES: [(&str, &[usize], &[usize]); 6] = [
     ("per_sample", &[2, 5, 16], &[2, 1, 16]),
     ("per_place", &[2, 3, 17], &[2, 3, 17]),
     ("for_all", &[3, 4, 20], &[20]),
@@ -186,7 +190,7 @@ const SHAPES: [(&str, &[usize], &[usize]); 6] = [
     ("past_a_warp", &[2, 3, 1300], &[2, 1, 1300]),
 ];
 
-fn drawn(d: &mut crate::ops::Draw<'_>) -> ([usize; 3], [usize; 3]) {
+pub(super) fn drawn(d: &mut crate::ops::Draw<'_>) -> ([usize; 3], [usize; 3]) {
     let (b, n, c) = (d.size(1, 4), d.size(1, 6), d.size(2, 70));
     ([b, n, c], [b, d.pick(&[1, n]), c])
 }

@@ -5,7 +5,7 @@
 //! room for n = 9000, more than any case has. A dropped or doubled term is off by about 1.
 
 use genevar::ops::{DynOp, Saved, run};
-use genevar::tensor::{DType, Purpose, Stream, Tensor};
+use genevar::tensor::{DType, Purpose, Shape, Stream, Tensor};
 
 use super::data::Data;
 use super::faces::{Verdict, calmly, in_dual};
@@ -80,6 +80,7 @@ pub fn jvp(op: &dyn DynOp, data: &Inputs) -> Verdict {
         let size = largest(d.iter().flatten().flat_map(|t| (0..t.len()).map(|j| t.at(j))));
         let got = tangent(op, &at, &d).map_err(fault)?;
         compare(&want, &got, TOLERANCE, size).map_err(fault)?;
+        at_once(op, &at, &d, (&want, size)).map_err(|e| fault(format!("at once: {e}")))?;
 
         let d32: Vec<Option<Tensor>> = d.iter().map(|t| t.map(|t| t.cast(DType::F32))).collect();
         let d32: Vec<Option<&Tensor>> = d32.iter().map(Option::as_ref).collect();
@@ -91,6 +92,27 @@ pub fn jvp(op: &dyn DynOp, data: &Inputs) -> Verdict {
         true => Ok(()),
         false => Err("without any tangent the result has one".into()),
     }
+}
+
+/// The op that is value and tangent in one, where there is one, gives the op's own outputs and the
+/// tangent wanted.
+fn at_once(op: &dyn DynOp, at: &At, d: &[Option<&Tensor>], (want, size): (&[f64], f64)) -> Verdict {
+    let shapes: Vec<&Shape> = at.x.iter().map(Tensor::shape).collect();
+    let given: Vec<bool> = d.iter().map(Option::is_some).collect();
+    let Some(dual) = op.dual(&shapes, &given) else { return Ok(()) };
+    let x: Vec<&Tensor> = at.x.iter().chain(d.iter().copied().flatten()).collect();
+    let mut outs = calmly("dual", || run(&*dual, &x))?.map_err(|e| e.to_string())?;
+    let dy = outs.pop().ok_or("no outputs")?;
+    like(&dy, &at.y[0])?;
+    compare(want, &dy.to_f64s(), TOLERANCE, size)?;
+    if outs.len() != at.y.len() {
+        return Err(format!("{} outputs beside the tangent", outs.len()));
+    }
+    for (got, want) in outs.iter().zip(&at.y) {
+        like(got, want)?;
+        compare(&want.to_f64s(), &got.to_f64s(), TOLERANCE, 1.0)?;
+    }
+    Ok(())
 }
 
 /// The rule's tangent, zeros if it says zero.
