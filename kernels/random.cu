@@ -132,3 +132,28 @@ __global__ void __launch_bounds__(256) normal_rows_fwd(
     int rows, int cols, unsigned last) {
     fill_rows(y, names, rows, cols, last, [](const Words& w) { return normals(w); });
 }
+
+// swap_tokens_fwd: x, but where uniform 2i of the stream is below `share`, in units of 2^-24, word
+// 2i + 1 of it as an integer in 0..codes.
+//   floor  bytes = 8*n;  flops = 0
+//   plan   the grid strides over pairs, which share a block of words
+//   slack  2.1 (a pair is 8 bytes)
+//   bits   a function of stream and place
+__global__ void __launch_bounds__(256) swap_tokens_fwd(
+    int*       __restrict__ y,   // [n]
+    const int* __restrict__ x,   // [n]
+    int n, unsigned codes, unsigned key0, unsigned key1, unsigned tail0, unsigned tail1,
+    unsigned tail2, unsigned share) {
+    const Stream s = {{key0, key1}, {tail0, tail1, tail2}};
+    const unsigned all = n, step = gridDim.x * blockDim.x;
+    for (unsigned p = blockIdx.x * blockDim.x + threadIdx.x; 2 * p < all; p += step) {
+        const Words w = words(s, p);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const unsigned at = 2 * p + i;
+            if (at >= all) break;
+            const bool hit = w.at[2 * i] >> 8 < share;
+            y[at] = hit ? static_cast<int>(below(w.at[2 * i + 1], codes)) : x[at];
+        }
+    }
+}

@@ -61,7 +61,7 @@ fn stage(device: &Device) -> BetaVaeStage {
 
 /// Steps `range` of a stage: the losses.
 fn train(stage: &mut BetaVaeStage, range: std::ops::Range<u64>) -> Vec<f64> {
-    range.map(|step| stage.step(step).unwrap().loss).collect()
+    range.map(|step| stage.step(step).unwrap().read().unwrap().loss).collect()
 }
 
 fn bits(state: &BTreeMap<String, Tensor>) -> BTreeMap<&str, Vec<u32>> {
@@ -166,6 +166,20 @@ fn a_whole_run_follows_the_cpu() {
     // Rounding happens at every op of every step, the nudge once.
     let (rounding, nudged) = (apart(&there), apart(&moved));
     assert!(rounding > 0.0 && rounding <= 16.0 * nudged.max(1e-7), "{rounding:e}, {nudged:e}");
+}
+
+/// No step waits for the GPU; a log is one copy, read when the next step is under way.
+#[test]
+fn no_step_waits() {
+    let Some(device) = cuda() else { return };
+    let Device::Cuda(queue) = &device else { panic!("not a GPU") };
+    let mut stage = stage(&device);
+    let before = queue.fetches();
+    let logs: Vec<_> = (0..3).map(|step| stage.step(step).unwrap()).collect();
+    assert_eq!(queue.fetches() - before, 0);
+    let losses: Vec<f64> = logs.into_iter().map(|log| log.read().unwrap().loss).collect();
+    assert_eq!(queue.fetches() - before, 3);
+    assert_eq!(losses, train(&mut self::stage(&device), 0..3));
 }
 
 /// The plan of a step's memory is what the driver then hands out, workspaces aside.

@@ -181,7 +181,8 @@ fn train_mlp(means: &[f64], steps: u64) -> f64 {
         let loss = p.op(Affine { scale: 1.0 / n as f64, shift: 0.0 }, &[&sum]).unwrap();
         let grads = p.backward(&loss).unwrap();
         let lr = stage.lr * (1.0 - step as f64 / steps as f64);
-        learner.update(&grads, lr, step).unwrap();
+        let norm = learner.norm(&grads).unwrap();
+        learner.update(&grads, &norm, lr, step).unwrap();
     }
     let mut worst = 0.0f64;
     learner

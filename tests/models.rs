@@ -286,7 +286,7 @@ fn the_tokenizer_learns_a_handful_of_pictures_and_its_codes_stay_alive() {
     let mut first = None;
     let mut last = None;
     for step in 0..240 {
-        let log = stage.step(step).unwrap();
+        let log = stage.step(step).unwrap().read().unwrap();
         assert_eq!(log.not_finite(), None, "step {step}");
         let map: BTreeMap<String, f64> = log.more.iter().cloned().collect();
         if let Some(value) = map.get("val_psnr") {
@@ -309,14 +309,18 @@ fn a_resumed_tokenizer_has_the_bits_of_an_uninterrupted_one() {
         let images = pictures(6, 20);
         let fresh = || MsvqStage::with_images(&config, images.clone(), &images[..2]).unwrap();
         let mut whole = fresh();
-        let logs: Vec<_> = (0..12).map(|s| whole.step(s).unwrap()).collect();
+        let logs: Vec<_> = (0..12).map(|s| whole.step(s).unwrap().read().unwrap()).collect();
         for stop in [3, 4, 9] {
             let mut part = fresh();
             (0..stop).for_each(|s| drop(part.step(s).unwrap()));
             let mut rest = fresh();
             rest.restore(part.state().unwrap()).unwrap();
             for s in stop..12 {
-                assert_eq!(rest.step(s).unwrap(), logs[s as usize], "step {s} after {stop}");
+                assert_eq!(
+                    rest.step(s).unwrap().read().unwrap(),
+                    logs[s as usize],
+                    "step {s} after {stop}"
+                );
             }
             let (a, b) = (whole.state().unwrap(), rest.state().unwrap());
             assert!(a.keys().eq(b.keys()));
@@ -333,7 +337,7 @@ fn training_the_decoder_alone_keeps_every_token() {
     let images = pictures(6, 16);
     let stage = |c: &Config| MsvqStage::with_images(c, images.clone(), &images[..2]).unwrap();
     let mut whole = stage(&config);
-    (0..40).for_each(|s| drop(whole.step(s).unwrap()));
+    (0..40).for_each(|s| drop(whole.step(s).unwrap().read().unwrap()));
     let before = whole.state().unwrap();
     config.msvq.decoder_only = true;
     let mut tuned = stage(&config);
@@ -343,7 +347,7 @@ fn training_the_decoder_alone_keeps_every_token() {
         tuned.model().tokenize(&x).unwrap().i32s().unwrap(),
         whole.model().tokenize(&x).unwrap().i32s().unwrap(),
     );
-    let losses: Vec<f64> = (0..60).map(|s| tuned.step(s).unwrap().loss).collect();
+    let losses: Vec<f64> = (0..60).map(|s| tuned.step(s).unwrap().read().unwrap().loss).collect();
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let (first, last) = (mean(&losses[..10]), mean(&losses[50..]));
     assert!(last < 0.97 * first, "from {first} to {last}");
@@ -390,7 +394,7 @@ fn the_gene_prior_explains_held_out_profiles_by_few_dimensions() {
     let (mut stage, held) = prior_stage(300);
     let mut last = None;
     for step in 0..300 {
-        last = Some(stage.step(step).unwrap());
+        last = Some(stage.step(step).unwrap().read().unwrap());
     }
     let last: BTreeMap<String, f64> = last.unwrap().more.into_iter().collect();
     let variance = held.to_f64s().iter().map(|v| v * v).sum::<f64>() / held.len() as f64;
@@ -405,14 +409,18 @@ fn the_gene_prior_explains_held_out_profiles_by_few_dimensions() {
 #[test]
 fn a_resumed_gene_prior_has_the_bits_of_an_uninterrupted_one() {
     let (mut whole, _) = prior_stage(60);
-    let logs: Vec<_> = (0..60).map(|s| whole.step(s).unwrap()).collect();
+    let logs: Vec<_> = (0..60).map(|s| whole.step(s).unwrap().read().unwrap()).collect();
     for stop in [7, 25, 26] {
         let (mut part, _) = prior_stage(60);
         (0..stop).for_each(|s| drop(part.step(s).unwrap()));
         let (mut rest, _) = prior_stage(60);
         rest.restore(part.state().unwrap()).unwrap();
         for s in stop..60 {
-            assert_eq!(rest.step(s).unwrap(), logs[s as usize], "step {s} after {stop}");
+            assert_eq!(
+                rest.step(s).unwrap().read().unwrap(),
+                logs[s as usize],
+                "step {s} after {stop}"
+            );
         }
         let (a, b) = (whole.state().unwrap(), rest.state().unwrap());
         assert!(a.iter().all(|(name, t)| t.to_f64s() == b[name].to_f64s()));

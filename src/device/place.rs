@@ -8,10 +8,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::cuda::{Buffer, Gpu, Queue};
+use super::cuda::{Buffer, Gpu, Queue, Sent};
 use super::kernel::{Bf16, Element};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Remote, Shape, Tensor};
+use crate::tensor::{Coming, DType, Remote, Shape, Tensor};
 
 /// Where tensors live and ops run.
 #[derive(Clone, Debug, Default)]
@@ -208,6 +208,23 @@ impl OnGpu {
     }
 }
 
+/// Elements that a GPU is sending.
+#[derive(Debug)]
+struct Sending {
+    sent: Sent,
+    dtype: DType,
+    len: usize,
+}
+
+impl Coming for Sending {
+    fn arrive(&self) -> Result<Tensor> {
+        match self.dtype {
+            DType::I32 => Tensor::new_i32(self.sent.read(self.len)?, [self.len]),
+            _ => Tensor::new(self.sent.read(self.len)?, [self.len]),
+        }
+    }
+}
+
 impl Remote for OnGpu {
     fn dtype(&self) -> DType {
         match self {
@@ -225,6 +242,15 @@ impl Remote for OnGpu {
             Self::Bf16(b) => Tensor::new(b.read()?.iter().map(|v| v.to_f32()).collect(), shape),
             Self::I32(b) => Tensor::new_i32(b.read()?, shape),
         }
+    }
+    fn send(&self) -> Result<Option<Box<dyn Coming>>> {
+        let sent = match self {
+            Self::F32(b) => b.send()?,
+            Self::I32(b) => b.send()?,
+            Self::Bf16(_) => None,
+        };
+        let (dtype, len) = (self.dtype(), self.elements());
+        Ok(sent.map(|sent| -> Box<dyn Coming> { Box::new(Sending { sent, dtype, len }) }))
     }
     fn as_any(&self) -> &dyn Any {
         self

@@ -221,26 +221,36 @@ impl FlowLoss {
         Ok(Self { loss, seen, equal, per_row: u.value().len() / b.times.t.len().max(1) })
     }
 
-    /// Mean squared error of u to its target, an element.
-    pub fn mse(&self) -> f64 {
-        self.mean(|_| true)
+    /// Of each sample S, |u| and |u_tgt| [B, 3]: what [`Summary::of`] takes.
+    pub fn seen(&self) -> &Tensor {
+        &self.seen
     }
 
-    /// The same over rows with r = t only: the plain velocity loss.
-    pub fn mse_equal(&self) -> f64 {
-        self.mean(|i| self.equal[i])
+    /// What sums them up.
+    pub fn summary(&self) -> Summary {
+        Summary { equal: self.equal.clone(), per_row: self.per_row }
     }
+}
 
-    /// Mean length of u over mean length of its target.
-    pub fn length_ratio(&self) -> f64 {
-        let sum = |j: usize| (0..self.equal.len()).map(|i| self.seen.at(3 * i + j)).sum::<f64>();
-        sum(1) / sum(2).max(f64::MIN_POSITIVE)
-    }
+/// Sums up what a loss saw, once it is known on the host.
+pub struct Summary {
+    equal: Vec<bool>,
+    per_row: usize,
+}
 
-    fn mean(&self, keep: impl Fn(usize) -> bool) -> f64 {
-        let kept: Vec<usize> = (0..self.equal.len()).filter(|&i| keep(i)).collect();
-        let sum = kept.iter().map(|&i| self.seen.at(3 * i)).sum::<f64>();
-        sum / (kept.len().max(1) * self.per_row) as f64
+impl Summary {
+    /// Of S, |u| and |u_tgt| [B, 3]: the mean squared error of u to its target, an element; the
+    /// same over rows with r = t only, the plain velocity loss; the mean length of u over that of
+    /// its target.
+    pub fn of(&self, seen: &[f64]) -> [f64; 3] {
+        let mean = |keep: &dyn Fn(usize) -> bool| {
+            let kept: Vec<usize> = (0..self.equal.len()).filter(|&i| keep(i)).collect();
+            let sum = kept.iter().map(|&i| seen[3 * i]).sum::<f64>();
+            sum / (kept.len().max(1) * self.per_row) as f64
+        };
+        let sum = |j: usize| seen.iter().skip(j).step_by(3).sum::<f64>();
+        let ratio = sum(1) / sum(2).max(f64::MIN_POSITIVE);
+        [mean(&|_| true), mean(&|i| self.equal[i]), ratio]
     }
 }
 

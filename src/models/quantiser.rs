@@ -36,10 +36,32 @@ pub struct Quantised {
     pub latent: Var,
     /// The vector-quantisation loss, one element.
     pub loss: Var,
-    /// Tokens of each scale, [B, p, p].
-    pub tokens: Vec<Tensor>,
+    /// Tokens of all scales in a row, [B, L].
+    pub tokens: Tensor,
     /// What each scale had to quantise, [B, p, p, d].
     pub residuals: Vec<Tensor>,
+}
+
+impl Quantised {
+    /// What was to be quantised, a vector a token: [B L, d].
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn vectors(&self) -> Result<Tensor> {
+        let all = in_a_row(&self.residuals)?;
+        let (rows, d) = all.shape().matrix();
+        all.reshape([rows, d])
+    }
+}
+
+/// Maps [B, p, p, d] of all scales in a row: [B, L, d].
+fn in_a_row(maps: &[Tensor]) -> Result<Tensor> {
+    let one = |map: &Tensor| {
+        let (b, d) = (map.shape().dims().first().copied().unwrap_or(0), map.shape().last());
+        map.reshape([b, map.len() / (b * d).max(1), d])
+    };
+    let rows = maps.iter().map(one).collect::<Result<Vec<_>>>()?;
+    call(&Concat { axis: 1 }, &rows.iter().collect::<Vec<_>>())
 }
 
 /// One scale's step: the tokens, the vectors they stand for, and what they add to the map.
@@ -90,8 +112,12 @@ impl Quantiser {
         if f.remote().is_some() && on_chip {
             return self.tokens_at_once(f);
         }
-        let b = f.shape().dims().first().copied().unwrap_or(0);
-        let maps = self.walk(f)?.0;
+        self.joined(&self.walk(f)?.0)
+    }
+
+    /// Token maps [B, p, p] of all scales in a row: [B, L].
+    fn joined(&self, maps: &[Tensor]) -> Result<Tensor> {
+        let b = maps.first().map_or(0, |m| m.shape().dims().first().copied().unwrap_or(0));
         let mut all = Vec::with_capacity(b * self.config.tokens());
         for sample in 0..b {
             for (map, side) in maps.iter().zip(&self.config.patch_nums) {
@@ -287,6 +313,11 @@ impl Quantiser {
         let (Some(sum), Some(loss)) = (sum, loss) else {
             return Err(Error::shape("quantiser", "there are no scales"));
         };
+        // A GPU finds the codes again rather than copy their numbers by way of the host.
+        let tokens = match f.value().remote() {
+            Some(_) => self.nearest(&in_a_row(&residuals)?)?,
+            None => self.joined(&tokens)?,
+        };
         let shift = call(&SUB, &[sum.value(), f.value()])?;
         let latent = p.op(ADD, &[f, &shift.into()])?;
         let loss = p.op(Affine { scale: 1.0 / self.scales() as f64, shift: 0.0 }, &[&loss])?;
@@ -344,14 +375,4 @@ fn masked_mse(p: &Pass, a: &Var, b: &Var, mask: &Option<Var>) -> Result<Var> {
     let sum = p.op(SumTo { to: [1].into() }, &[&square])?;
     let scale = if samples > 0.0 { 1.0 / (samples * per_sample as f64) } else { 0.0 };
     p.op(Affine { scale, shift: 0.0 }, &[&sum])
-}
-
-/// exp(entropy) of the tokens: how many codes are in even use, in effect.
-pub fn perplexity(counts: &[f32]) -> f64 {
-    let total: f64 = counts.iter().map(|&c| f64::from(c)).sum();
-    if total <= 0.0 {
-        return 0.0;
-    }
-    let share = counts.iter().map(|&c| f64::from(c) / total).filter(|&q| q > 0.0);
-    (-share.map(|q| q * q.ln()).sum::<f64>()).exp()
 }

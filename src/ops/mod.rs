@@ -35,6 +35,7 @@ pub mod reduce;
 pub mod resample;
 pub mod sample;
 mod table;
+pub mod usage;
 mod verify;
 
 use std::cell::RefCell;
@@ -94,12 +95,13 @@ table! {
     flow: FlowPath, FlowLoss, FlowLossVjp;
     mask: KeepMask, KeepCoins, SelectRows, MaskRows;
     sample: SampleToken;
-    random: RandomUniform, RandomNormal, DropoutMask, UniformRows, NormalRows;
+    random: RandomUniform, RandomNormal, DropoutMask, UniformRows, NormalRows, SwapTokens;
     optim: AdamW, GlobalNorm;
     group_norm: GroupNorm, GroupNormJvp, GroupNormVjp;
     resample: Resample;
     quantize: NearestCode;
     pyramid: QuantisePyramid;
+    usage: CodeUsage, ReviveCodes, CodeHealth, ReplaceRows;
     augment: StainHue, Contrast, Unsharp;
 }
 

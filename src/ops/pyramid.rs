@@ -39,6 +39,20 @@ const SCALES: usize = 16;
 const SIDE: usize = 16;
 const WIDTH: usize = 32;
 
+/// Sides of scales as kernels/lib/scales.cuh takes them.
+///
+/// # Errors
+/// More than 16 scales, or a side above 255.
+pub(super) fn packed(op: &'static str, sides: &[usize]) -> Result<[u64; 2]> {
+    if sides.len() > SCALES || sides.iter().any(|&p| p > 255) {
+        let what = format!("its kernel takes {SCALES} scales of at most 255; found {sides:?}");
+        return Err(Error::shape(op, what));
+    }
+    let (low, high) = sides.split_at(sides.len().min(8));
+    let pack = |all: &[usize]| all.iter().rev().fold(0, |word, &n| word << 8 | n as u64);
+    Ok([pack(low), pack(high)])
+}
+
 /// What the op was given.
 struct Given<'a, R> {
     side: usize,
@@ -154,11 +168,8 @@ impl Op for QuantisePyramid {
             return Err(Error::shape(Self::NAME, what));
         }
         let (codes, filters) = (x[1].shape.dims()[0], x[3].shape.len() / width.max(1));
-        let pack = |all: &[usize], bits: usize| {
-            all.iter().rev().fold(0, |word, &n| word << bits | n as u64)
-        };
-        let (low, high) = op.sides.split_at(op.sides.len().min(8));
-        let (low, high, phis) = (pack(low, 8), pack(high, 8), pack(&op.phis, 4));
+        let [low, high] = packed(Self::NAME, &op.sides)?;
+        let phis = op.phis.iter().rev().fold(0, |word, &n| word << 4 | n as u64);
         let (scales, tokens, grid) =
             (op.sides.len(), op.tokens(), Grid { threads: [512, 1, 1], ..block_per_job(q, batch) });
         let [f, book, w, b] = [0, 1, 2, 3].map(|i| x[i].get::<T>());

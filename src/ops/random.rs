@@ -7,7 +7,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::cuda::{Kernels, kernels, over_elements};
+use super::cuda::{Kernels, Variant, kernels, over_elements};
 use super::{Case, Cases, CpuFace, Diff, In, Input, Op, Out, Real, run_on};
 use crate::device::Device;
 use crate::device::launch::random as launch;
@@ -42,6 +42,18 @@ pub struct DropoutMask {
     pub shape: Shape,
     /// The probability of 0, at least 0 and below 1.
     pub rate: f64,
+}
+
+/// Tokens, but a share of them swapped for codes drawn at random: at place i where the stream's
+/// uniform 2i is below the share, its integer 2i + 1.
+#[derive(Clone, Debug)]
+pub struct SwapTokens {
+    /// Where the draws come from.
+    pub stream: Stream,
+    /// The probability of a swap.
+    pub share: f64,
+    /// Codes to draw from.
+    pub codes: usize,
 }
 
 /// What names the numbers of rows, beside the number of each row's sample and the seed.
@@ -232,6 +244,70 @@ impl Op for DropoutMask {
                 Case::new("drawn", Self { stream, shape, rate }, Vec::new())
             },
         )
+    }
+}
+
+impl SwapTokens {
+    /// The share in units of a uniform, 2^-24: below it lie the same uniforms.
+    fn threshold(&self) -> u32 {
+        (self.share * f64::from(1 << 24)).ceil() as u32
+    }
+}
+
+impl Op for SwapTokens {
+    const NAME: &'static str = "swap_tokens";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
+    const INT_INPUTS: &'static [usize] = &[0];
+    const INT_OUTPUTS: &'static [usize] = &[0];
+    const DIFF: Diff = Diff::No("tokens have no derivative");
+    const CUDA: Kernels<Self> = Kernels {
+        variants: &[Variant {
+            name: "only",
+            f32: Some(|op, q, x, y| {
+                let (n, ([k0, k1], [t0, t1, t2])) = (x[0].shape.len(), op.stream.name());
+                let (y, x) = (&mut y[0].get::<i32>()?, x[0].get::<i32>()?);
+                let (codes, share) = (op.codes as u32, op.threshold());
+                let grid = over_elements(q, n);
+                launch::swap_tokens_fwd(q, grid, y, &x, n, codes, k0, k1, t0, t1, t2, share)
+            }),
+            bf16: None,
+            takes: |_, _| true,
+            needs: None,
+        }],
+        fastest: |_, _, _| 0,
+    };
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        Ok(vec![x[0].clone()])
+    }
+    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        for (i, (y, &x)) in y[0].i().iter_mut().zip(x[0].i()).enumerate() {
+            let hit = f64::from(self.stream.uniform(2 * i)) < self.share;
+            *y = if hit { self.stream.below(2 * i + 1, self.codes) as i32 } else { x };
+        }
+    }
+    fn cases() -> Cases {
+        let case = |name: &str, shape: &[usize], share, codes| {
+            let op = SwapTokens { stream: Stream::new(9, 2, 1, Purpose::Test), share, codes };
+            Case::new(name, op, vec![Input::below(shape, codes)])
+        };
+        Cases {
+            named: vec![
+                case("some", &[3, 30], 0.3, 40),
+                case("none", &[2, 5], 0.0, 9),
+                case("all", &[7], 1.0, 9),
+                case("one", &[1], 0.5, 2),
+                case("no_tokens", &[0, 4], 0.5, 2),
+                case("past_a_block", &[2, 680], 0.1, 4096),
+            ],
+            draw: |d| {
+                let (share, codes) = (d.pick(&[0.0, 0.05, 0.5, 1.0]), d.size(1, 99));
+                let stream = Stream::new(d.size(0, 99) as u64, 1, 0, Purpose::Test);
+                let tokens = Input::below([d.size(1, 5), d.size(1, 90)], codes);
+                Case::new("drawn", SwapTokens { stream, share, codes }, vec![tokens])
+            },
+            bench: vec![case("paper", &[32, 680], 0.1, 4096)],
+        }
     }
 }
 

@@ -22,22 +22,40 @@ pub trait Remote: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Those of the device.
     fn fetch(&self) -> Result<Tensor>;
+    /// Begins to copy them; `None` where they come when they are asked for.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn send(&self) -> Result<Option<Box<dyn Coming>>> {
+        Ok(None)
+    }
     /// For the one who put them there.
     fn as_any(&self) -> &dyn Any;
     /// The same, for the last one who holds them.
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
 
+/// Elements on their way to the CPU's memory.
+pub trait Coming: fmt::Debug + Send + Sync {
+    /// Them, in any shape; waits until they have come, and for nothing after them.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn arrive(&self) -> Result<Tensor>;
+}
+
 /// Remote elements, and what was fetched of them.
 #[derive(Debug)]
 pub(super) struct Away {
     remote: Box<dyn Remote>,
+    coming: OnceLock<Box<dyn Coming>>,
     fetched: OnceLock<Storage>,
 }
 
 impl Away {
     pub(super) fn new(elements: impl Remote) -> Self {
-        Self { remote: Box::new(elements), fetched: OnceLock::new() }
+        let remote = Box::new(elements);
+        Self { remote, coming: OnceLock::new(), fetched: OnceLock::new() }
     }
 
     pub(super) fn remote(&self) -> &dyn Remote {
@@ -48,12 +66,23 @@ impl Away {
         self.remote
     }
 
+    /// Sets the elements on their way.
+    pub(super) fn send(&self) -> Result<()> {
+        let known = self.fetched.get().is_some() || self.coming.get().is_some();
+        let coming = if known { None } else { self.remote.send()? };
+        coming.map(|coming| self.coming.get_or_init(|| coming));
+        Ok(())
+    }
+
     /// The elements in the CPU's memory.
     pub(super) fn here(&self) -> Result<&Storage> {
         if let Some(storage) = self.fetched.get() {
             return Ok(storage);
         }
-        let storage = self.remote.fetch()?.storage;
+        let storage = match self.coming.get() {
+            Some(coming) => coming.arrive()?.storage,
+            None => self.remote.fetch()?.storage,
+        };
         match storage {
             Storage::Away(_) => Err(unreachable()),
             here => Ok(self.fetched.get_or_init(|| here)),

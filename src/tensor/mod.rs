@@ -14,7 +14,7 @@ mod shape;
 use std::sync::Arc;
 
 use away::Away;
-pub use away::Remote;
+pub use away::{Coming, Remote};
 
 pub use philox::{Purpose, Stream, philox4x32};
 pub use shape::Shape;
@@ -112,6 +112,18 @@ impl Tensor {
         match self.storage {
             Storage::Away(away) => Arc::try_unwrap(away).ok().map(Away::into_remote),
             _ => None,
+        }
+    }
+
+    /// Begins to copy elements that are elsewhere to the CPU's memory. Who asks for them later
+    /// waits for the commands before this call alone.
+    ///
+    /// # Errors
+    /// Those of the device that they are on.
+    pub fn send(&self) -> Result<()> {
+        match &self.storage {
+            Storage::Away(away) => away.send(),
+            _ => Ok(()),
         }
     }
 

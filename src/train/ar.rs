@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::Stage;
 use super::frozen::Frozen;
 use super::learner::Learner;
-use super::log::StepLog;
+use super::numbers::{Numbers, Pending, Pulse};
 use super::schedule::learning_rate;
 use super::tissue::{Batches, TissueBatch};
 use crate::autograd::{Params, Pass, Var};
@@ -21,8 +21,9 @@ use crate::models::msvq::Msvq;
 use crate::models::phi::Phi;
 use crate::ops::call;
 use crate::ops::elementwise::Affine;
-use crate::ops::layout::Reshape;
+use crate::ops::layout::{Concat, Reshape};
 use crate::ops::loss::CrossEntropy;
+use crate::ops::random::SwapTokens;
 use crate::ops::reduce::SumTo;
 use crate::tensor::{DType, Purpose, Stream, Tensor};
 
@@ -46,6 +47,7 @@ pub struct ArStage<'a> {
     params: Params,
     model: MaskedAr,
     learner: Learner,
+    pulse: Pulse,
     held_out: Option<Held>,
     notes: Map<String, Value>,
     device: Device,
@@ -83,6 +85,7 @@ impl<'a> ArStage<'a> {
             params,
             model,
             learner,
+            pulse: Pulse::new(),
             held_out: None,
             notes: Map::new(),
             device: Device::Cpu,
@@ -133,13 +136,9 @@ impl<'a> ArStage<'a> {
 
     /// Replaces a share of the tokens by random ones before they become inputs.
     fn corrupt(&self, tokens: &Tensor, step: u64) -> Result<Tensor> {
-        let s = Stream::new(self.cfg.seed, step, 1, Purpose::Token);
-        let swap = |(i, &t): (usize, &i32)| {
-            let hit = f64::from(s.uniform(2 * i)) < self.cfg.ar.token_noise;
-            if hit { s.below(2 * i + 1, self.cfg.msvq.vocab) as i32 } else { t }
-        };
-        let swapped = tokens.i32s()?.iter().enumerate().map(swap).collect();
-        Tensor::new_i32(swapped, tokens.shape())
+        let stream = Stream::new(self.cfg.seed, step, 1, Purpose::Token);
+        let (share, codes) = (self.cfg.ar.token_noise, self.cfg.msvq.vocab);
+        call(&SwapTokens { stream, share, codes }, &[tokens])
     }
 
     /// Mean cross-entropy over tokens, with the rows of `null` under the null condition.
@@ -177,43 +176,53 @@ impl<'a> ArStage<'a> {
     }
 
     /// Adds the loss on the held-out rows, taken with the running mean of the weights.
-    fn look(&mut self, log: StepLog) -> Result<StepLog> {
-        let Some(mut held) = self.held_out.take() else { return Ok(log) };
+    fn look(&mut self, numbers: Numbers) -> Result<Numbers> {
+        let Some(mut held) = self.held_out.take() else { return Ok(numbers) };
         let examples = match held.examples.take() {
             Some(examples) => examples,
             None => self.prepare(&held.batch, None)?,
         };
-        let log = self.looked(&examples, log);
+        let numbers = self.looked(&examples, numbers);
         self.held_out = Some(Held { examples: Some(examples), ..held });
-        log
+        numbers
     }
 
-    fn looked(&self, examples: &Prepared, log: StepLog) -> Result<StepLog> {
+    fn looked(&self, examples: &Prepared, numbers: Numbers) -> Result<Numbers> {
         let rows = examples.condition.shape().dims().first().copied().unwrap_or(0);
-        let at = |null: bool| -> Result<(f64, Vec<f64>)> {
+        let at = |null: bool| -> Result<[Tensor; 2]> {
             let nulls = vec![null; rows];
             let (mean, tokens) = self.loss(&Pass::eval(), examples, &nulls, None)?;
-            Ok((mean.value().item()?, self.by_scale(&tokens)))
+            Ok([mean.into_value(), tokens])
         };
-        let ((own, owns), (null, nulls)) = self.learner.averaged(|| Ok((at(false)?, at(true)?)))?;
-        let log = log.with("val_own", own).with("val_null", null).with("val_gap", null - own);
-        let gaps = owns.iter().zip(&nulls).enumerate();
-        Ok(gaps
-            .fold(log, |log, (k, (own, null))| log.with(format!("val_gap_{}", k + 1), null - own)))
+        let ([own, owns], [null, nulls]) = self.learner.averaged(|| Ok((at(false)?, at(true)?)))?;
+        let n = owns.len();
+        let all = call(&Concat { axis: 0 }, &[&own, &null, &owns, &nulls])?;
+        let sides = self.cfg.msvq.patch_nums.clone();
+        let named = move |x: &[f64]| {
+            let (own, null) = (x[0], x[1]);
+            let mut named = vec![("val_own", own), ("val_null", null), ("val_gap", null - own)]
+                .into_iter()
+                .map(|(name, value)| (name.to_string(), value))
+                .collect::<Vec<_>>();
+            let scales = |x: &[f64]| by_scale(&sides, x);
+            let gaps = scales(&x[2..2 + n]).into_iter().zip(scales(&x[2 + n..])).enumerate();
+            named.extend(gaps.map(|(k, (own, null))| (format!("val_gap_{}", k + 1), null - own)));
+            named
+        };
+        Ok(numbers.many(&all, named))
     }
+}
 
-    /// Means over the tokens of each scale of losses [B L].
-    fn by_scale(&self, tokens: &Tensor) -> Vec<f64> {
-        let all = tokens.to_f64s();
-        let (length, mut first) = (self.cfg.msvq.tokens(), 0);
-        let mut one = |&side: &usize| {
-            let scale = first..first + side * side;
-            first = scale.end;
-            let of = all.chunks(length).flat_map(|row| &row[scale.clone()]);
-            of.sum::<f64>() * length as f64 / (all.len() * scale.len()).max(1) as f64
-        };
-        self.cfg.msvq.patch_nums.iter().map(&mut one).collect()
-    }
+/// Means over the tokens of each scale, of these sides, of losses [B L].
+fn by_scale(sides: &[usize], all: &[f64]) -> Vec<f64> {
+    let (length, mut first) = (sides.iter().map(|p| p * p).sum::<usize>(), 0);
+    let one = |&side: &usize| {
+        let scale = first..first + side * side;
+        first = scale.end;
+        let of = all.chunks(length).flat_map(|row| &row[scale.clone()]);
+        of.sum::<f64>() * length as f64 / (all.len() * scale.len()).max(1) as f64
+    };
+    sides.iter().map(one).collect()
 }
 
 fn mean(x: &Tensor) -> Result<Tensor> {
@@ -226,18 +235,19 @@ impl Stage for ArStage<'_> {
         "ar"
     }
 
-    fn step(&mut self, step: u64) -> Result<StepLog> {
+    fn step(&mut self, step: u64) -> Result<Pending> {
         let lr = learning_rate(&self.cfg.train.ar, step);
         let pass = Pass::tape().training(&self.params);
         let (l, keep) = self.forward(step, &pass)?;
         let grads = pass.backward(&l)?;
-        let norm = self.learner.update(&grads, lr, step)?;
+        let norm = self.learner.norm(&grads)?;
+        self.pulse.feel(&[l.value(), &norm])?;
+        self.learner.update(&grads, &self.pulse.gate(&norm)?, lr, step)?;
         let keep = keep.map_or_else(|| Ok(Tensor::full(DType::F32, [1], 1.0)), |k| mean(&k))?;
-        let more = [("keep_rate", &keep), ("grad_norm", &norm)];
-        let log = StepLog::fetched(lr, l.value(), &more)?;
+        let numbers = Numbers::new(lr, l.value()).one("keep_rate", &keep).one("grad_norm", &norm);
         match self.held_out.as_ref().is_some_and(|h| step.is_multiple_of(h.every)) {
-            true => self.look(log),
-            false => Ok(log),
+            true => self.look(numbers)?.send(),
+            false => numbers.send(),
         }
     }
 
@@ -260,6 +270,7 @@ impl Stage for ArStage<'_> {
         self.stats = self.before.stats.on(device)?;
         self.params.place(device)?;
         self.learner.place(device)?;
+        self.pulse = Pulse::on(device)?;
         if let Some(held) = &mut self.held_out {
             held.examples = None;
         }

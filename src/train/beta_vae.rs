@@ -23,7 +23,7 @@ use crate::tensor::{Purpose, Stream, Tensor};
 use crate::train::Stage;
 use crate::train::bundle::Trained;
 use crate::train::learner::Learner;
-use crate::train::log::StepLog;
+use crate::train::numbers::{Numbers, Pending, Pulse};
 use crate::train::schedule::{learning_rate, ramp};
 
 /// Prefix of the running statistics in a checkpoint.
@@ -115,6 +115,7 @@ pub struct BetaVaeStage {
     params: Params,
     prior: Prior,
     learner: Learner,
+    pulse: Pulse,
     train: Tensor,
     held: Option<Tensor>,
     sampler: Sampler,
@@ -161,6 +162,7 @@ impl BetaVaeStage {
         let prior = Prior::fresh(&vae, norm, &mut params);
         Ok(Self {
             learner: Learner::new(&params, &stage)?,
+            pulse: Pulse::new(),
             sampler: Sampler::new(train.shape().matrix().0, stage.batch, config.seed)?,
             config: vae,
             stage,
@@ -215,22 +217,22 @@ impl BetaVaeStage {
     }
 
     /// Statistics of z, and what the held-out profiles say.
-    fn take_stock(&self, log: StepLog) -> Result<StepLog> {
-        self.learner.averaged(|| self.stock(log))
+    fn take_stock(&self, numbers: Numbers) -> Result<Numbers> {
+        self.learner.averaged(|| self.stock(numbers))
     }
 
-    fn stock(&self, mut log: StepLog) -> Result<StepLog> {
+    fn stock(&self, mut numbers: Numbers) -> Result<Numbers> {
         let model = &self.prior.model;
         let z = means(model, &self.train)?;
         model.set_statistics(&z)?;
-        log = log.with("active", active_dimensions(&z) as f64);
+        numbers = numbers.known("active", active_dimensions(&z) as f64);
         if let Some(held) = &self.held {
             let back = model.reconstruct(&means(model, held)?)?;
             let pairs = back.f32s()?.iter().zip(held.f32s()?);
             let sum: f64 = pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum();
-            log = log.with("val_mse", sum / held.len().max(1) as f64);
+            numbers = numbers.known("val_mse", sum / held.len().max(1) as f64);
         }
-        Ok(log)
+        Ok(numbers)
     }
 }
 
@@ -245,22 +247,25 @@ impl Stage for BetaVaeStage {
         "beta_vae"
     }
 
-    fn step(&mut self, step: u64) -> Result<StepLog> {
+    fn step(&mut self, step: u64) -> Result<Pending> {
         let x = self.batch(step)?;
         let (pass, loss) = self.loss(step, &x, false)?;
         let grads = pass.backward(&loss.total)?;
         let lr = learning_rate(&self.stage, step);
-        let norm = self.learner.update(&grads, lr, step)?;
-        let more = [("grad_norm", &norm), ("mse", &loss.mse), ("kl", &loss.kl)];
-        let log = StepLog::fetched(lr, loss.total.value(), &more)?;
-        if log.not_finite().is_some() {
-            return Ok(log);
-        }
+        let norm = self.learner.norm(&grads)?;
+        let total = loss.total.value();
+        self.pulse.feel(&[total, &norm, &loss.mse, &loss.kl])?;
+        self.learner.update(&grads, &self.pulse.gate(&norm)?, lr, step)?;
+        // Nothing that looks for the cause of a bad step reads the running statistics.
         self.prior.model.remember(&loss, x.shape().matrix().0)?;
+        let numbers = Numbers::new(lr, total)
+            .one("grad_norm", &norm)
+            .one("mse", &loss.mse)
+            .one("kl", &loss.kl);
         let done = step + 1;
         match done == self.stage.steps || done.is_multiple_of(self.stage.checkpoint_every) {
-            true => self.take_stock(log),
-            false => Ok(log),
+            true => self.take_stock(numbers)?.send(),
+            false => numbers.send(),
         }
     }
 
@@ -283,6 +288,7 @@ impl Stage for BetaVaeStage {
         self.params.place(device)?;
         self.prior.running.place(device)?;
         self.learner.place(device)?;
+        self.pulse = Pulse::on(device)?;
         self.device = device.clone();
         Ok(())
     }

@@ -11,6 +11,7 @@ use crate::config::StageConfig;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::optim::{AdamW, GlobalNorm};
+use crate::ops::usage::ReplaceRows;
 use crate::ops::{call, run};
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -75,11 +76,10 @@ impl Learner {
         }
     }
 
-    /// Takes update number `n`, counting from 0, at learning rate `lr`. Returns the gradient norm
-    /// `[1]` before clipping; if that is not finite, nothing was changed. A parameter that the loss
-    /// did not depend on takes no part: it keeps its weight and its moments.
-    pub fn update(&mut self, grads: &Gradients, lr: f64, n: u64) -> Result<Tensor> {
-        let norm = self.norm(grads)?;
+    /// Takes update number `n`, counting from 0, at learning rate `lr`. `norm` `[1]` is the
+    /// gradients' before clipping; if it is not finite, nothing is changed. A parameter that the
+    /// loss did not depend on takes no part: it keeps its weight and its moments.
+    pub fn update(&mut self, grads: &Gradients, norm: &Tensor, lr: f64, n: u64) -> Result<()> {
         let c = &self.config;
         let t = n as f64 + 1.0;
         for (p, slot) in self.params.iter().zip(&mut self.slots) {
@@ -94,7 +94,7 @@ impl Learner {
                 follow: 1.0 - c.ema.min(t / (9.0 + t)),
             };
             let value = p.value();
-            let mut x = vec![&value, &slot.m, &slot.v, g, &norm];
+            let mut x = vec![&value, &slot.m, &slot.v, g, norm];
             x.extend(&slot.ema);
             let mut new = run(&rule, &x)?.into_iter();
             let (Some(w), Some(m), Some(v)) = (new.next(), new.next(), new.next()) else {
@@ -103,7 +103,7 @@ impl Learner {
             *slot = Slot { m, v, ema: new.next() };
             p.set(w)?;
         }
-        Ok(norm)
+        Ok(())
     }
 
     /// Fails, naming the first parameter whose gradient is not finite.
@@ -116,31 +116,37 @@ impl Learner {
         Ok(())
     }
 
-    /// For rows of `param` that were overwritten from outside: their moments begin again at zero
-    /// and their running mean at the new values.
+    /// Replaces rows of `param` [V, C]: row v by row `pick[v]` of `from` [n, C], where there is
+    /// one. Their moments begin again at zero and their running mean at the new values.
     ///
     /// # Errors
-    /// A row that the parameter has not.
-    pub fn forget_rows(&mut self, param: &Param, rows: &[usize]) -> Result<()> {
-        let place = self.params.iter().position(|p| p.name() == param.name());
-        let Some(slot) = place.and_then(|i| self.slots.get_mut(i)) else { return Ok(()) };
-        let value = param.value();
-        let count = value.shape().dims().first().copied().unwrap_or(1);
-        let width = value.len().checked_div(count).unwrap_or(0);
-        if let Some(bad) = rows.iter().find(|&&r| r >= count) {
-            return Err(Error::shape("optimiser", format!("row {bad} of {}", value.shape())));
-        }
-        let rewrite = |tensor: &Tensor, from: &Tensor| {
-            let mut data = tensor.f32s()?.to_vec();
-            for part in rows.iter().map(|r| r * width..(r + 1) * width) {
-                data[part.clone()].copy_from_slice(&from.f32s()?[part]);
-            }
-            Device::of([tensor]).put(&Tensor::new(data, tensor.shape())?)
-        };
-        let zero = Tensor::zeros(DType::F32, value.shape());
-        (slot.m, slot.v) = (rewrite(&slot.m, &zero)?, rewrite(&slot.v, &zero)?);
-        slot.ema = slot.ema.as_ref().map(|mean| rewrite(mean, &value)).transpose()?;
+    /// Shapes that do not fit; those of the device.
+    pub fn replace_rows(&mut self, param: &Param, from: &Tensor, pick: &Tensor) -> Result<()> {
+        let rewrite = |own: &Tensor, from: &Tensor| call(&ReplaceRows, &[own, from, pick]);
+        param.set(rewrite(&param.value(), from)?)?;
+        let Some(slot) = self.slot(param) else { return Ok(()) };
+        let zeros = Device::of([from]).put(&Tensor::zeros(DType::F32, from.shape()))?;
+        (slot.m, slot.v) = (rewrite(&slot.m, &zeros)?, rewrite(&slot.v, &zeros)?);
+        slot.ema = slot.ema.as_ref().map(|mean| rewrite(mean, from)).transpose()?;
         Ok(())
+    }
+
+    /// Begins again for a parameter that was overwritten from outside.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn forget(&mut self, param: &Param) -> Result<()> {
+        let value = param.value();
+        let Some(slot) = self.slot(param) else { return Ok(()) };
+        let zero = Device::of([&value]).put(&Tensor::zeros(DType::F32, value.shape()))?;
+        let ema = slot.ema.is_some().then_some(value);
+        *slot = Slot { m: zero.clone(), v: zero, ema };
+        Ok(())
+    }
+
+    fn slot(&mut self, param: &Param) -> Option<&mut Slot> {
+        let place = self.params.iter().position(|p| p.name() == param.name());
+        place.and_then(|i| self.slots.get_mut(i))
     }
 
     /// Runs `f` while the parameters hold the running mean, then puts them back, also after an
@@ -238,7 +244,7 @@ mod tests {
     fn model() -> Params {
         let mut params = Params::new(3);
         params.normal("w", [20_000], 1.0, true);
-        params.normal("b", [3], 1.0, false);
+        params.normal("b", [3, 1], 1.0, false);
         params.constant("unused", [2], 4.0);
         params
     }
@@ -256,6 +262,14 @@ mod tests {
         pass.backward(&loss).unwrap()
     }
 
+    /// An update by the gradients; their norm.
+    fn update(learner: &mut Learner, params: &Params, lr: f64, n: u64) -> f64 {
+        let grads = gradients(params);
+        let norm = learner.norm(&grads).unwrap();
+        learner.update(&grads, &norm, lr, n).unwrap();
+        norm.item().unwrap()
+    }
+
     fn values(params: &Params) -> Vec<f64> {
         params.iter().flat_map(|p| p.value().to_f64s()).collect()
     }
@@ -268,7 +282,7 @@ mod tests {
         let mut mean = want.clone();
         let (mut m, mut v) = (vec![0.0; want.len()], vec![0.0; want.len()]);
         for n in 0..2u64 {
-            let norm = learner.update(&gradients(&params), 0.01, n).unwrap().item().unwrap();
+            let norm = update(&mut learner, &params, 0.01, n);
             let g: Vec<f64> = want[..20_003].iter().map(|w| 2.0 * w).collect();
             let square: f64 = g.iter().map(|g| g * g).sum();
             assert!((norm - square.sqrt()).abs() < 1e-4 * norm);
@@ -295,15 +309,14 @@ mod tests {
         let params = model();
         let clipped = StageConfig { clip: 1e-3, beta1: 0.0, ..config() };
         let mut learner = Learner::new(&params, &clipped).unwrap();
-        learner.update(&gradients(&params), 0.0, 0).unwrap();
+        update(&mut learner, &params, 0.0, 0);
         // With beta1 = 0 the first moment is the clipped gradient itself.
         let m: f64 = learner.slots.iter().flat_map(|s| s.m.to_f64s()).map(|x| x * x).sum();
         assert!((m.sqrt() - 1e-3).abs() < 1e-8, "{}", m.sqrt());
         let before = learner.state("").unwrap();
         let b = params.iter().nth(1).unwrap();
-        b.set(Tensor::new(vec![1.0, f32::INFINITY, 0.0], [3]).unwrap()).unwrap();
-        let norm = learner.update(&gradients(&params), 0.1, 1).unwrap();
-        assert!(!norm.item().unwrap().is_finite());
+        b.set(Tensor::new(vec![1.0, f32::INFINITY, 0.0], [3, 1]).unwrap()).unwrap();
+        assert!(!update(&mut learner, &params, 0.1, 1).is_finite());
         let after = learner.state("").unwrap();
         for (name, tensor) in before.iter().filter(|(name, _)| *name != "param.b") {
             assert_eq!(tensor.to_f64s(), after[name].to_f64s(), "{name}");
@@ -314,28 +327,35 @@ mod tests {
     fn overwritten_rows_begin_again_and_a_bad_gradient_is_named() {
         let params = model();
         let mut learner = Learner::new(&params, &config()).unwrap();
-        learner.update(&gradients(&params), 0.01, 0).unwrap();
+        update(&mut learner, &params, 0.01, 0);
         let b = params.iter().nth(1).unwrap();
-        b.set(Tensor::new(vec![5.0, f32::NAN, 7.0], [3]).unwrap()).unwrap();
-        learner.forget_rows(b, &[0, 2]).unwrap();
+        let kept = b.value().at(1);
+        let from = Tensor::new(vec![7.0, 5.0], [2, 1]).unwrap();
+        let pick = Tensor::new_i32(vec![1, -1, 0], [3]).unwrap();
+        learner.replace_rows(b, &from, &pick).unwrap();
         let slot = &learner.slots[1];
         let ema = slot.ema.as_ref().unwrap();
         assert_eq!((slot.m.at(0), slot.v.at(2), ema.at(0), ema.at(2)), (0.0, 0.0, 5.0, 7.0));
-        assert!(slot.m.at(1) != 0.0 && slot.v.at(1) != 0.0 && ema.at(1).is_finite());
-        assert!(learner.forget_rows(b, &[3]).is_err());
+        assert_eq!(b.value().to_f64s(), [5.0, kept, 7.0]);
+        assert!(slot.m.at(1) != 0.0 && slot.v.at(1) != 0.0 && ema.at(1) != 0.0);
+        assert!(learner.replace_rows(b, &from, &from).is_err());
+        b.set(Tensor::new(vec![5.0, f32::NAN, 7.0], [3, 1]).unwrap()).unwrap();
         let error = learner.blame(&gradients(&params)).unwrap_err().to_string();
         assert!(error.contains("gradient of b"), "{error}");
+        learner.forget(b).unwrap();
+        let slot = &learner.slots[1];
+        assert_eq!((slot.m.to_f64s(), slot.ema.as_ref().unwrap().at(2)), (vec![0.0; 3], 7.0));
     }
 
     #[test]
     fn a_restored_learner_goes_on_with_the_same_bits() {
         let (params, twin) = (model(), model());
         let mut learner = Learner::new(&params, &config()).unwrap();
-        learner.update(&gradients(&params), 0.01, 0).unwrap();
+        update(&mut learner, &params, 0.01, 0);
         let mut other = Learner::new(&twin, &config()).unwrap();
         other.restore(&learner.state("x.").unwrap(), "x.").unwrap();
         for (model, learner) in [(&params, &mut learner), (&twin, &mut other)] {
-            learner.update(&gradients(model), 0.01, 1).unwrap();
+            update(learner, model, 0.01, 1);
         }
         let (a, b) = (learner.state("").unwrap(), other.state("").unwrap());
         assert!(a.iter().all(|(name, t)| t.to_f64s() == b[name].to_f64s()));

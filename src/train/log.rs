@@ -11,9 +11,6 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::ops::call;
-use crate::ops::layout::Concat;
-use crate::tensor::Tensor;
 
 /// What one step has to say.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,20 +27,6 @@ impl StepLog {
     /// A step's loss and learning rate.
     pub fn new(loss: f64, lr: f64) -> Self {
         Self { loss, lr, more: Vec::new() }
-    }
-
-    /// The same from tensors of one element each, which are fetched together: on a GPU this waits
-    /// for the step, once.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn fetched(lr: f64, loss: &Tensor, more: &[(&str, &Tensor)]) -> Result<Self> {
-        let all = [loss].into_iter().chain(more.iter().map(|(_, t)| *t));
-        let all = all.map(|t| t.reshape([1])).collect::<Result<Vec<_>>>()?;
-        let numbers = call(&Concat { axis: 0 }, &all.iter().collect::<Vec<_>>())?.to_f64s();
-        let names = more.iter().map(|(name, _)| name.to_string());
-        let loss = numbers.first().copied().unwrap_or(f64::NAN);
-        Ok(Self { loss, lr, more: names.zip(numbers.into_iter().skip(1)).collect() })
     }
 
     /// Adds a named number.

@@ -8,7 +8,7 @@ use super::Stage;
 use super::counterfactual::Counterfactual;
 use super::frozen::Frozen;
 use super::learner::Learner;
-use super::log::StepLog;
+use super::numbers::{Numbers, Pending, Pulse};
 use super::schedule::{learning_rate, ramp};
 use super::tissue::{Batches, TissueBatch};
 use crate::autograd::{Params, Pass};
@@ -37,6 +37,7 @@ pub struct MeanFlowStage<'a> {
     params: Params,
     phi: Phi,
     learner: Learner,
+    pulse: Pulse,
     notes: Map<String, Value>,
     device: Device,
 }
@@ -51,8 +52,8 @@ impl<'a> MeanFlowStage<'a> {
         (params, phi): (Params, Phi),
     ) -> Result<Self> {
         let learner = Learner::new(&params, &cfg.train.meanflow)?;
-        let (notes, device) = (Map::new(), Device::Cpu);
-        Ok(Self { cfg, msvq, stats, batches, params, phi, learner, notes, device })
+        let (pulse, notes, device) = (Pulse::new(), Map::new(), Device::Cpu);
+        Ok(Self { cfg, msvq, stats, batches, params, phi, learner, pulse, notes, device })
     }
 
     /// What a reader of the checkpoint needs beside tensors.
@@ -137,16 +138,20 @@ impl Stage for MeanFlowStage<'_> {
         "meanflow"
     }
 
-    fn step(&mut self, step: u64) -> Result<StepLog> {
+    fn step(&mut self, step: u64) -> Result<Pending> {
         let lr = learning_rate(&self.cfg.train.meanflow, step);
         let pass = self.pass();
         let l = self.forward(step, &pass)?;
         let grads = pass.backward(&l.loss)?;
-        let norm = self.learner.update(&grads, lr, step)?;
-        Ok(StepLog::fetched(lr, l.loss.value(), &[("grad_norm", &norm)])?
-            .with("mse", l.mse())
-            .with("mse_equal_times", l.mse_equal())
-            .with("length_ratio", l.length_ratio()))
+        let norm = self.learner.norm(&grads)?;
+        self.pulse.feel(&[l.loss.value(), &norm])?;
+        self.learner.update(&grads, &self.pulse.gate(&norm)?, lr, step)?;
+        let summary = l.summary();
+        let named = move |seen: &[f64]| {
+            let names = ["mse", "mse_equal_times", "length_ratio"].map(String::from);
+            names.into_iter().zip(summary.of(seen)).collect()
+        };
+        Numbers::new(lr, l.loss.value()).one("grad_norm", &norm).many(l.seen(), named).send()
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
@@ -168,6 +173,7 @@ impl Stage for MeanFlowStage<'_> {
         self.params.place(device)?;
         self.learner.place(device)?;
         self.stats = self.stats.on(device)?;
+        self.pulse = Pulse::on(device)?;
         self.device = device.clone();
         Ok(())
     }

@@ -18,6 +18,7 @@ pub mod log;
 pub mod meanflow;
 pub mod memory;
 pub mod msvq;
+pub mod numbers;
 pub mod pipeline;
 pub mod place;
 pub mod progress;

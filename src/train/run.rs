@@ -9,6 +9,7 @@ use super::checkpoint::{self, Checkpoint, Meta};
 use super::interrupt::Interrupt;
 use super::log::{Log, StepLog};
 use super::memory;
+use super::numbers::Pending;
 use super::progress::Progress;
 use crate::config::{Config, StageConfig};
 use crate::device::Device;
@@ -23,9 +24,10 @@ pub trait Stage {
     /// The stage's name, as in the configuration.
     fn name(&self) -> &'static str;
 
-    /// Takes 0-based `step`. When loss or gradient norm is not finite the step reports it and
-    /// leaves the state as it was, so that [`Stage::diagnose`] can look for the cause.
-    fn step(&mut self, step: u64) -> Result<StepLog>;
+    /// Takes 0-based `step` without waiting for its numbers. When loss or gradient norm is not
+    /// finite, neither this step nor a later one changes a weight, so that [`Stage::diagnose`] can
+    /// look for the cause when the numbers are known.
+    fn step(&mut self, step: u64) -> Result<Pending>;
 
     /// Everything that a later step reads: weights, moments, running means, statistics.
     fn state(&self) -> Result<BTreeMap<String, Tensor>>;
@@ -94,45 +96,70 @@ pub fn run(stage: &mut dyn Stage, plan: &Plan) -> Result<Summary> {
     }
     stage.place(plan.device)?;
     let first = start(stage, plan)?;
-    let mut log = Log::open(&plan.dir.join("log.jsonl"), first)?;
-    let mut progress = Progress::new(stage.name(), plan.stage.steps, first);
-    let mut last = None;
-    let mut saved = first;
+    let log = Log::open(&plan.dir.join("log.jsonl"), first)?;
+    let progress = Progress::new(stage.name(), plan.stage.steps, first);
+    let mut told = Told { plan, log, progress, ahead: None, last: None };
     for step in first..plan.stage.steps {
-        let entry = take(stage, step)?;
+        let taken = stage.step(step).within(place(stage, step));
+        // While the device works on this step, what the one before had to say.
+        told.settle(stage)?;
+        let taken = taken?;
         let done = step + 1;
         let is_last = done == plan.stage.steps;
-        if step.is_multiple_of(plan.stage.log_every) || is_last {
-            log.write(step, &entry)?;
-        }
-        progress.update(done, &format!("loss {:.4}", entry.loss));
         let stop = plan.interrupt.is_raised() && !is_last;
-        if stop || is_last || done.is_multiple_of(plan.stage.checkpoint_every) {
-            log.sync()?;
+        let saves = stop || is_last || done.is_multiple_of(plan.stage.checkpoint_every);
+        let waits = !taken.is_here() && !saves;
+        told.ahead = Some((step, taken));
+        if !waits {
+            told.settle(stage)?;
+        }
+        if saves {
+            told.log.sync()?;
             save(stage, plan, done)?;
-            saved = done;
         }
         if stop {
-            progress.finish();
-            let what = format!("{} is saved at step {saved}; --resume goes on", stage.name());
+            told.progress.finish();
+            let what = format!("{} is saved at step {done}; --resume goes on", stage.name());
             return Err(Error::Interrupted { resume: what });
         }
-        last = Some(entry);
     }
+    let (progress, last) = (told.progress, told.last);
     progress.finish();
     Ok(Summary { taken: plan.stage.steps.saturating_sub(first), seconds: progress.seconds(), last })
 }
 
-/// One step, or the error that says which value went bad first.
-fn take(stage: &mut dyn Stage, step: u64) -> Result<StepLog> {
-    let place = format!("{}: step {step}", stage.name());
-    let entry = stage.step(step).within(&place)?;
-    if let Some(bad) = entry.not_finite().map(str::to_string) {
-        stage.diagnose(step).within(&place)?;
-        let error = Error::NotFinite { place: bad, count: 1, len: 1, first: 0 };
-        return Err(error).within(place);
+/// What a run has told so far.
+struct Told<'a> {
+    plan: &'a Plan<'a>,
+    log: Log,
+    progress: Progress,
+    /// The newest step, of which nothing is told yet.
+    ahead: Option<(u64, Pending)>,
+    last: Option<StepLog>,
+}
+
+impl Told<'_> {
+    /// Tells the newest step, or the error that says which of its values went bad first.
+    fn settle(&mut self, stage: &mut dyn Stage) -> Result<()> {
+        let Some((step, pending)) = self.ahead.take() else { return Ok(()) };
+        let entry = pending.read().within(place(stage, step))?;
+        if let Some(bad) = entry.not_finite().map(str::to_string) {
+            stage.diagnose(step).within(place(stage, step))?;
+            let error = Error::NotFinite { place: bad, count: 1, len: 1, first: 0 };
+            return Err(error).within(place(stage, step));
+        }
+        let done = step + 1;
+        if step.is_multiple_of(self.plan.stage.log_every) || done == self.plan.stage.steps {
+            self.log.write(step, &entry)?;
+        }
+        self.progress.update(done, &format!("loss {:.4}", entry.loss));
+        self.last = Some(entry);
+        Ok(())
     }
-    Ok(entry)
+}
+
+fn place(stage: &dyn Stage, step: u64) -> String {
+    format!("{}: step {step}", stage.name())
 }
 
 fn save(stage: &dyn Stage, plan: &Plan, step: u64) -> Result<()> {
@@ -170,7 +197,8 @@ fn tell_changes(config: &Config, loaded: &Checkpoint) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::{Purpose, Stream};
+    use crate::tensor::{DType, Purpose, Remote, Stream};
+    use std::sync::{Arc, Mutex};
 
     /// Follows a random target; its weights depend on every step taken.
     struct Toy {
@@ -190,9 +218,9 @@ mod tests {
             "toy"
         }
 
-        fn step(&mut self, step: u64) -> Result<StepLog> {
+        fn step(&mut self, step: u64) -> Result<Pending> {
             if step == self.spoil_at {
-                return Ok(StepLog::new(f64::NAN, 0.1));
+                return Ok(StepLog::new(f64::NAN, 0.1).into());
             }
             if let Some((_, flag)) = self.raise_at.as_ref().filter(|(at, _)| *at == step) {
                 flag.raise();
@@ -203,7 +231,7 @@ mod tests {
                 loss += f64::from((*w - t).powi(2));
                 *w += 0.1 * (t - *w);
             }
-            Ok(StepLog::new(loss, 0.1).with("w0", f64::from(self.weights[0])))
+            Ok(StepLog::new(loss, 0.1).with("w0", f64::from(self.weights[0])).into())
         }
 
         fn state(&self) -> Result<BTreeMap<String, Tensor>> {
@@ -256,6 +284,76 @@ mod tests {
             }
         }
         assert_eq!(go(&mut Toy::new(), &whole, true).unwrap().taken, 0);
+    }
+
+    /// A loss on a device, which notes when it is asked for.
+    #[derive(Debug)]
+    struct Late {
+        step: u64,
+        notes: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Remote for Late {
+        fn dtype(&self) -> DType {
+            DType::F32
+        }
+        fn len(&self) -> usize {
+            1
+        }
+        fn fetch(&self) -> Result<Tensor> {
+            self.notes.lock().unwrap().push(format!("read {}", self.step));
+            Tensor::new(vec![self.step as f32], [1])
+        }
+        fn as_any(&self) -> &dyn std::any::Any {
+            self
+        }
+        fn into_any(self: Box<Self>) -> Box<dyn std::any::Any> {
+            self
+        }
+    }
+
+    /// Steps whose losses are late.
+    struct Distant(Arc<Mutex<Vec<String>>>);
+
+    impl Stage for Distant {
+        fn name(&self) -> &'static str {
+            "distant"
+        }
+        fn step(&mut self, step: u64) -> Result<Pending> {
+            self.0.lock().unwrap().push(format!("step {step}"));
+            let loss = Tensor::away(Late { step, notes: self.0.clone() }, [1])?;
+            Pending::of(0.1, loss)
+        }
+        fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+            self.0.lock().unwrap().push("save".to_string());
+            Ok(BTreeMap::new())
+        }
+        fn restore(&mut self, _: BTreeMap<String, Tensor>) -> Result<()> {
+            Ok(())
+        }
+        fn place(&mut self, _: &Device) -> Result<()> {
+            Ok(())
+        }
+        fn diagnose(&mut self, _: u64) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A step's numbers are read when the next is under way, and before its state is saved.
+    #[test]
+    fn a_step_is_not_waited_for_before_the_next_has_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Arc::default();
+        let config = Config::tier("t0").unwrap();
+        let stage =
+            StageConfig { steps: 4, log_every: 1, checkpoint_every: 3, ..StageConfig::default() };
+        let (interrupt, device, dir) = (Interrupt::default(), &Device::Cpu, dir.path());
+        let plan = Plan { config: &config, stage: &stage, dir, resume: false, interrupt, device };
+        let summary = run(&mut Distant(Arc::clone(&notes)), &plan).unwrap();
+        let want = "step 0, step 1, read 0, step 2, read 1, read 2, save, step 3, read 3, save";
+        assert_eq!(notes.lock().unwrap().join(", "), want);
+        assert_eq!(summary.last, Some(StepLog::new(3.0, 0.1)));
+        assert_eq!(crate::train::log::read(&dir.join("log.jsonl")).unwrap().len(), 4);
     }
 
     #[test]

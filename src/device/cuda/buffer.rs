@@ -6,7 +6,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use super::Queue;
+use super::{Queue, Sent};
 use crate::device::kernel::{Element, Slice, SliceMut};
 use crate::error::Result;
 
@@ -104,6 +104,17 @@ impl<T: Element> Buffer<T> {
             false => self.queue.download(self.address, bytemuck::cast_slice_mut(&mut data))?,
         }
         Ok(data)
+    }
+}
+
+impl<T: Element> Buffer<T> {
+    /// Begins to copy the elements to the host, after the commands before; `None` where there are
+    /// none, or more than fit a pinned block.
+    ///
+    /// # Errors
+    /// As [`Buffer::read`].
+    pub fn send(&self) -> Result<Option<Sent>> {
+        self.queue.send(self.address, self.len * size_of::<T>())
     }
 }
 

@@ -18,6 +18,7 @@ pub use buffer::Buffer;
 pub use event::Event;
 pub use graph::Graph;
 pub use queue::{Launch, Queue};
+pub use staging::Sent;
 
 use std::collections::HashMap;
 use std::ffi::CStr;

@@ -7,7 +7,8 @@
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
-use std::sync::PoisonError;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -24,6 +25,8 @@ const BLOCKS: usize = 4;
 #[derive(Default)]
 pub(super) struct Staging {
     blocks: Vec<Block>,
+    /// Blocks of copies that were sent and have been read.
+    idle: Vec<Block>,
     /// Uses so far, to tell which block has waited longest.
     uses: u64,
     /// Whether the system has refused a block.
@@ -178,6 +181,39 @@ impl Queue {
         Ok(())
     }
 
+    /// Begins a copy from the GPU, after the commands before, which the host reads when it likes;
+    /// `None` where it is empty or too long for one block.
+    pub(super) fn send(&self, from: u64, bytes: usize) -> Result<Option<Sent>> {
+        if bytes == 0 || bytes > BLOCK {
+            return Ok(None);
+        }
+        self.ready_to_copy()?;
+        let tried = |e| failed(e, "copying from the GPU".into(), self.advice());
+        let mut staging = self.staging().lock().unwrap_or_else(PoisonError::into_inner);
+        let block = match staging.idle.pop() {
+            Some(block) => block,
+            None if staging.refused => return Ok(None),
+            None => match Block::new(self.gpu()) {
+                Ok(block) => block,
+                Err(_) => {
+                    staging.refused = true;
+                    return Ok(None);
+                }
+            },
+        };
+        drop(staging);
+        let mut sent = Sent { queue: self.clone(), block: Mutex::new(Some(block)) };
+        let held = sent.block.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = held {
+            // SAFETY: the buffer holds these bytes, and nobody looks at the block until `done`.
+            let copied =
+                unsafe { result::memcpy_dtoh_async(block.bytes(bytes), from, self.stream()) };
+            copied.map_err(tried)?;
+            block.done.record(self.stream()).map_err(tried)?;
+        }
+        Ok(Some(sent))
+    }
+
     /// Copies a block that a download has filled to where it belongs; whether there was one.
     fn land(&self, staging: &mut Staging, part: Option<(usize, &mut [u8])>) -> Result<bool> {
         let Some((block, part)) = part.and_then(|(i, p)| Some((staging.blocks.get_mut(i)?, p)))
@@ -203,5 +239,46 @@ impl Queue {
                 Err(Error::data(what, "write before the recording, read after it"))
             }
         }
+    }
+}
+
+/// A copy from the GPU that was begun. Its block goes back to the queue in the end.
+pub struct Sent {
+    queue: Queue,
+    block: Mutex<Option<Block>>,
+}
+
+impl Sent {
+    /// The first `len` elements; waits for the copy, and for nothing after it.
+    ///
+    /// # Errors
+    /// What went wrong before it; more elements than a block holds.
+    pub fn read<T: bytemuck::Pod>(&self, len: usize) -> Result<Vec<T>> {
+        self.queue.bind()?;
+        self.queue.count_fetch();
+        let mut data = vec![T::zeroed(); len];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut data);
+        self.queue.holds("reading what was sent", bytes.len(), BLOCK)?;
+        let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = &mut *block {
+            block.done.wait().map_err(|e| self.queue.late(e))?;
+            bytes.copy_from_slice(block.bytes(bytes.len()));
+        }
+        Ok(data)
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        let block = self.block.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let mut staging = self.queue.staging().lock().unwrap_or_else(PoisonError::into_inner);
+        // A later copy into it comes after this one in the queue.
+        staging.idle.extend(block);
+    }
+}
+
+impl fmt::Debug for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a copy from {:?}", self.queue)
     }
 }

@@ -5,7 +5,7 @@
 //! carries it back. So the adversarial part can be weighed against it at the decoder's last layer
 //! (VQGAN's adaptive weight) without a second pass through the decoder.
 
-use crate::autograd::{Params, Pass, Var};
+use crate::autograd::{Gradients, Params, Pass, Var};
 use crate::config::{MsvqLossConfig, StageConfig};
 use crate::device::Device;
 use crate::error::Result;
@@ -142,13 +142,12 @@ impl Adversary {
         self.learner.place(device)
     }
 
-    /// One hinge step of the discriminator; returns its loss.
-    pub fn learn(&mut self, real: &Tensor, fake: &Tensor, lr: f64, n: u64) -> Result<Tensor> {
+    /// The hinge loss of the discriminator, and its gradients.
+    pub fn hinge(&self, real: &Tensor, fake: &Tensor) -> Result<(Tensor, Gradients)> {
         let p = Pass::tape().training(&self.params);
         let loss = self.net.hinge(&p, &real.clone().into(), &fake.clone().into())?;
         let grads = p.backward(&loss)?;
-        self.learner.update(&grads, lr, n)?;
-        Ok(loss.into_value())
+        Ok((loss.into_value(), grads))
     }
 }
 

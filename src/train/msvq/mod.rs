@@ -27,9 +27,9 @@ use crate::tensor::{Purpose, Stream, Tensor};
 use crate::train::Stage;
 use crate::train::kmeans::kmeans;
 use crate::train::learner::Learner;
-use crate::train::log::StepLog;
+use crate::train::numbers::{Numbers, Pending, Pulse};
 use crate::train::schedule::{learning_rate, ramp};
-use book::{Pool, Usage, revive};
+use book::{Pool, Usage};
 use loss::{Adversary, AtImage, add, pixel_loss};
 
 /// Images of the fixed held-out batch.
@@ -50,6 +50,7 @@ pub struct MsvqStage {
     params: Params,
     model: Msvq,
     learner: Learner,
+    pulse: Pulse,
     adversary: Option<Adversary>,
     usage: Usage,
     images: Vec<Rgb>,
@@ -101,6 +102,7 @@ impl MsvqStage {
             params,
             model,
             learner,
+            pulse: Pulse::new(),
             adversary,
             images,
             device: Device::Cpu,
@@ -210,37 +212,40 @@ impl MsvqStage {
             let book = kmeans(&vectors, self.config.vocab, KMEANS_ROUNDS, self.seed)?;
             self.model.book().set(self.device.put(&book)?)?;
         }
-        let all: Vec<usize> = (0..self.config.vocab).collect();
-        self.learner.forget_rows(self.model.book(), &all)
+        self.learner.forget(self.model.book())
     }
 
-    /// Counts the codes of a step, and moves unused ones when it is time. Returns how many moved.
-    fn tend_book(&mut self, step: u64, q: &Quantised) -> Result<usize> {
+    /// Counts the codes of a step, and moves unused ones when it is time. Returns what is told of
+    /// the book.
+    fn tend_book(&mut self, step: u64, q: &Quantised) -> Result<Tensor> {
         let n = step - self.config.warmup_steps;
         self.usage.count(&q.tokens, n)?;
         let every = self.config.restart_every;
         let late = step as f64 >= RESTART_UNTIL * self.stage.steps as f64;
-        if every == 0 || late || !(n + 1).is_multiple_of(every) {
-            return Ok(0);
-        }
+        let stays = every == 0 || late || !(n + 1).is_multiple_of(every);
+        let moved = if stays { None } else { Some(self.move_codes(step, q)?) };
+        self.usage.health(moved.as_ref())
+    }
+
+    /// Moves unused codes onto vectors that scales quantise now; returns for each code the row it
+    /// moved to.
+    fn move_codes(&mut self, step: u64, q: &Quantised) -> Result<Tensor> {
         let draws = Stream::new(self.seed, step, u16::MAX, Purpose::Codebook);
+        let vectors = q.vectors()?;
+        let rows = vectors.shape().matrix().0;
         let below = self.config.restart_below;
-        let old = self.model.book().value();
-        let (book, moved) = revive(&old, &mut self.usage, &q.residuals, below, &draws)?;
-        if !moved.is_empty() {
-            self.model.book().set(self.device.put(&book)?)?;
-            self.learner.forget_rows(self.model.book(), &moved)?;
-        }
-        Ok(moved.len())
+        let moved = self.usage.revive(rows, below, draws, self.pulse.value())?;
+        self.learner.replace_rows(self.model.book(), &vectors, &moved)?;
+        Ok(moved)
     }
 
     /// Adds the numbers of the held-out batch, taken with the running mean of the weights.
-    fn held_out(&self, step: u64, log: StepLog) -> Result<StepLog> {
+    fn held_out(&self, step: u64, log: Numbers) -> Result<Numbers> {
         let Some(held) = &self.held else { return Ok(log) };
         let wanted = self.device.put(held)?;
         let quantises = self.quantises(step);
         let (psnr, similarity) = self.learner.averaged(|| self.score(&wanted, quantises))?;
-        Ok(log.with("val_psnr", psnr).with("val_ms_ssim", similarity))
+        Ok(log.known("val_psnr", psnr).known("val_ms_ssim", similarity))
     }
 
     /// (PSNR in dB, MS-SSIM) of reconstructions of images [B, S, S, 3], means over the batch.
@@ -256,6 +261,14 @@ impl MsvqStage {
         let similarity = ms_ssim(&p, &x, &y, scales, Border::Valid)?;
         Ok((psnr(&image, wanted)?, similarity.value().item()?))
     }
+}
+
+/// What is told of a code book, of its health [K + 2].
+fn told(health: &[f64]) -> Vec<(String, f64)> {
+    let (scales, rest) = health.split_at(health.len().saturating_sub(2));
+    let counts = ["live", "moved"].map(String::from).into_iter().zip(rest.iter().copied()).rev();
+    let scales = scales.iter().enumerate().map(|(k, &p)| (format!("perplexity_{}", k + 1), p));
+    counts.chain(scales).collect()
 }
 
 /// Mean over images [B, ..] in [-1, 1] of the peak signal-to-noise ratio in dB.
@@ -275,44 +288,44 @@ impl Stage for MsvqStage {
         "msvq"
     }
 
-    fn step(&mut self, step: u64) -> Result<StepLog> {
+    fn step(&mut self, step: u64) -> Result<Pending> {
         let first = step == self.config.warmup_steps && !self.config.decoder_only;
         if first && self.config.kmeans_vectors > 0 {
             self.fill_book(step)?;
         }
         let wanted = self.batch(step)?;
-        let fights = self.gan_ramp(step).is_some();
         let Forward { pass, root, pixels, image, quantised } =
             self.forward(step, &wanted, false)?;
         let grads = pass.backward(&root)?;
         let lr = learning_rate(&self.stage, step);
-        let norm = self.learner.update(&grads, lr, step)?;
-        let mut more: Vec<(&str, &Tensor)> = vec![("grad_norm", &norm)];
-        more.extend(pixels.parts.iter().map(|(name, value)| (*name, value)));
+        let norm = self.learner.norm(&grads)?;
         let mut loss = pixels.total.clone();
+        let mut parts = pixels.parts;
         if let Some(q) = &quantised {
             loss = call(&Axpy { alpha: self.config.loss.vq }, &[&loss, q.loss.value()])?;
-            more.push(("vq", q.loss.value()));
+            parts.push(("vq", q.loss.value().clone()));
         }
-        let mut log = StepLog::fetched(lr, &loss, &more)?;
-        if log.not_finite().is_some() {
-            return Ok(log);
+        let hinge = match (&self.adversary, self.gan_ramp(step)) {
+            (Some(adversary), Some(_)) => Some(adversary.hinge(&wanted, &image)?),
+            _ => None,
+        };
+        parts.extend(hinge.iter().map(|(loss, _)| ("disc", loss.clone())));
+        let felt = [&loss, &norm].into_iter().chain(parts.iter().map(|(_, value)| value));
+        self.pulse.feel(&felt.collect::<Vec<_>>())?;
+        self.learner.update(&grads, &self.pulse.gate(&norm)?, lr, step)?;
+        if let (Some(adversary), Some((_, grads))) = (&mut self.adversary, &hinge) {
+            let norm = self.pulse.gate(&adversary.learner.norm(grads)?)?;
+            adversary.learner.update(grads, &norm, lr, step)?;
         }
-        if let (Some(adversary), true) = (&mut self.adversary, fights) {
-            log = log.with("disc", adversary.learn(&wanted, &image, lr, step)?.item()?);
-        }
+        let mut numbers = Numbers::new(lr, &loss).one("grad_norm", &norm);
+        numbers = parts.iter().fold(numbers, |n, (name, value)| n.one(name, value));
         if let Some(q) = &quantised {
-            let moved = self.tend_book(step, q)?;
-            log = log.with("moved", moved as f64);
-            log = log.with("live", self.usage.live() as f64);
-            for (k, value) in self.usage.perplexities().into_iter().enumerate() {
-                log = log.with(format!("perplexity_{}", k + 1), value);
-            }
+            numbers = numbers.many(&self.tend_book(step, q)?, told);
         }
         let last = step + 1 == self.stage.steps;
         match last || step.is_multiple_of(self.stage.checkpoint_every) {
-            true => self.held_out(step, log),
-            false => Ok(log),
+            true => self.held_out(step, numbers)?.send(),
+            false => numbers.send(),
         }
     }
 
@@ -321,7 +334,7 @@ impl Stage for MsvqStage {
         if let Some(adversary) = &self.adversary {
             state.extend(adversary.learner.state("disc.")?);
         }
-        state.insert("usage".into(), self.usage.tensor()?);
+        state.insert("usage".into(), self.usage.tensor());
         Ok(state)
     }
 
@@ -343,6 +356,8 @@ impl Stage for MsvqStage {
         self.params.place(device)?;
         self.learner.place(device)?;
         self.adversary.iter_mut().try_for_each(|a| a.place(device))?;
+        self.usage.place(device)?;
+        self.pulse = Pulse::on(device)?;
         self.device = device.clone();
         Ok(())
     }
