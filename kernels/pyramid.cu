@@ -1,53 +1,15 @@
 // The residual pyramid of the quantiser (src/ops/pyramid.rs): all scales of a tile by one block,
 // what is left to quantise never leaving its registers.
 //
-// A warp has every sixteenth pixel, a lane a channel. Scale after scale: pool the rest, find codes,
-// enlarge them, convolve, subtract; one map in shared memory carries what neighbours must see.
+// Scale after scale: pool the rest, find codes, enlarge them, convolve, subtract.
 #include "lib/nearest.cuh"
-
-constexpr int PIXELS = 256;
-constexpr int WARPS = 16;
-constexpr int EACH = PIXELS / WARPS;   // Pixels of a thread.
-constexpr int GROUP = 4;               // Of those, how many a filter's weight meets at a time.
+#include "lib/pyramid.cuh"
 
 struct Chip {
     alignas(16) float map[PIXELS * WARP];
     Tiles<WARPS> tiles;
     int codes[PIXELS];
-};
-
-// Calls f(slot, pixel) for this warp's pixels below `count`.
-template <class F>
-__device__ __forceinline__ void each_pixel(unsigned count, F f) {
-#pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-        const unsigned pixel = i * WARPS + threadIdx.x / WARP;
-        if (pixel < count) f(i, pixel);
-    }
-}
-
-// The cubic convolution kernel (A = -3/4) at a distance in [0, 2].
-__device__ __forceinline__ float cubic(float x) {
-    return x <= 1.0f ? fmaf(fmaf(1.25f, x, -2.25f) * x, x, 1.0f)
-                     : fmaf(fmaf(fmaf(-0.75f, x, 3.75f), x, -6.0f), x, 3.0f);
-}
-
-// Four taps of an axis: their places, clamped to the border, and weights.
-struct Taps {
-    unsigned at[4];
-    float weight[4];
-
-    __device__ __forceinline__ Taps(unsigned i, unsigned from, unsigned to) {
-        const float centre = (i + 0.5f) * from / to - 0.5f, below = floorf(centre);
-        const float t = centre - below;
-        const float far[4] = {1.0f + t, t, 1.0f - t, 2.0f - t};
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            const int place = static_cast<int>(below) + k - 1;
-            at[k] = min(max(place, 0), static_cast<int>(from) - 1);
-            weight[k] = cubic(far[k]);
-        }
-    }
+    Line lines[MOST];
 };
 
 // The mean over a cell of the side x side map: cell (row, col) of p x p.
@@ -61,24 +23,6 @@ __device__ __forceinline__ float pooled(
         for (unsigned c = left; c < right; ++c) sum += map[(r * side + c) * width + lane];
     }
     return sum / static_cast<float>((bottom - top) * (right - left));
-}
-
-// A pixel of the side x side map that the p x p map becomes.
-__device__ __forceinline__ float enlarged(
-    const float* map, unsigned pixel, unsigned p, unsigned side, unsigned width, unsigned lane) {
-    const Taps rows(pixel / side, p, side), cols(pixel % side, p, side);
-    float sum = 0.0f;
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-        float line = 0.0f;
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-            const float v = map[(rows.at[r] * p + cols.at[c]) * width + lane];
-            line = fmaf(cols.weight[c], v, line);
-        }
-        sum = fmaf(rows.weight[r], line, sum);
-    }
-    return sum;
 }
 
 // Calls f(slot, convolution) for this thread's pixels: the lane's filter `w` [9, width] over the
@@ -126,9 +70,58 @@ __device__ __forceinline__ void convolve(
     }
 }
 
+// Walks through the scales of the map f, writes its codes to `own`, takes the first `kept` scales
+// from the rest and calls left(scale, slot, pixel, rest) after each scale.
+template <class F>
+__device__ __forceinline__ void walk(Chip& chip, const Pyramid& of, int* own, const float* f,
+                                     const float* book, const float* w, const float* bias,
+                                     unsigned codes, unsigned kept, bool cosine, F left) {
+    const unsigned lane = threadIdx.x % WARP, wide = of.width, all = of.pixels();
+    const bool live = lane < wide;
+    float rest[EACH] = {};
+    each_pixel(all, [&](int i, unsigned pixel) {
+        if (live) rest[i] = f[pixel * wide + lane];
+    });
+    for (unsigned k = 0; k < of.scales; ++k) {
+        const unsigned p = of.sides.side(k), cells = p * p;
+        float held[EACH] = {};
+        put(chip.map, rest, all, wide);
+        each_pixel(all, [&](int i, unsigned) { held[i] = rest[i]; });
+        each_pixel(cells, [&](int i, unsigned cell) {
+            if (live && p != of.side) held[i] = pooled(chip.map, cell, p, of.side, wide, lane);
+        });
+        put(chip.map, held, cells, wide);
+        for (unsigned row = 0; row < cells; row += chip.tiles.ROWS) {
+            nearest_rows(chip.tiles, chip.map, book, row, cells, codes, wide, cosine,
+                         [&](unsigned at, int code) { chip.codes[at] = own[at] = code; });
+        }
+        __syncthreads();
+        raise(held, chip.map, chip.lines, chip.codes, book, of, p);
+        if (of.filters == 0) {
+            each_pixel(all, [&](int i, unsigned) {
+                if (k < kept) rest[i] -= held[i];
+            });
+        } else if (live) {
+            const unsigned filter = of.phi(k) * wide + lane;
+            const float* own_w = w + filter * 9 * wide;
+            const auto take = [&](int i, float sum) {
+                const float h = fmaf(of.share, sum, of.keep * held[i]);
+                if (k < kept) rest[i] -= h;
+            };
+            if (wide % 4 == 0 && aligned(w)) {
+                convolve<4>(chip.map, own_w, bias[filter], of.side, wide, take);
+            } else {
+                convolve<1>(chip.map, own_w, bias[filter], of.side, wide, take);
+            }
+        }
+        each_pixel(all, [&](int i, unsigned pixel) {
+            if (live) left(k, pixel, rest[i]);
+        });
+        own += cells;
+    }
+}
+
 // quantise_pyramid_fwd: the codes of all scales of each map, -1 where a vector has no nearest code.
-// Scale k has the side that byte k of `sides` says, and the convolution that digit k of `phis`
-// does; what it takes from the rest is keep * up + share * (convolution of up).
 //   floor  bytes = 4*(batch*side*side*width + codes*width + filters*width*(9*width + 1)
 //            + batch*tokens);
 //          flops = batch*(max(2*tokens*codes*width, 1280*scales*ceil(width, 4)*ceil(codes, 32))
@@ -151,61 +144,45 @@ __global__ void __launch_bounds__(512, 1) quantise_pyramid_fwd(
     unsigned long long sides0, unsigned long long sides1, unsigned long long phis, float keep,
     float share, bool cosine) {
     __shared__ Chip chip;
-    const unsigned lane = threadIdx.x % WARP, across = side, wide = width, all = across * across;
-    const bool live = lane < wide;
+    const Pyramid of = {static_cast<unsigned>(side),   static_cast<unsigned>(width),
+                        static_cast<unsigned>(scales), static_cast<unsigned>(filters),
+                        {sides0, sides1}, phis, keep, share};
     for (unsigned b = blockIdx.x; b < static_cast<unsigned>(batch); b += gridDim.x) {
-        float rest[EACH] = {};
-        each_pixel(all, [&](int i, unsigned pixel) {
-            if (live) rest[i] = f[(b * all + pixel) * wide + lane];
-        });
-        int* own = y + b * tokens;
-        for (int k = 0; k < scales; ++k) {
-            const unsigned long long sides = k < 8 ? sides0 : sides1;
-            const unsigned p = sides >> (8 * (k % 8)) & 0xff, cells = p * p;
-            const unsigned phi = phis >> (4 * k) & 0xf;
-            float held[EACH] = {};
-            const auto put = [&](unsigned count) {
-                __syncthreads();
-                each_pixel(count, [&](int i, unsigned at) {
-                    if (live) chip.map[at * wide + lane] = held[i];
-                });
-                __syncthreads();
-            };
-            each_pixel(all, [&](int i, unsigned) { held[i] = rest[i]; });
-            put(all);
-            each_pixel(cells, [&](int i, unsigned cell) {
-                if (live && p != across) held[i] = pooled(chip.map, cell, p, across, wide, lane);
-            });
-            put(cells);
-            for (unsigned row = 0; row < cells; row += chip.tiles.ROWS) {
-                nearest_rows(chip.tiles, chip.map, book, row, cells, codes, wide, cosine,
-                             [&](unsigned at, int code) { chip.codes[at] = own[at] = code; });
-            }
-            __syncthreads();
-            each_pixel(cells, [&](int i, unsigned cell) {
-                const int code = chip.codes[cell];
-                if (live) held[i] = code < 0 ? not_a_number() : book[code * wide + lane];
-            });
-            put(cells);
-            each_pixel(all, [&](int i, unsigned pixel) {
-                if (live && p != across) held[i] = enlarged(chip.map, pixel, p, across, wide, lane);
-            });
-            put(all);
-            if (filters == 0) {
-                each_pixel(all, [&](int i, unsigned) { rest[i] -= held[i]; });
-            } else if (live) {
-                const unsigned filter = phi * wide + lane;
-                const float* filter_w = w + filter * 9 * wide;
-                const auto take = [&](int i, float sum) {
-                    rest[i] -= fmaf(share, sum, keep * held[i]);
-                };
-                if (wide % 4 == 0 && aligned(w)) {
-                    convolve<4>(chip.map, filter_w, bias[filter], across, wide, take);
-                } else {
-                    convolve<1>(chip.map, filter_w, bias[filter], across, wide, take);
-                }
-            }
-            own += cells;
-        }
+        walk(chip, of, y + b * tokens, f + b * of.pixels() * of.width, book, w, bias, codes,
+             of.scales, cosine, [](unsigned, unsigned, float) {});
+    }
+}
+
+// quantise_rests_fwd: what each scale leaves of each map, and the codes of all scales, -1 where a
+// vector has no nearest code. A map keeps its first `kept` scales; later ones take nothing away.
+//   floor  bytes = 4*(batch*side*side*width*(1 + scales) + codes*width
+//            + filters*width*(9*width + 1) + batch*tokens + batch);
+//          flops = batch*(max(2*tokens*codes*width, 1280*scales*ceil(width, 4)*ceil(codes, 32))
+//            + 2*min(filters, 1)*scales*width*width*(3*side - 2)*(3*side - 2))
+//   plan   as quantise_pyramid_fwd, the rest written after each scale
+//   slack  200 for width/4*4 >= width; 700 beyond (as quantise_pyramid_fwd)
+//   bits   as quantise_pyramid_fwd
+__global__ void __launch_bounds__(512, 1) quantise_rests_fwd(
+    float*       __restrict__ y,       // [batch, scales, side*side, width]
+    int*         __restrict__ found,   // [batch, tokens]
+    const float* __restrict__ f,       // [batch, side*side, width]
+    const float* __restrict__ book,    // [codes, width]
+    const float* __restrict__ w,       // [filters*width, 9*width]
+    const float* __restrict__ bias,    // [filters*width]
+    const int*   __restrict__ kept,    // [batch]
+    int batch, int side, int width, int codes, int tokens, int scales, int filters,
+    unsigned long long sides0, unsigned long long sides1, unsigned long long phis, float keep,
+    float share, bool cosine) {
+    __shared__ Chip chip;
+    const Pyramid of = {static_cast<unsigned>(side),   static_cast<unsigned>(width),
+                        static_cast<unsigned>(scales), static_cast<unsigned>(filters),
+                        {sides0, sides1}, phis, keep, share};
+    const unsigned map = of.pixels() * of.width, lane = threadIdx.x % WARP;
+    for (unsigned b = blockIdx.x; b < static_cast<unsigned>(batch); b += gridDim.x) {
+        float* own = y + b * of.scales * map;
+        walk(chip, of, found + b * tokens, f + b * map, book, w, bias, codes, max(kept[b], 0),
+             cosine, [&](unsigned k, unsigned pixel, float rest) {
+                 own[k * map + pixel * of.width + lane] = rest;
+             });
     }
 }

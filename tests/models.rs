@@ -116,13 +116,25 @@ fn rest_plus_f_hat_is_f_at_every_scale() {
     let keep = [q.scales(); 2];
     let trained = q.quantise(&Pass::eval(), &f.clone().into(), &keep).unwrap();
     assert!(largest_difference(trained.latent.value(), &sums[2]) < 1e-5);
+    let vectors = q.vectors(&trained).unwrap().reshape([2, 1 + 9 + 64, 4]).unwrap();
     // What scale k + 1 quantised is the pooled rest, and rest = f - f_k.
     for k in 1..q.scales() {
         let rest: Vec<f32> =
             f.f32s().unwrap().iter().zip(sums[k - 1].f32s().unwrap()).map(|(f, s)| f - s).collect();
         let rest = Tensor::new(rest, f.shape()).unwrap();
         let pooled = q.pool(k, &rest).unwrap();
-        assert!(largest_difference(&pooled, &trained.residuals[k]) < 1e-5, "scale {}", k + 1);
+        let own: Vec<f32> = (0..2)
+            .flat_map(|b| {
+                vectors.rows(b, 1).unwrap().into_f32s().unwrap().split_off(4 * q.offset(k))
+            })
+            .collect();
+        let of = |b: usize| {
+            let n = pooled.len() / 2;
+            let first = b * own.len() / 2;
+            own[first..first + n].to_vec()
+        };
+        let wanted = Tensor::new([of(0), of(1)].concat(), pooled.shape()).unwrap();
+        assert!(largest_difference(&pooled, &wanted) < 1e-5, "scale {}", k + 1);
     }
 }
 
@@ -181,6 +193,47 @@ fn vq_loss_gradient_equals_finite_differences_on_book_and_phi() {
         }
     }
     assert!(seen > 15, "only {seen} derivatives were not zero");
+}
+
+/// The walk through the scales as one op, which a GPU takes in training, and its gradients.
+#[test]
+fn quantising_at_once_is_quantising_scale_by_scale() {
+    for (lookup, phi) in [(Lookup::L2, 2), (Lookup::Cosine, 0)] {
+        let (model, params) = tokenizer(&MsvqConfig { lookup, phi, ..tiny() });
+        params.cast(DType::F64).unwrap();
+        let f = noise(&[3, 8, 8, 4], 4).cast(DType::F64);
+        let g = noise(&[3, 8, 8, 4], 6).cast(DType::F64);
+        let q = model.quantiser();
+        let run = |at_once: bool| {
+            let pass = Pass::tape().training(&params);
+            let f = pass.leaf(f.clone());
+            // The second sample stops after the first scale.
+            let keep = [3, 1, 3];
+            let of = match at_once {
+                true => q.quantise_at_once(&pass, &f, &keep).unwrap(),
+                false => q.quantise(&pass, &f, &keep).unwrap(),
+            };
+            let vectors = q.vectors(&of).unwrap();
+            let read = pass.op(genevar::ops::elementwise::Mul, &[&of.latent, &g.clone().into()]);
+            let sum = genevar::models::discriminator::mean(&pass, &read.unwrap()).unwrap();
+            let total = pass.op(genevar::ops::elementwise::ADD, &[&sum, &of.loss]).unwrap();
+            let grads = pass.backward(&total).unwrap();
+            let own = params.iter().filter(|p| p.name().starts_with("quantiser."));
+            let mut all: Vec<Tensor> = own.map(|p| grads.param(p).unwrap().clone()).collect();
+            all.extend(
+                [grads.of(&f).unwrap(), of.latent.value(), of.loss.value()].map(Tensor::clone),
+            );
+            all.push(vectors);
+            (of.tokens.i32s().unwrap().to_vec(), all)
+        };
+        let ((tokens, all), (tokens_at_once, all_at_once)) = (run(false), run(true));
+        assert_eq!(tokens, tokens_at_once);
+        assert_eq!(all.len(), all_at_once.len());
+        for (i, (a, b)) in all.iter().zip(&all_at_once).enumerate() {
+            assert_eq!(a.shape(), b.shape(), "{i}");
+            assert!(largest_difference(a, b) < 1e-12, "{i}: {lookup:?}");
+        }
+    }
 }
 
 #[test]

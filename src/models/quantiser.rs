@@ -16,8 +16,8 @@ use crate::ops::call;
 use crate::ops::conv::Conv2d;
 use crate::ops::elementwise::{ADD, Affine, Axpy, Mul, SUB};
 use crate::ops::embed::GatherRows;
-use crate::ops::layout::{Concat, Narrow};
-use crate::ops::pyramid::QuantisePyramid;
+use crate::ops::layout::{Concat, Narrow, Reshape};
+use crate::ops::pyramid::{QuantisePyramid, QuantiseRests};
 use crate::ops::quantize::NearestCode;
 use crate::ops::reduce::SumTo;
 use crate::ops::resample::{Map, Resample};
@@ -38,20 +38,8 @@ pub struct Quantised {
     pub loss: Var,
     /// Tokens of all scales in a row, [B, L].
     pub tokens: Tensor,
-    /// What each scale had to quantise, [B, p, p, d].
-    pub residuals: Vec<Tensor>,
-}
-
-impl Quantised {
-    /// What was to be quantised, a vector a token: [B L, d].
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn vectors(&self) -> Result<Tensor> {
-        let all = in_a_row(&self.residuals)?;
-        let (rows, d) = all.shape().matrix();
-        all.reshape([rows, d])
-    }
+    /// What was left for each scale, [B, h, w, d].
+    rests: Vec<Tensor>,
 }
 
 /// Maps [B, p, p, d] of all scales in a row: [B, L, d].
@@ -141,16 +129,8 @@ impl Quantiser {
     /// [`Quantiser::tokens`] as one op, which a GPU runs without a word to the host; on the CPU it
     /// is slower than the walk. A value that is not finite gives -1.
     pub fn tokens_at_once(&self, f: &Tensor) -> Result<Tensor> {
-        let (book, d) = (self.book.value(), self.config.d);
-        let join = |parts: Vec<Tensor>, none: Tensor| match parts.is_empty() {
-            true => Ok(none),
-            false => call(&Concat { axis: 0 }, &parts.iter().collect::<Vec<_>>()),
-        };
-        let filters = self.phi.iter().map(|c| c.weight().value()).collect();
-        let filters = join(filters, Tensor::zeros(book.dtype(), [0, 3, 3, d]))?;
-        let biases = self.phi.iter().map(|c| c.bias().value()).collect();
-        let biases = join(biases, Tensor::zeros(book.dtype(), [0]))?;
-        call(&self.fused(), &[f, &book, &filters, &biases])
+        let (filters, biases) = self.filters(&Pass::eval())?;
+        call(&self.fused(), &[f, &self.book.value(), filters.value(), biases.value()])
     }
 
     /// Token maps, and f_1 .. f_K beside them, of a latent map f [B, h, w, d].
@@ -273,6 +253,21 @@ impl Quantiser {
         call(&NearestCode { cosine }, &[x, &self.book.value()])
     }
 
+    /// What each scale had to quantise, a vector a token: [B L, d].
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn vectors(&self, of: &Quantised) -> Result<Tensor> {
+        let all = in_a_row(&self.wanted(of)?)?;
+        let (rows, d) = all.shape().matrix();
+        all.reshape([rows, d])
+    }
+
+    /// What each scale had to quantise, [B, p, p, d].
+    fn wanted(&self, of: &Quantised) -> Result<Vec<Tensor>> {
+        of.rests.iter().enumerate().map(|(k, rest)| self.pool(k, rest)).collect()
+    }
+
     /// Quantises f [B, h, w, d] on a tape. `keep` says how many scales each sample keeps: after
     /// them its sum stays where it is, and it takes no part in the later scales' loss.
     ///
@@ -280,10 +275,14 @@ impl Quantiser {
     /// code and phi of a scale hear from every scale after them, and the encoder is held to every
     /// f_k.
     pub fn quantise(&self, p: &Pass, f: &Var, keep: &[usize]) -> Result<Quantised> {
+        let fused = self.fused().fits(self.config.latent_side(), self.config.d);
+        if f.value().remote().is_some() && fused && self.scales() > 0 {
+            return self.quantise_at_once(p, f, keep);
+        }
         let fixed = f.detach();
         let mut sum: Option<Var> = None;
         let mut loss: Option<Var> = None;
-        let (mut tokens, mut residuals) = (Vec::new(), Vec::new());
+        let (mut tokens, mut residuals, mut rests) = (Vec::new(), Vec::new(), Vec::new());
         for k in 0..self.scales() {
             let rest = match &sum {
                 Some(s) => call(&SUB, &[f.value(), s.value()])?,
@@ -309,6 +308,7 @@ impl Quantiser {
             sum = Some(fk);
             tokens.push(step.tokens);
             residuals.push(step.wanted);
+            rests.push(rest);
         }
         let (Some(sum), Some(loss)) = (sum, loss) else {
             return Err(Error::shape("quantiser", "there are no scales"));
@@ -321,7 +321,69 @@ impl Quantiser {
         let shift = call(&SUB, &[sum.value(), f.value()])?;
         let latent = p.op(ADD, &[f, &shift.into()])?;
         let loss = p.op(Affine { scale: 1.0 / self.scales() as f64, shift: 0.0 }, &[&loss])?;
-        Ok(Quantised { latent, loss, tokens, residuals })
+        Ok(Quantised { latent, loss, tokens, rests })
+    }
+
+    /// [`Quantiser::quantise`] with the walk through the scales as one op, which a GPU runs without
+    /// a word to the host.
+    pub fn quantise_at_once(&self, p: &Pass, f: &Var, keep: &[usize]) -> Result<Quantised> {
+        let &[b, h, w, d] = f.dims() else {
+            return Err(Error::shape("quantiser", format!("{} is no map", f.value().shape())));
+        };
+        let (scales, dtype) = (self.scales(), f.value().dtype());
+        let kept = keep.iter().map(|&n| n as i32).collect();
+        let kept = Var::constant(Tensor::new_i32(kept, [keep.len()])?);
+        let (filters, biases) = self.filters(p)?;
+        let x = [&f.detach(), &p.param(&self.book), &filters, &biases, &kept];
+        let (rests, extras) = p.op_with_extras(QuantiseRests(self.fused()), &x)?;
+        let tokens = extras.into_iter().next();
+        let tokens = tokens.ok_or_else(|| Error::Internal("quantise_rests finds codes".into()))?;
+        let weights = Var::constant(Tensor::from_f64s(
+            dtype,
+            self.weights(keep, h * w * d),
+            [b, scales, 1, 1, 1],
+        )?);
+        let mean = |error: &Var| {
+            let part = p.op(Mul, &[&p.op(Square, &[error])?, &weights])?;
+            p.op(SumTo { to: [1].into() }, &[&part])
+        };
+        // What a scale leaves is f - f_k: the codes hear of it, then f of what f_k is.
+        let own = p.op(Reshape { to: [b, 1, h, w, d].into() }, &[f])?;
+        let sums = call(&Affine { scale: -1.0, shift: 0.0 }, &[rests.value()])?;
+        let sums = call(&ADD, &[&sums, own.value()])?;
+        let commit = mean(&p.op(SUB, &[&sums.into(), &own])?)?;
+        let loss = p.op(Axpy { alpha: self.config.beta }, &[&mean(&rests)?, &commit])?;
+        let rest = |k: usize| {
+            let one = call(&Narrow { axis: 1, start: k, len: 1 }, &[rests.value()])?;
+            one.reshape(f.value().shape())
+        };
+        let mut rests = (0..scales).map(rest).collect::<Result<Vec<_>>>()?;
+        let last = rests.pop().ok_or_else(|| Error::shape("quantiser", "there are no scales"))?;
+        let latent = p.op(SUB, &[f, &last.into()])?;
+        rests.insert(0, f.value().clone());
+        Ok(Quantised { latent, loss, tokens, rests })
+    }
+
+    /// What each scale of each sample counts in the mean of the scales' mean squared errors, over
+    /// the samples that keep the scale; [B, K].
+    fn weights(&self, keep: &[usize], elements: usize) -> Vec<f64> {
+        let scales = self.scales();
+        let own = |k: usize| keep.iter().filter(|&&n| n > k).count().max(1);
+        let share = |k: usize| 1.0 / (scales * own(k) * elements.max(1)) as f64;
+        let shares: Vec<f64> = (0..scales).map(share).collect();
+        let row = |&n: &usize| shares.iter().enumerate().map(move |(k, s)| f64::from(n > k) * s);
+        keep.iter().flat_map(row).collect()
+    }
+
+    /// The filters [J d, 3, 3, d] and biases [J d] of all phi.
+    fn filters(&self, p: &Pass) -> Result<(Var, Var)> {
+        let (d, dtype) = (self.config.d, self.book.value().dtype());
+        let join = |parts: Vec<Var>, none: &[usize]| match parts.is_empty() {
+            true => Ok(Tensor::zeros(dtype, none).into()),
+            false => p.op(Concat { axis: 0 }, &parts.iter().collect::<Vec<_>>()),
+        };
+        let filters = join(self.phi.iter().map(|c| p.param(c.weight())).collect(), &[0, 3, 3, d])?;
+        Ok((filters, join(self.phi.iter().map(|c| p.param(c.bias())).collect(), &[0])?))
     }
 
     /// What each scale would quantise if every vector had its own code: pooled maps of what the
@@ -344,7 +406,7 @@ impl Quantiser {
     /// What each scale quantises with the present book.
     pub fn residuals(&self, f: &Tensor) -> Result<Vec<Tensor>> {
         let keep = vec![self.scales(); f.shape().dims().first().copied().unwrap_or(0)];
-        Ok(self.quantise(&Pass::eval(), &f.clone().into(), &keep)?.residuals)
+        self.wanted(&self.quantise(&Pass::eval(), &f.clone().into(), &keep)?)
     }
 }
 

@@ -100,7 +100,7 @@ table! {
     group_norm: GroupNorm, GroupNormJvp, GroupNormVjp;
     resample: Resample;
     quantize: NearestCode;
-    pyramid: QuantisePyramid;
+    pyramid: QuantisePyramid, QuantiseRests, QuantiseRestsVjp;
     usage: CodeUsage, ReviveCodes, CodeHealth, ReplaceRows;
     augment: StainHue, Contrast, Unsharp;
 }

@@ -5,6 +5,8 @@
 //! enlargement (VAR; algorithm.md 1.4). One kernel keeps the rest of a map on chip through all
 //! scales; the path of small ops is `models::quantiser`.
 
+mod rests;
+
 use std::ops::RangeInclusive;
 
 use super::composed::{self, Composed};
@@ -16,6 +18,8 @@ use crate::device::kernel::Grid;
 use crate::device::launch::pyramid as launch;
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
+
+pub use rests::{QuantiseRests, QuantiseRestsVjp};
 
 /// Maps f [B, H, H, d], a codebook [V, d], the filters [J d, 3, 3, d] and biases [J d] of the J
 /// convolutions phi, to tokens [B, L], all scales in a row; -1 where a vector has no nearest code.
@@ -122,16 +126,18 @@ impl QuantisePyramid {
         self.sides.iter().map(|p| p * p).sum()
     }
 
-    /// Walks through the scales of one map; `choose(pooled vectors)` gives their codes.
+    /// Walks through the scales of one map, of which the first `kept` take away what they find;
+    /// `choose(pooled vectors)` gives their codes, `left(rest)` hears what a scale leaves.
     fn walk<R: Real>(
         &self,
         given: &Given<'_, R>,
-        f: &[R],
+        (f, kept): (&[R], i32),
         mut choose: impl FnMut(&[R]) -> Vec<i32>,
+        mut left: impl FnMut(&[R]),
     ) -> Vec<i32> {
         let mut rest = f.to_vec();
         let mut all = Vec::with_capacity(self.tokens());
-        for (&p, &phi) in self.sides.iter().zip(&self.phis) {
+        for ((&p, &phi), k) in self.sides.iter().zip(&self.phis).zip(0..) {
             let tokens = match p == given.side {
                 true => choose(&rest),
                 false => choose(&given.resized(Map::Area, &rest, given.side, p)),
@@ -141,12 +147,42 @@ impl QuantisePyramid {
                 true => codes,
                 false => given.resized(Map::Bicubic, &codes, p, given.side),
             };
-            for (rest, h) in rest.iter_mut().zip(given.phi(phi, self.share, &up)) {
+            let adds = if k < kept { given.phi(phi, self.share, &up) } else { Vec::new() };
+            for (rest, h) in rest.iter_mut().zip(adds) {
                 *rest = *rest - h;
             }
+            left(&rest);
             all.extend(tokens);
         }
         all
+    }
+
+    /// Why tokens are not acceptable for maps of which each keeps so many scales, all if not said.
+    fn refusal(&self, x: &[In<'_, f64>], kept: &[i32], got: &[Vec<i32>]) -> Option<String> {
+        let exact: Vec<Vec<Running>> =
+            x.iter().map(|x| x.r().iter().map(|&v| Running::exact(v)).collect()).collect();
+        let exact: Vec<In<'_, Running>> =
+            x.iter().zip(&exact).map(|(x, data)| In::real(x.shape, data)).collect();
+        let (given, d) = (Given::new(&exact), x[0].shape.last());
+        let n = given.side * given.side * d;
+        let maps = exact[0].r().chunks(n.max(1)).zip(got.first()?.chunks(self.tokens().max(1)));
+        let mut why = None;
+        for (b, (f, tokens)) in maps.enumerate() {
+            // What was chosen decides what is left for the next scale.
+            let mut at = 0;
+            let kept = kept.get(b).copied().unwrap_or(i32::MAX);
+            let choose = |q: &[Running]| {
+                let own = &tokens[at..at + q.len() / d];
+                for (i, (v, &token)) in q.chunks(d).zip(own).enumerate() {
+                    let refused = self.nearest().refusal(v, x[1].r(), token);
+                    why = why.take().or(refused.map(|w| format!("map {b}, token {}: {w}", at + i)));
+                }
+                at += own.len();
+                own.to_vec()
+            };
+            self.walk(&given, (f, kept), choose, |_| ());
+        }
+        why
     }
 
     fn nearest(&self) -> NearestCode {
@@ -163,17 +199,11 @@ impl Op for QuantisePyramid {
     // In f32 alone: what a scale leaves is the next one's input, as VAR keeps it out of autocast.
     const CUDA: Kernels<Self> = kernels!([f32], |op, q, x, y| {
         let (batch, side, width) = (x[0].shape.dims()[0], x[0].shape.dims()[1], x[0].shape.last());
-        if !op.fits(side, width) {
-            let what = format!("the kernel takes {SIDE} x {SIDE} x {WIDTH}, found {}", x[0].shape);
-            return Err(Error::shape(Self::NAME, what));
-        }
+        let ([low, high, phis], [keep, share]) = op.words(Self::NAME, [side, width])?;
         let (codes, filters) = (x[1].shape.dims()[0], x[3].shape.len() / width.max(1));
-        let [low, high] = packed(Self::NAME, &op.sides)?;
-        let phis = op.phis.iter().rev().fold(0, |word, &n| word << 4 | n as u64);
         let (scales, tokens, grid) =
             (op.sides.len(), op.tokens(), Grid { threads: [512, 1, 1], ..block_per_job(q, batch) });
         let [f, book, w, b] = [0, 1, 2, 3].map(|i| x[i].get::<T>());
-        let (keep, share) = ((1.0 - op.share) as f32, op.share as f32);
         launch::quantise_pyramid_fwd(
             q,
             grid,
@@ -228,32 +258,11 @@ impl Op for QuantisePyramid {
             let nearest = |q: &[R]| {
                 q.chunks(d).map(|v| self.nearest().search(v, given.book)).collect::<Vec<_>>()
             };
-            y.copy_from_slice(&self.walk(&given, f, nearest));
+            y.copy_from_slice(&self.walk(&given, (f, i32::MAX), nearest, |_| ()));
         }
     }
     fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String> {
-        let exact: Vec<Vec<Running>> =
-            x.iter().map(|x| x.r().iter().map(|&v| Running::exact(v)).collect()).collect();
-        let exact: Vec<In<'_, Running>> =
-            x.iter().zip(&exact).map(|(x, data)| In::real(x.shape, data)).collect();
-        let (given, d) = (Given::new(&exact), x[0].shape.last());
-        let n = given.side * given.side * d;
-        let maps = exact[0].r().chunks(n.max(1)).zip(got.first()?.chunks(self.tokens().max(1)));
-        let mut why = None;
-        for (b, (f, tokens)) in maps.enumerate() {
-            // What was chosen decides what is left for the next scale.
-            let mut at = 0;
-            self.walk(&given, f, |q| {
-                let own = &tokens[at..at + q.len() / d];
-                for (i, (v, &token)) in q.chunks(d).zip(own).enumerate() {
-                    let refused = self.nearest().refusal(v, x[1].r(), token);
-                    why = why.take().or(refused.map(|w| format!("map {b}, token {}: {w}", at + i)));
-                }
-                at += own.len();
-                own.to_vec()
-            });
-        }
-        why
+        self.refusal(x, &[], got)
     }
     fn cases() -> Cases {
         Cases {

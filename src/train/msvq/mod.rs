@@ -231,7 +231,7 @@ impl MsvqStage {
     /// moved to.
     fn move_codes(&mut self, step: u64, q: &Quantised) -> Result<Tensor> {
         let draws = Stream::new(self.seed, step, u16::MAX, Purpose::Codebook);
-        let vectors = q.vectors()?;
+        let vectors = self.model.quantiser().vectors(q)?;
         let rows = vectors.shape().matrix().0;
         let below = self.config.restart_below;
         let moved = self.usage.revive(rows, below, draws, self.pulse.value())?;
