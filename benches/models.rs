@@ -24,7 +24,7 @@ use genevar::config::Config;
 use genevar::data::pack::Pack;
 use genevar::device::Device;
 use genevar::device::cpu::join_pool;
-use genevar::sample::{Sampler, Subject};
+use genevar::sample::{Graphs, Sampler, Subject};
 use genevar::tensor::{DType, Tensor};
 use genevar::train::bundle::STAGES;
 use genevar::train::interrupt::Interrupt;
@@ -139,7 +139,8 @@ fn stage(config: &Config, pack: &Pack, out: &Path, name: &str, steps: u64) -> Re
 fn draw(tier: &str, config: &Config, out: &Path) -> Result<Vec<Line>> {
     let system = System::load(out)?;
     let (refiner, settings, device) = (system.refiner(0), &system.config.sample, Device::Cpu);
-    let sampler = Sampler { refiner, ar: &system.ar, settings, device };
+    let graphs = Graphs::default();
+    let sampler = Sampler { refiner, ar: &system.ar, settings, device, graphs };
     let subject = |id: u64| Subject {
         id,
         z: Tensor::zeros(DType::F32, [1, config.beta_vae.latent]),

@@ -18,7 +18,7 @@ use genevar::ops::ada_block::AdaBlock;
 use genevar::ops::gemm::{Linear, MatMul};
 use genevar::ops::sample::SampleToken;
 use genevar::ops::{DynOp, Op, Precision, Site, call, heard};
-use genevar::sample::{Sampler, Subject, Tile};
+use genevar::sample::{Graphs, Sampler, Subject, Tile};
 use genevar::tensor::{Purpose, Stream, Tensor};
 use genevar::train::frozen::Frozen;
 use models::noise;
@@ -86,7 +86,8 @@ impl System {
     fn draw(&self, ids: &[u64], settings: &SampleConfig) -> Vec<Tile> {
         let (refiner, device) = (self.refiner(), self.device.clone());
         let settings = &SampleConfig { few: self.few, ..settings.clone() };
-        let sampler = Sampler { refiner, ar: &self.ar, settings, device };
+        let graphs = Graphs::default();
+        let sampler = Sampler { refiner, ar: &self.ar, settings, device, graphs };
         let subjects: Vec<Subject> = ids.iter().map(|&id| self.subject(id)).collect();
         sampler.tiles(&subjects, &|| ()).unwrap()
     }
@@ -435,4 +436,42 @@ fn keys_and_values_are_written_where_they_belong() {
     // What is there and what comes, keys and values, in each block, at each scale but the first.
     let c = models::config();
     assert_eq!(more - copies, 2 * 2 * c.ar.depth * (c.msvq.patch_nums.len() - 1));
+}
+
+#[test]
+fn a_graph_draws_the_tiles_of_its_eager_twin() {
+    let Some(device) = cuda() else { return };
+    let Device::Cuda(queue) = &device else { panic!("not a GPU") };
+    for precision in [Precision::F32, Precision::Bf16] {
+        let s = system_in(&device, precision);
+        let subjects = |first: u64| (first..first + 3).map(|i| s.subject(i)).collect::<Vec<_>>();
+        let (refiner, settings) = (s.refiner(), settings());
+        let (device, graphs) = (device.clone(), Graphs::default());
+        let mut sampler = Sampler { refiner, ar: &s.ar, settings: &settings, device, graphs };
+        let draw = |s: &Sampler<'_>, first: u64| -> Vec<_> {
+            s.batch(&subjects(first)).unwrap().iter().map(bits).collect()
+        };
+        // Constants are placed, then memory is learnt, then the batch is recorded.
+        (0..2).for_each(|i| drop(draw(&sampler, 20 * i)));
+        assert_eq!(sampler.graphs.cost(3), None);
+        let first = draw(&sampler, 40);
+        let cost = sampler.graphs.cost(3).unwrap();
+        eprintln!("{precision:?}: {cost:?}, {} scales", s.ar.scales());
+        let counts = || [queue.launches(), queue.allocations(), queue.uploads(), queue.fetches()];
+        // Another seed, other tiles and conditions: the same graph.
+        sampler.refiner.seed = SEED + 1;
+        let before = counts();
+        let second = draw(&sampler, 60);
+        let after = counts();
+        let spent: Vec<usize> = after.iter().zip(before).map(|(a, b)| a - b).collect();
+        assert_eq!(spent, [0, 0, 3, s.ar.scales() + 2]);
+        sampler.refiner.seed = SEED;
+        assert!(draw(&sampler, 40) == first, "a replay differs from the one before");
+        // A clone has recorded nothing yet.
+        let mut twin = sampler.clone();
+        assert!(draw(&twin, 40) == first, "the graph's tiles are not the eager ones");
+        twin.refiner.seed = SEED + 1;
+        assert!(draw(&twin, 60) == second, "the graph does not follow seed and conditions");
+        assert!(first != second);
+    }
 }

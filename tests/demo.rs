@@ -151,7 +151,7 @@ fn a_trial_needs_a_system_and_a_pack() {
     };
     assert!(run(&[]).contains("--checkpoint"));
     assert!(run(&["--checkpoint", "c"]).contains("--pack"));
-    assert!(run(&["--checkpoint", "c", "--pack", "p", "--n", "4"]).contains("--n"));
+    assert!(run(&["--checkpoint", "c", "--pack", "p", "--n", "1"]).contains("--n"));
     let missing = run(&["--checkpoint", "no-such-run", "--pack", "p"]);
     assert!(missing.contains("no-such-run"), "{missing}");
 }

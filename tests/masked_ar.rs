@@ -14,7 +14,7 @@ use genevar::models::meanflow::{FlowCond, sample};
 use genevar::models::msvq::Msvq;
 use genevar::models::phi::{Phi, PhiDims};
 use genevar::ops::random::names;
-use genevar::sample::{Sampler, Subject};
+use genevar::sample::{Graphs, Sampler, Subject};
 use genevar::tensor::{DType, Purpose, Stream, Tensor};
 
 const SCALES: [usize; 4] = [1, 2, 3, 4];
@@ -274,7 +274,8 @@ impl System {
             seed: 3,
         };
         let device = Device::Cpu;
-        let sampler = Sampler { refiner, ar: &self.ar, settings, device };
+        let graphs = Graphs::default();
+        let sampler = Sampler { refiner, ar: &self.ar, settings, device, graphs };
         let subject = |&id: &u64| Subject { id, z: noise(70 + id, &[1, 6]), other: None };
         let subjects: Vec<Subject> = ids.iter().map(subject).collect();
         let tiles = sampler.tiles(&subjects, &|| ()).unwrap();

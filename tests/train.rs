@@ -197,6 +197,7 @@ fn a_run_killed_many_times_ends_with_the_bits_of_one_that_was_not() {
         assert!(same, "{stage}: the weights differ");
     }
     a_trained_system_paints(dir.path());
+    parts_are_the_job(dir.path());
     the_decoder_is_tuned_alone(dir.path());
     what_does_not_fit_is_refused(dir.path());
 }
@@ -222,6 +223,28 @@ fn a_trained_system_paints(dir: &Path) {
     sample("guided.safetensors", "--rows 17 --n 1", "d");
     let record: serde_json::Value = serde_json::from_slice(&read("d/samples.json")).unwrap();
     assert_eq!((record["cfg"].as_f64(), record["guidance"].as_str()), (Some(2.5), Some("flat")));
+}
+
+/// Parts of a job are the job.
+fn parts_are_the_job(dir: &Path) {
+    let of = |out: &str| {
+        let line = "sample --checkpoint whole --rna rna.tsv --rows t16,t17 --n 2 --seed 3";
+        succeeds(dir, &format!("{line} --out {out}"));
+    };
+    of("job");
+    for part in ["1/3", "2/3", "3/3"] {
+        of(&format!("parts --shard {part}"));
+    }
+    let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
+    for file in ["t16_0.png", "t16_1.png", "t17_0.png", "t17_1.png"] {
+        assert!(read(&format!("parts/{file}")) == read(&format!("job/{file}")), "{file}");
+    }
+    let tiles = |name: &str| {
+        let record: serde_json::Value = serde_json::from_slice(&read(name)).unwrap();
+        record["tiles"].as_array().unwrap().clone()
+    };
+    let parts = (1..=3).flat_map(|i| tiles(&format!("parts/samples-{i}-of-3.json")));
+    assert_eq!(parts.collect::<Vec<_>>(), tiles("job/samples.json"));
 }
 
 /// A decoder trained on its own, put in the tokenizer's place: the other stages go on working.

@@ -84,6 +84,7 @@ pub fn run(args: &DemoArgs) -> Result<String> {
         pack: &pack,
         extractor: &extractor,
         seed: args.seed,
+        most: None,
         fd_reps: FD_REPS,
         interrupt: &interrupt,
     };

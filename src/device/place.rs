@@ -195,6 +195,18 @@ impl OnGpu {
         })
     }
 
+    /// Writes a tensor's elements, of the same type and no more, in the place of these.
+    ///
+    /// # Errors
+    /// Other elements; those of the driver.
+    pub fn write(&mut self, t: &Tensor) -> Result<()> {
+        match self {
+            Self::F32(buffer) => buffer.write(t.f32s()?),
+            Self::I32(buffer) => buffer.write(t.i32s()?),
+            Self::Bf16(_) => Err(Error::shape("write", "no tensor of the CPU holds bf16")),
+        }
+    }
+
     /// A copy of a tensor's elements.
     ///
     /// # Errors
@@ -253,6 +265,9 @@ impl Remote for OnGpu {
         Ok(sent.map(|sent| -> Box<dyn Coming> { Box::new(Sending { sent, dtype, len }) }))
     }
     fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn as_any_mut(&mut self) -> &mut dyn Any {
         self
     }
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
@@ -315,6 +330,9 @@ impl Remote for Planned {
         Ok(Tensor::zeros(self.dtype, [self.len]))
     }
     fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn as_any_mut(&mut self) -> &mut dyn Any {
         self
     }
     fn into_any(self: Box<Self>) -> Box<dyn Any> {

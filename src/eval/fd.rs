@@ -47,8 +47,9 @@ pub struct FdArgs {
     /// Where the tiles of --checkpoint are drawn.
     #[command(flatten)]
     pub place: PlaceOptions,
-    /// Tiles in each set; half of the real ones, if that many are there.
-    #[arg(long, conflicts_with = "checkpoint")]
+    /// Tiles in each set; half of the real ones, if that many are there. With --checkpoint the most
+    /// windows of each split.
+    #[arg(long)]
     pub n: Option<usize>,
     /// Seed of the halves, the draws and the bootstrap.
     #[arg(long, default_value_t = 0)]
@@ -104,6 +105,9 @@ fn on_trial(
     (checkpoint, pack): (&Path, &Path),
     args: &FdArgs,
 ) -> Result<(String, String)> {
+    if args.n.is_some_and(|n| n < 2) {
+        return Err(Error::config("--n", "a distance needs two tiles a set", "give at least 2"));
+    }
     let interrupt = Interrupt::from_keyboard()?;
     let (mut system, pack) = (System::load(checkpoint)?, Pack::open(pack)?);
     system.config.sample = args.draw.over(&system.config.sample)?;
@@ -114,6 +118,7 @@ fn on_trial(
         pack: &pack,
         extractor,
         seed: args.seed,
+        most: args.n,
         fd_reps: args.reps,
         interrupt: &interrupt,
     };

@@ -11,7 +11,7 @@ use crate::error::{Result, Within};
 use crate::io::images::Rgb;
 use crate::models::msvq::Msvq;
 use crate::sample::command::Profiles;
-use crate::sample::{Sampler, Subject};
+use crate::sample::{Graphs, Sampler, Subject};
 use crate::tensor::Tensor;
 use crate::train::interrupt::Interrupt;
 use crate::train::system::System;
@@ -81,7 +81,8 @@ impl Painter<'_> {
         let settings = &self.system.config.sample;
         let refiner = self.system.refiner(self.seed);
         let device = self.system.device.clone();
-        let sampler = Sampler { refiner, ar: &self.system.ar, settings, device };
+        let graphs = Graphs::default();
+        let sampler = Sampler { refiner, ar: &self.system.ar, settings, device, graphs };
         let mut images = Vec::with_capacity(subjects.len());
         for part in subjects.chunks(CHUNK) {
             self.interrupt.check()?;

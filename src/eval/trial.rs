@@ -34,6 +34,8 @@ pub struct Trial<'a> {
     pub extractor: &'a Extractor,
     /// Seed of sampling, of the disorder and of the bootstrap.
     pub seed: u64,
+    /// The most windows of a split, spread over it; None is all.
+    pub most: Option<usize>,
     /// Bootstrap repetitions of each distance.
     pub fd_reps: usize,
     /// Raised by Ctrl-C.
@@ -87,6 +89,9 @@ impl Trial<'_> {
     fn exhibit(&self, split: &str, per: usize, role: &str) -> Result<Exhibit> {
         let side = self.system.config.msvq.image;
         let (real, floor) = held_out(self.pack, split, side, per)?;
+        let (all, n) = (real.tiles.n(), self.most.unwrap_or(usize::MAX).min(real.tiles.n()));
+        let which: Vec<usize> = (0..n).map(|i| i * all / n).collect();
+        let (real, floor) = (real.select(&which), floor.select(&which));
         let sections: BTreeSet<&str> = real.images.iter().map(|&i| self.pack.section(i)).collect();
         let sections: Vec<&str> = sections.into_iter().filter(|s| !s.is_empty()).collect();
         let name = match sections.is_empty() {

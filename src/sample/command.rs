@@ -1,12 +1,15 @@
 //! `genevar sample`: tiles for rows of an RNA table, as PNG files, a grid and a record.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::{Sampler, Subject, Tile};
+use super::{Graphs, Sampler, Subject, Tile};
 use crate::config::draw::DrawOptions;
 use crate::config::{RnaEncoding, SampleConfig};
 use crate::data::genes::GeneMap;
@@ -59,12 +62,38 @@ pub struct SampleArgs {
     draw: DrawOptions,
     #[command(flatten)]
     place: PlaceOptions,
+    /// Draw one part of the tiles: 2/4 is the second of four. All parts are the tiles of one run.
+    #[arg(long, value_parser = Shard::parse)]
+    shard: Option<Shard>,
     /// Where the tiles go; made if it is not there.
     #[arg(long)]
     out: PathBuf,
 }
 
-/// The record of a run, `samples.json`.
+/// A part of the tiles of a large job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shard {
+    /// From 1.
+    number: usize,
+    of: usize,
+}
+
+impl Shard {
+    fn parse(text: &str) -> std::result::Result<Self, String> {
+        let parts = text.split_once('/').map(|(a, b)| (a.parse(), b.parse()));
+        match parts {
+            Some((Ok(number), Ok(of))) if (1..=of).contains(&number) => Ok(Self { number, of }),
+            _ => Err("give a part and how many there are, as 1/4 to 4/4".into()),
+        }
+    }
+
+    /// Its stretch of `n` tiles.
+    fn range(self, n: usize) -> Range<usize> {
+        n * (self.number - 1) / self.of..n * self.number / self.of
+    }
+}
+
+/// The record of a run, `samples.json`, or of a part, `samples-2-of-4.json`.
 #[derive(Serialize)]
 struct Record<'a> {
     checkpoint: String,
@@ -148,15 +177,32 @@ pub fn run(args: &SampleArgs) -> Result<()> {
             subjects.push(profiles.subject(&system, i, row as u64 * TILES_A_ROW + j)?);
         }
     }
+    let part = args.shard.map_or(0..subjects.len(), |s| s.range(subjects.len()));
+    let subjects = &subjects[part.clone()];
     let (refiner, device) = (system.refiner(args.seed), system.device.clone());
-    let sampler = Sampler { refiner, ar: &system.ar, settings: &settings, device };
+    let graphs = Graphs::default();
+    let sampler = Sampler { refiner, ar: &system.ar, settings: &settings, device, graphs };
     let bar = progress(subjects.len() as u64);
     let started = std::time::Instant::now();
-    let tiles = sampler.tiles(&subjects, &|| bar.inc(1))?;
+    let out = Written { args, settings: &settings, rows: &rows, profiles: &profiles, part };
+    let done: Mutex<BTreeMap<usize, Done>> = Mutex::default();
+    sampler.stream(subjects, &|i, tile| {
+        let written = out.write(i, &tile)?;
+        done.lock().unwrap_or_else(PoisonError::into_inner).insert(i, written);
+        bar.inc(1);
+        Ok(())
+    })?;
     let seconds = started.elapsed().as_secs_f64();
     bar.finish();
-    let written = Written { args, settings: &settings, rows: &rows, profiles: &profiles };
-    written.save(&subjects, &tiles, seconds / tiles.len().max(1) as f64)
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    out.finish(subjects, done, seconds / subjects.len().max(1) as f64)
+}
+
+/// What is kept of a tile that was written.
+struct Done {
+    tokens: Vec<i32>,
+    /// For the grid.
+    image: Option<Rgb>,
 }
 
 /// A bar with rate and remaining time; silent where nobody looks.
@@ -216,35 +262,55 @@ fn pick_rows(text: &str, names: &[String]) -> Result<Vec<usize>> {
     }
 }
 
-/// What is known when the tiles are there.
+/// What is known of the tiles beside themselves.
 struct Written<'a> {
     args: &'a SampleArgs,
     settings: &'a SampleConfig,
     rows: &'a [usize],
     profiles: &'a Profiles,
+    /// Which of all tiles these are.
+    part: Range<usize>,
 }
 
 impl Written<'_> {
-    fn save(&self, subjects: &[Subject], tiles: &[Tile], seconds_per_tile: f64) -> Result<()> {
-        let mut images: Vec<Rgb> = Vec::with_capacity(tiles.len());
-        let mut records = Vec::with_capacity(tiles.len());
-        let n = self.args.n;
-        for (i, (subject, tile)) in subjects.iter().zip(tiles).enumerate() {
-            let sample = &self.profiles.names[i / n];
-            let file = format!("{sample}_{}.png", i % n);
-            let mut image = from_tensor(&tile.pixels)?;
-            write_png(self.args.out.join(&file), &image[0])?;
-            images.append(&mut image);
-            records.push(TileRecord {
-                file,
-                sample,
-                row: self.rows[i / n],
-                tile: subject.id,
-                tokens: tile.tokens.i32s()?.to_vec(),
-            });
+    /// The sample of tile `i` of the part, and its file.
+    fn name(&self, i: usize) -> (&str, String) {
+        let (at, n) = (self.part.start + i, self.args.n);
+        let sample = &self.profiles.names[at / n];
+        (sample, format!("{sample}_{}.png", at % n))
+    }
+
+    /// Writes a tile.
+    fn write(&self, i: usize, tile: &Tile) -> Result<Done> {
+        let image = from_tensor(&tile.pixels)?.swap_remove(0);
+        write_png(self.args.out.join(self.name(i).1), &image)?;
+        let shown = self.args.shard.is_none() && i < self.args.n * GRID_ROWS;
+        Ok(Done { tokens: tile.tokens.i32s()?.to_vec(), image: shown.then_some(image) })
+    }
+
+    /// Writes grid and record.
+    fn finish(
+        &self,
+        subjects: &[Subject],
+        done: BTreeMap<usize, Done>,
+        seconds_per_tile: f64,
+    ) -> Result<()> {
+        let mut images: Vec<Rgb> = Vec::new();
+        let mut records = Vec::with_capacity(done.len());
+        for ((i, done), subject) in done.into_iter().zip(subjects) {
+            let (sample, file) = self.name(i);
+            let row = self.rows[(self.part.start + i) / self.args.n];
+            images.extend(done.image);
+            records.push(TileRecord { file, sample, row, tile: subject.id, tokens: done.tokens });
         }
-        images.truncate(n * GRID_ROWS);
-        write_png(self.args.out.join("grid.png"), &grid(&images, n, GRID_GAP)?)?;
+        let name = match self.args.shard {
+            None => {
+                let grid = grid(&images, self.args.n, GRID_GAP)?;
+                write_png(self.args.out.join("grid.png"), &grid)?;
+                "samples.json".to_string()
+            }
+            Some(Shard { number, of }) => format!("samples-{number}-of-{of}.json"),
+        };
         let record = Record {
             checkpoint: self.args.checkpoint.display().to_string(),
             rna: self.args.rna.display().to_string(),
@@ -255,14 +321,26 @@ impl Written<'_> {
             tiles: records,
         };
         let json = serde_json::to_vec_pretty(&record)
-            .map_err(|e| Error::Internal(format!("samples.json: {e}")))?;
-        atomic::write(self.args.out.join("samples.json"), &json)
+            .map_err(|e| Error::Internal(format!("{name}: {e}")))?;
+        atomic::write(self.args.out.join(name), &json)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shards_are_all_tiles_once() {
+        for (n, of) in [(0, 3), (1, 4), (7, 3), (12, 4)] {
+            let parts = (1..=of).flat_map(|number| Shard { number, of }.range(n));
+            assert!(parts.eq(0..n), "{n} tiles in {of} parts");
+        }
+        assert_eq!(Shard::parse("2/4"), Ok(Shard { number: 2, of: 4 }));
+        for bad in ["", "4", "0/4", "5/4", "1/0", "a/b", "-1/2"] {
+            assert!(Shard::parse(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn rows_are_numbers_ranges_and_names() {

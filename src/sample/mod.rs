@@ -5,6 +5,12 @@
 //! sample in an order of its own. So neither the batch nor the number of threads changes a bit of
 //! any of them.
 pub mod command;
+mod replay;
+
+pub use replay::{Cost, Graphs};
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
 
 use crate::autograd::{Pass, Var};
 use crate::config::SampleConfig;
@@ -21,6 +27,11 @@ use crate::tensor::{DType, Purpose, Tensor};
 
 /// Tiles that a GPU draws at a time.
 const BATCH: usize = 32;
+/// Threads that take tiles while a GPU draws.
+const TAKERS: usize = 4;
+
+/// What becomes of tiles: called with a tile's index and the tile.
+pub type Take<'a> = &'a (dyn Fn(usize, Tile) -> Result<()> + Sync);
 
 /// Everything a tile is drawn with.
 #[derive(Clone)]
@@ -33,6 +44,39 @@ pub struct Sampler<'a> {
     pub settings: &'a SampleConfig,
     /// Where the models are and tiles are drawn.
     pub device: Device,
+    /// What was recorded on a GPU, for these models and settings.
+    pub graphs: Graphs,
+}
+
+/// What tiles are drawn for, as tensors.
+struct Given {
+    /// Names of their random numbers [B, 4], the seed among them.
+    names: Tensor,
+    /// z [B, latent].
+    z: Tensor,
+    /// What the transformer reads [B, C] or `[B]`; guided, twice.
+    what: Tensor,
+}
+
+/// What was drawn.
+struct Drawn {
+    /// Tokens of each scale [B, n].
+    tokens: Vec<Tensor>,
+    /// f_K [B, H, H, d].
+    latent: Tensor,
+    /// Pixels [B, S, S, 3].
+    pixels: Tensor,
+}
+
+impl Given {
+    fn tiles(&self) -> usize {
+        self.names.shape().dims().first().copied().unwrap_or(0)
+    }
+
+    fn on(&self, device: &Device) -> Result<Self> {
+        let put = |t: &Tensor| device.put(t);
+        Ok(Self { names: put(&self.names)?, z: put(&self.z)?, what: put(&self.what)? })
+    }
 }
 
 /// What a tile is drawn for.
@@ -60,21 +104,68 @@ pub struct Tile {
 impl Sampler<'_> {
     /// Draws a tile for each subject; `done` is called after each, from any thread.
     pub fn tiles(&self, subjects: &[Subject], done: &(dyn Fn() + Sync)) -> Result<Vec<Tile>> {
+        let all: Mutex<Vec<Option<Tile>>> = Mutex::new(subjects.iter().map(|_| None).collect());
+        self.stream(subjects, &|i, tile| {
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(place) = all.get_mut(i) {
+                *place = Some(tile);
+            }
+            done();
+            Ok(())
+        })?;
+        let all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let missing = || Error::Internal("a tile was not drawn".into());
+        all.into_iter().map(|tile| tile.ok_or_else(missing)).collect()
+    }
+
+    /// Draws a tile for each subject and hands it to `take` with its index, from any thread and in
+    /// any order. On a GPU other threads take tiles while it draws the next ones.
+    ///
+    /// # Errors
+    /// Those of drawing, and the first of `take`, after which no more is drawn.
+    pub fn stream(&self, subjects: &[Subject], take: Take<'_>) -> Result<()> {
         if let Device::Cpu = self.device {
-            return each(subjects, |s| {
-                let tile = self.tile(s).within(format_args!("tile {}", s.id));
-                done();
-                tile
-            });
+            let all: Vec<usize> = (0..subjects.len()).collect();
+            let one = |&i: &usize| {
+                let s = &subjects[i];
+                take(i, self.tile(s).within(format_args!("tile {}", s.id))?)
+            };
+            return each(&all, one).map(drop);
         }
-        let mut tiles = Vec::with_capacity(subjects.len());
-        for part in subjects.chunks(BATCH) {
+        let (send, receive) = sync_channel(2 * BATCH);
+        let (receive, failed) = (Mutex::new(receive), Mutex::new(None));
+        let failed = &failed;
+        std::thread::scope(|scope| {
+            for _ in 0..TAKERS {
+                scope.spawn(|| taken(&receive, take, failed));
+            }
+            let drawn = self.send(subjects, failed, &send);
+            // The takers end when there is nothing left to come.
+            drop(send);
+            drawn
+        })?;
+        failed.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+    }
+
+    /// Draws batch after batch, until a taker has failed.
+    fn send(
+        &self,
+        subjects: &[Subject],
+        failed: &Mutex<Option<Error>>,
+        to: &SyncSender<(usize, Tile)>,
+    ) -> Result<()> {
+        for (n, part) in subjects.chunks(BATCH).enumerate() {
+            if failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+                return Ok(());
+            }
             let ids = part.first().zip(part.last()).map_or((0, 0), |(a, b)| (a.id, b.id));
             let place = format_args!("tiles {} to {}", ids.0, ids.1);
-            tiles.extend(self.batch(part).within(place)?);
-            part.iter().for_each(|_| done());
+            for (i, tile) in self.batch(part).within(place)?.into_iter().enumerate() {
+                let gone = |_| Error::Internal("nobody takes tiles any more".into());
+                to.send((n * BATCH + i, tile)).map_err(gone)?;
+            }
         }
-        Ok(tiles)
+        Ok(())
     }
 
     /// Draws one tile.
@@ -83,24 +174,48 @@ impl Sampler<'_> {
         self.batch(std::slice::from_ref(s))?.pop().ok_or_else(none)
     }
 
-    /// Draws tiles side by side. On a GPU nothing is waited for until all of it is queued.
+    /// Draws tiles side by side. On a GPU nothing is waited for until all of it is queued, and from
+    /// the third batch of a size on it is one command.
     pub fn batch(&self, subjects: &[Subject]) -> Result<Vec<Tile>> {
+        let given = self.given(subjects)?;
+        match &self.device {
+            // Blocks of few tokens clear counters by a command that is not recorded yet.
+            Device::Cuda(queue)
+                if !queue.checks() && !queue.verifies() && self.settings.few == 0 =>
+            {
+                self.graphs.draw(self, queue, &given)
+            }
+            device => self.queue_up(&given.on(device)?)?.fetched()?.tiles(),
+        }
+    }
+
+    fn given(&self, subjects: &[Subject]) -> Result<Given> {
+        let ids: Vec<u64> = subjects.iter().map(|s| s.id).collect();
+        let what = side_by_side(subjects.iter().map(|s| s.other.as_ref().unwrap_or(&s.z)))?;
+        let what = if self.guided() { side_by_side([&what, &what])? } else { what };
+        let z = side_by_side(subjects.iter().map(|s| &s.z))?;
+        Ok(Given { names: names(self.refiner.seed, &ids)?, z, what })
+    }
+
+    fn guided(&self) -> bool {
+        self.settings.cfg != 0.0
+    }
+
+    /// Draws without looking at what is drawn.
+    fn queue_up(&self, given: &Given) -> Result<Drawn> {
         let p = Pass::eval();
         let msvq = self.refiner.msvq;
-        let guided = self.settings.cfg != 0.0;
-        let cond = self.condition(&p, subjects, guided)?;
+        let cond = self.condition(&p, given)?;
         let modulation = self.ar.modulation(&p, &cond)?;
         let mut caches = self.ar.caches(self.settings.few);
-        let ids: Vec<u64> = subjects.iter().map(|s| s.id).collect();
-        let names = self.device.put(&names(self.refiner.seed, &ids)?)?;
-        let z = self.device.put(&side_by_side(subjects.iter().map(|s| &s.z))?)?;
         let scales = self.ar.scales();
         let mut f: Option<Tensor> = None;
-        let mut drawn = Vec::with_capacity(scales);
+        let mut tokens = Vec::with_capacity(scales);
         for k in 0..scales {
-            let seen = f.as_ref().map(|f| self.refiner.inputs_named(k, f, None, &z, &names));
+            let (z, names) = (&given.z, &given.names);
+            let seen = f.as_ref().map(|f| self.refiner.inputs_named(k, f, None, z, names));
             let seen = seen.transpose()?;
-            let seen = seen.map(|i| if guided { twice(&i) } else { Ok(i) }).transpose()?;
+            let seen = seen.map(|i| if self.guided() { twice(&i) } else { Ok(i) }).transpose()?;
             let inputs = seen.as_ref().map(|i| Inputs {
                 features: &i.features,
                 r: &i.r,
@@ -108,30 +223,27 @@ impl Sampler<'_> {
             });
             let state = (&modulation, &mut caches[..]);
             let logits = self.ar.step(&p, k, &cond, state, inputs.as_ref())?.into_value();
-            let s_k = self.draw(&logits, (k, scales), &names)?;
+            let s_k = self.draw(&logits, (k, scales), names)?;
             f = Some(match &f {
                 Some(f) => msvq.quantiser().add_scale(f, k, &s_k)?,
                 None => msvq.quantiser().first_scale(&s_k)?,
             });
-            drawn.push(s_k);
+            tokens.push(s_k);
         }
-        let f = f.ok_or_else(|| Error::Internal("there are no scales".into()))?;
-        let pixels = msvq.paint_latent(&f)?;
-        finished(&drawn, &f, &pixels)
+        let latent = f.ok_or_else(|| Error::Internal("there are no scales".into()))?;
+        let pixels = msvq.paint_latent(&latent)?;
+        Ok(Drawn { tokens, latent, pixels })
     }
 
     /// The conditions of the tiles and, when guided, the null below them [B or 2 B, C].
-    fn condition(&self, p: &Pass, subjects: &[Subject], guided: bool) -> Result<Var> {
-        let what = side_by_side(subjects.iter().map(|s| s.other.as_ref().unwrap_or(&s.z)))?;
-        let what = if guided { side_by_side([&what, &what])? } else { what };
-        let what = self.device.put(&what)?;
-        let cond = match what.dtype() {
-            DType::I32 => Cond::Class(&what),
-            _ => Cond::Vector(&what),
+    fn condition(&self, p: &Pass, given: &Given) -> Result<Var> {
+        let cond = match given.what.dtype() {
+            DType::I32 => Cond::Class(&given.what),
+            _ => Cond::Vector(&given.what),
         };
-        let mut null = vec![false; subjects.len()];
-        if guided {
-            null.resize(2 * subjects.len(), true);
+        let mut null = vec![false; given.tiles()];
+        if self.guided() {
+            null.resize(2 * given.tiles(), true);
         }
         self.ar.condition(p, &cond, &null)
     }
@@ -147,6 +259,16 @@ impl Sampler<'_> {
         let guidance = (d[0] > u.shape().dims()[0]).then(|| self.settings.guidance_at(k, scales));
         let (top_k, top_p) = (self.settings.kept(d[2]), self.settings.top_p);
         call(&SampleToken { top_k, top_p, guidance }, &[logits, &u])
+    }
+}
+
+/// Hands tiles on as they come, and keeps the first error.
+fn taken(from: &Mutex<Receiver<(usize, Tile)>>, take: Take<'_>, failed: &Mutex<Option<Error>>) {
+    let next = || from.lock().unwrap_or_else(PoisonError::into_inner).recv();
+    while let Ok((i, tile)) = next() {
+        if let Err(e) = take(i, tile) {
+            failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+        }
     }
 }
 
@@ -168,26 +290,38 @@ fn side_by_side<'a>(rows: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor
     }
 }
 
-/// The tiles of a batch, fetched: tokens [B, n] of each scale, f_K and pixels.
-fn finished(drawn: &[Tensor], latent: &Tensor, pixels: &Tensor) -> Result<Vec<Tile>> {
-    let rows = pixels.shape().dims()[0];
-    let mut tokens = vec![Vec::new(); rows];
-    for (k, scale) in drawn.iter().enumerate() {
-        let (all, n) = (scale.i32s()?, scale.shape().last());
-        // What is no distribution draws no token.
-        if let Some(first) = all.iter().position(|t| *t < 0) {
-            let count = all.iter().filter(|t| **t < 0).count();
-            let place = format!("logits of scale {}", k + 1);
-            return Err(Error::NotFinite { place, count, len: all.len(), first });
-        }
-        tokens.iter_mut().zip(all.chunks(n)).for_each(|(row, part)| row.extend(part));
+impl Drawn {
+    /// Copies in the CPU's memory. What is on a GPU is read again each time: a graph writes there.
+    fn fetched(&self) -> Result<Self> {
+        let here = |t: &Tensor| match t.remote() {
+            Some(elements) => elements.fetch()?.reshape(t.shape()),
+            None => Ok(t.clone()),
+        };
+        let tokens = self.tokens.iter().map(here).collect::<Result<_>>()?;
+        Ok(Self { tokens, latent: here(&self.latent)?, pixels: here(&self.pixels)? })
     }
-    let one = |(i, tokens): (usize, Vec<i32>)| {
-        let l = tokens.len();
-        let (latent, pixels) = (latent.rows(i, 1)?, pixels.rows(i, 1)?);
-        Ok(Tile { tokens: Tensor::new_i32(tokens, [1, l])?, latent, pixels })
-    };
-    tokens.into_iter().enumerate().map(one).collect()
+
+    /// The tiles, one by one.
+    fn tiles(&self) -> Result<Vec<Tile>> {
+        let rows = self.pixels.shape().dims()[0];
+        let mut tokens = vec![Vec::new(); rows];
+        for (k, scale) in self.tokens.iter().enumerate() {
+            let (all, n) = (scale.i32s()?, scale.shape().last());
+            // What is no distribution draws no token.
+            if let Some(first) = all.iter().position(|t| *t < 0) {
+                let count = all.iter().filter(|t| **t < 0).count();
+                let place = format!("logits of scale {}", k + 1);
+                return Err(Error::NotFinite { place, count, len: all.len(), first });
+            }
+            tokens.iter_mut().zip(all.chunks(n)).for_each(|(row, part)| row.extend(part));
+        }
+        let one = |(i, tokens): (usize, Vec<i32>)| {
+            let l = tokens.len();
+            let (latent, pixels) = (self.latent.rows(i, 1)?, self.pixels.rows(i, 1)?);
+            Ok(Tile { tokens: Tensor::new_i32(tokens, [1, l])?, latent, pixels })
+        };
+        tokens.into_iter().enumerate().map(one).collect()
+    }
 }
 
 /// The same inputs for the conditional and the null stream.

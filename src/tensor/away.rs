@@ -31,6 +31,8 @@ pub trait Remote: fmt::Debug + Send + Sync + 'static {
     }
     /// For the one who put them there.
     fn as_any(&self) -> &dyn Any;
+    /// The same, to change them.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
     /// The same, for the last one who holds them.
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
@@ -60,6 +62,12 @@ impl Away {
 
     pub(super) fn remote(&self) -> &dyn Remote {
         &*self.remote
+    }
+
+    /// The elements, to be changed: what was fetched of them is no longer true.
+    pub(super) fn remote_mut(&mut self) -> &mut dyn Remote {
+        self.fetched = OnceLock::new();
+        &mut *self.remote
     }
 
     pub(super) fn into_remote(self) -> Box<dyn Remote> {

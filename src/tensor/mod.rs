@@ -108,6 +108,14 @@ impl Tensor {
 
     /// The elements as they are elsewhere, to be changed; `None` for those in the CPU's memory, and
     /// where there is another handle to them.
+    pub fn remote_mut(&mut self) -> Option<&mut dyn Remote> {
+        match &mut self.storage {
+            Storage::Away(away) => Some(Arc::get_mut(away)?.remote_mut()),
+            _ => None,
+        }
+    }
+
+    /// As [`Tensor::remote_mut`], taken out of the tensor.
     pub fn into_remote(self) -> Option<Box<dyn Remote>> {
         match self.storage {
             Storage::Away(away) => Arc::try_unwrap(away).ok().map(Away::into_remote),

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use super::plan::Memory;
 use super::{Queue, Sent};
 use crate::device::kernel::{Element, Slice, SliceMut};
 use crate::error::Result;
@@ -15,15 +16,14 @@ pub struct Buffer<T: Element> {
     queue: Queue,
     address: u64,
     len: usize,
-    /// Whether the queue keeps the memory: a constant.
-    kept: bool,
+    memory: Memory,
     holds: PhantomData<T>,
 }
 
 impl<T: Element> Buffer<T> {
     /// A constant, whose memory the queue keeps.
     pub(super) fn kept(queue: &Queue, address: u64, len: usize) -> Self {
-        Self { queue: queue.clone(), address, len, kept: true, holds: PhantomData }
+        Self { queue: queue.clone(), address, len, memory: Memory::Kept, holds: PhantomData }
     }
 
     /// Not filled yet: a kernel or [`Buffer::write`] must do so before it is read.
@@ -31,8 +31,8 @@ impl<T: Element> Buffer<T> {
     /// # Errors
     /// Too little memory, saying how much is free.
     pub fn new(queue: &Queue, len: usize) -> Result<Self> {
-        let address = queue.allocate(len.saturating_mul(size_of::<T>()).max(1))?;
-        Ok(Self { queue: queue.clone(), address, len, kept: false, holds: PhantomData })
+        let (address, memory) = queue.take(len.saturating_mul(size_of::<T>()).max(1))?;
+        Ok(Self { queue: queue.clone(), address, len, memory, holds: PhantomData })
     }
 
     /// Zeros.
@@ -126,8 +126,6 @@ impl<T: Element> fmt::Debug for Buffer<T> {
 
 impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if !self.kept {
-            self.queue.release(self.address);
-        }
+        self.queue.give_back(self.address, &self.memory);
     }
 }

@@ -13,6 +13,10 @@ pub struct Graph {
     launches: usize,
 }
 
+// SAFETY: the driver lets any thread use a graph, one at a time; it is used through its owner
+// alone, and each use binds the context first.
+unsafe impl Send for Graph {}
+
 impl Queue {
     /// Records what `f` puts into this queue; nothing of it runs. Buffers must be there before:
     /// waiting for the queue, as reading and writing do, cannot be recorded.

@@ -10,6 +10,7 @@ mod buffer;
 mod constants;
 mod event;
 mod graph;
+mod plan;
 mod queue;
 mod staging;
 mod tensor_map;
@@ -17,6 +18,7 @@ mod tensor_map;
 pub use buffer::Buffer;
 pub use event::Event;
 pub use graph::Graph;
+pub use plan::MemoryPlan;
 pub use queue::{Launch, Queue};
 pub use staging::Sent;
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{CudaStream, DriverError, result, sys};
 
 use super::constants::Constants;
+use super::plan::Planning;
 use super::staging::Staging;
 use super::tensor_map::tensor_map;
 use super::{Gpu, failed};
@@ -46,6 +47,8 @@ struct Inner {
     id: u64,
     launches: AtomicUsize,
     constants: Constants,
+    planning: Mutex<Planning>,
+    allocations: AtomicUsize,
     uploads: AtomicUsize,
     fetches: AtomicUsize,
     /// The newest launches, oldest first.
@@ -91,6 +94,8 @@ impl Gpu {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             launches: AtomicUsize::new(0),
             constants: Constants::default(),
+            planning: Mutex::default(),
+            allocations: AtomicUsize::new(0),
             uploads: AtomicUsize::new(0),
             fetches: AtomicUsize::new(0),
             recent: Mutex::default(),
@@ -153,6 +158,15 @@ impl Queue {
 
     pub(super) fn count_upload(&self) {
         self.0.uploads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often memory was asked of the driver so far.
+    pub fn allocations(&self) -> usize {
+        self.0.allocations.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn planning(&self) -> &Mutex<Planning> {
+        &self.0.planning
     }
 
     pub(super) fn constants(&self) -> &Constants {
@@ -277,6 +291,7 @@ impl Queue {
 
     pub(super) fn allocate(&self, bytes: usize) -> Result<u64> {
         self.bind()?;
+        self.0.allocations.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the stream is this queue's own.
         unsafe { result::malloc_async(self.stream(), bytes) }.map_err(|e| {
             let mib = |n: usize| n as f64 / f64::from(1 << 20);
