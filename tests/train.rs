@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use genevar::io::images::{Rgb, write_png};
+use genevar::io::safetensors::TensorFile;
 use genevar::tensor::{Purpose, Stream};
 
 const SIDE: usize = 24;
@@ -219,6 +220,13 @@ fn a_trained_system_paints(dir: &Path) {
     succeeds(dir, "export --run whole --out bundle.safetensors");
     sample("bundle.safetensors", "--rows 17 --n 1 --seed 3", "c");
     assert_eq!(read("a/t17_0.png"), read("c/t17_0.png"));
+    sample("bundle.safetensors", "--rows 16,17 --n 1 --seed 3 --tensors drawn.safetensors", "e");
+    let drawn = TensorFile::open(dir.join("drawn.safetensors")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&read("e/samples.json")).unwrap();
+    let tokens = drawn.tensor("tokens").unwrap();
+    let row = tokens.rows(1, 1).unwrap().i32s().unwrap().to_vec();
+    assert_eq!(serde_json::json!(row), record["tiles"][1]["tokens"]);
+    assert_eq!(drawn.tensor("pixels").unwrap().shape().dims()[0], 2);
     succeeds(dir, "export --run whole --out guided.safetensors --cfg 2.5 --guidance flat");
     sample("guided.safetensors", "--rows 17 --n 1", "d");
     let record: serde_json::Value = serde_json::from_slice(&read("d/samples.json")).unwrap();

@@ -9,7 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::{Graphs, Sampler, Subject, Tile};
+use super::{Graphs, Sampler, Subject, Tile, side_by_side};
 use crate::config::draw::DrawOptions;
 use crate::config::{RnaEncoding, SampleConfig};
 use crate::data::genes::GeneMap;
@@ -17,9 +17,10 @@ use crate::data::loader::from_tensor;
 use crate::data::pack::Pack;
 use crate::data::rna::Expression;
 use crate::error::{Error, Result, Within};
+use crate::io::atomic;
 use crate::io::images::{Rgb, grid, write_png};
+use crate::io::safetensors::{Store, TensorFile, Writer};
 use crate::io::tables::{DenseSpec, Orientation, check_file_name, read_dense};
-use crate::io::{atomic, safetensors::TensorFile};
 use crate::tensor::Tensor;
 use crate::train::place::PlaceOptions;
 use crate::train::system::System;
@@ -65,6 +66,10 @@ pub struct SampleArgs {
     /// Draw one part of the tiles: 2/4 is the second of four. All parts are the tiles of one run.
     #[arg(long, value_parser = Shard::parse)]
     shard: Option<Shard>,
+    /// Also writes what was drawn as numbers, before it is rounded to PNG (.safetensors): `z`
+    /// [N, latent], `tokens` [N, L], `latent` [N, H, H, d], `pixels` [N, S, S, 3] in [-1, 1].
+    #[arg(long, conflicts_with = "shard", value_name = "FILE")]
+    tensors: Option<PathBuf>,
     /// Where the tiles go; made if it is not there.
     #[arg(long)]
     out: PathBuf,
@@ -203,6 +208,8 @@ struct Done {
     tokens: Vec<i32>,
     /// For the grid.
     image: Option<Rgb>,
+    /// For --tensors.
+    tile: Option<Tile>,
 }
 
 /// A bar with rate and remaining time; silent where nobody looks.
@@ -285,7 +292,28 @@ impl Written<'_> {
         let image = from_tensor(&tile.pixels)?.swap_remove(0);
         write_png(self.args.out.join(self.name(i).1), &image)?;
         let shown = self.args.shard.is_none() && i < self.args.n * GRID_ROWS;
-        Ok(Done { tokens: tile.tokens.i32s()?.to_vec(), image: shown.then_some(image) })
+        Ok(Done {
+            tokens: tile.tokens.i32s()?.to_vec(),
+            image: shown.then_some(image),
+            tile: self.args.tensors.is_some().then(|| tile.clone()),
+        })
+    }
+
+    /// Writes the numbers of all tiles where they were asked for.
+    fn write_tensors(&self, subjects: &[Subject], done: &BTreeMap<usize, Done>) -> Result<()> {
+        let Some(path) = &self.args.tensors else { return Ok(()) };
+        let tiles: Vec<&Tile> = done.values().filter_map(|d| d.tile.as_ref()).collect();
+        let all = |of: fn(&Tile) -> &Tensor| side_by_side(tiles.iter().map(|t| of(t)));
+        let mut writer = Writer::new();
+        let z = side_by_side(subjects.iter().map(|s| &s.z))?;
+        writer.tensor("z", &z, Store::Full)?;
+        writer.tensor("tokens", &all(|t| &t.tokens)?, Store::Full)?;
+        writer.tensor("latent", &all(|t| &t.latent)?, Store::Full)?;
+        writer.tensor("pixels", &all(|t| &t.pixels)?, Store::Full)?;
+        writer.meta("seed", self.args.seed.to_string());
+        let ids: Vec<String> = subjects.iter().map(|s| s.id.to_string()).collect();
+        writer.meta("ids", ids.join(" "));
+        writer.save(path).map(drop)
     }
 
     /// Writes grid and record.
@@ -295,6 +323,7 @@ impl Written<'_> {
         done: BTreeMap<usize, Done>,
         seconds_per_tile: f64,
     ) -> Result<()> {
+        self.write_tensors(subjects, &done)?;
         let mut images: Vec<Rgb> = Vec::new();
         let mut records = Vec::with_capacity(done.len());
         for ((i, done), subject) in done.into_iter().zip(subjects) {

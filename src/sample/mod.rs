@@ -92,6 +92,7 @@ pub struct Subject {
 }
 
 /// One drawn tile.
+#[derive(Clone)]
 pub struct Tile {
     /// Tokens [1, L].
     pub tokens: Tensor,

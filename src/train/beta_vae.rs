@@ -25,6 +25,7 @@ use crate::train::bundle::Trained;
 use crate::train::learner::Learner;
 use crate::train::numbers::{Numbers, Pending, Pulse};
 use crate::train::schedule::{learning_rate, ramp};
+use crate::train::untrained;
 
 /// Prefix of the running statistics in a checkpoint.
 const RUNNING: &str = "running.";
@@ -84,6 +85,29 @@ impl Prior {
         let z = means(&self.model, &alone)?;
         self.model.standardise(&z)
     }
+}
+
+/// A prior that nothing trained, for genes G0, G1, ... of mean 0 and deviation 1.
+///
+/// # Errors
+/// None for parameters on the CPU.
+pub(super) fn untrained(config: &Config, seed: u64) -> Result<Trained> {
+    let n = config.beta_vae.genes;
+    let norm = RnaNorm {
+        genes: (0..n).map(|g| format!("G{g}")).collect(),
+        scaling: scaling(&config.data),
+        mean: vec![0.0; n],
+        sd: vec![1.0; n],
+    };
+    let (parts, json) = norm.to_parts()?;
+    let mut params = Params::new(seed);
+    let prior = Prior::fresh(&config.beta_vae, norm, &mut params);
+    let mut tensors = untrained::weights(&params, seed)?;
+    let running = prior.running.values();
+    tensors.extend(running.into_iter().map(|(name, t)| (format!("{RUNNING}{name}"), t)));
+    tensors.extend(parts.map(|(name, t)| (name.to_string(), t)));
+    let notes = Map::from_iter([(NORM.to_string(), Value::from(json))]);
+    Ok(Trained { step: 0, tensors, notes })
 }
 
 /// Posterior means [n, latent], a part of the rows at a time.

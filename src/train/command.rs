@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use super::bundle::Bundle;
 use super::interrupt::Interrupt;
 use super::pipeline::Work;
+use super::untrained;
 use crate::config::draw::DrawOptions;
 use crate::config::{Config, TIERS};
 use crate::data::pack::Pack;
@@ -113,12 +114,18 @@ fn pack_path(args: &TrainArgs, config: &Config) -> Result<PathBuf> {
     }
 }
 
-/// Puts what a run trained into one file.
+/// Puts what a run trained, or a system of random weights, into one file.
 #[derive(Args)]
 pub struct ExportArgs {
     /// Folder of the run.
-    #[arg(long)]
-    run: PathBuf,
+    #[arg(long, required_unless_present = "untrained", conflicts_with = "untrained")]
+    run: Option<PathBuf>,
+    /// Instead of a run, a system with random weights that this seed names, at --tier or
+    /// --config: for timings and comparisons. Its genes are G0, G1, ...
+    #[arg(long, value_name = "SEED")]
+    untrained: Option<u64>,
+    #[command(flatten)]
+    config: ConfigArgs,
     /// File to write (.safetensors).
     #[arg(long)]
     out: PathBuf,
@@ -140,7 +147,10 @@ pub fn export(args: &ExportArgs) -> Result<()> {
         (_, true) => Store::I8,
         _ => Store::Full,
     };
-    let mut bundle = Bundle::load(&args.run)?;
+    let mut bundle = match (&args.run, args.untrained) {
+        (Some(run), _) => Bundle::load(run)?,
+        (None, seed) => untrained::bundle(&args.config.read()?, seed.unwrap_or(0))?,
+    };
     bundle.config.sample = args.draw.over(&bundle.config.sample)?;
     bundle.config.validate()?;
     let bytes = bundle.save(&args.out, store)?;

@@ -26,5 +26,6 @@ mod run;
 pub mod schedule;
 pub mod system;
 pub mod tissue;
+pub mod untrained;
 
 pub use run::{Plan, Stage, Summary, run};

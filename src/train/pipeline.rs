@@ -260,7 +260,7 @@ impl Work<'_> {
 }
 
 /// What Phi takes from the other models.
-fn phi_dims(config: &Config) -> PhiDims {
+pub(super) fn phi_dims(config: &Config) -> PhiDims {
     PhiDims {
         side: config.msvq.latent_side(),
         d: config.msvq.d,
@@ -270,7 +270,7 @@ fn phi_dims(config: &Config) -> PhiDims {
 }
 
 /// What the transformer takes from the other models.
-fn ar_dims(config: &Config) -> Dims {
+pub(super) fn ar_dims(config: &Config) -> Dims {
     Dims {
         latent: config.beta_vae.latent,
         genes: config.beta_vae.genes,
