@@ -55,7 +55,7 @@ fn bytes(t: &Tensor) -> usize {
 
 /// Runs the f32 reference on outputs of these shapes.
 fn reference(op: &dyn DynOp, data: &[Data], outs: &[Tensor]) {
-    let x: Vec<In<'_, f32>> = data.iter().map(Data::view).collect();
+    let x: Vec<In<'_, f32>> = data.iter().map(In::from).collect();
     let mut reals: Vec<Vec<f32>> = outs.iter().map(|t| vec![0.0; t.len()]).collect();
     let mut ints: Vec<Vec<i32>> = outs.iter().map(|t| vec![0; t.len()]).collect();
     let pairs = reals.iter_mut().zip(&mut ints).zip(outs);

@@ -223,7 +223,7 @@ impl<'a> Bench<'a> {
             d
         };
         let data: Vec<Data> = self.data.iter().enumerate().map(rounded).collect();
-        let x: Vec<In<'_, f32>> = data.iter().map(Data::view).collect();
+        let x: Vec<In<'_, f32>> = data.iter().map(In::from).collect();
         let shapes: Vec<&Shape> = data.iter().map(|d| &d.shape).collect();
         let shapes = self.op.shapes(&shapes).map_err(told)?;
         let mut reals: Vec<Vec<f32>> = shapes.iter().map(|s| vec![0.0; s.len()]).collect();

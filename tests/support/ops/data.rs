@@ -13,14 +13,16 @@ pub struct Data {
     pub is_int: bool,
 }
 
-impl Data {
-    pub fn view(&self) -> In<'_, f32> {
-        match self.is_int {
-            true => In::int(&self.shape, &self.int),
-            false => In::real(&self.shape, &self.real),
+impl<'a> From<&'a Data> for In<'a, f32> {
+    fn from(data: &'a Data) -> Self {
+        match data.is_int {
+            true => In::int(&data.shape, &data.int),
+            false => In::real(&data.shape, &data.real),
         }
     }
+}
 
+impl Data {
     pub fn tensor(&self) -> Tensor {
         match self.is_int {
             true => Tensor::new_i32(self.int.clone(), &self.shape).unwrap(),

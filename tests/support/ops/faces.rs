@@ -209,7 +209,7 @@ impl Face {
         blank: (f32, i32),
     ) -> Result<Outs<f32>, String> {
         let outs = out_shapes(op, data)?;
-        let x: Vec<In<'_, f32>> = data.iter().map(Data::view).collect();
+        let x: Vec<In<'_, f32>> = data.iter().map(In::from).collect();
         let mut failed = None;
         let outs = calmly(&self.name(), || {
             evaluate(op, &outs, blank, (POISON, POISON_INT), |y| match self {
