@@ -19,6 +19,7 @@ use crate::eval;
 use crate::ops;
 use crate::sample;
 use crate::train::command;
+use crate::train::var::{self, command::ImportCommand};
 
 /// RNA-Seq profiles to H&E tiles.
 #[derive(Parser)]
@@ -37,8 +38,11 @@ enum Command {
     Data(DataCommand),
     /// Trains one stage or all.
     Train(command::TrainArgs),
-    /// Puts what a run trained into one file.
+    /// Puts what a run trained into one file, or into state dicts of another program.
     Export(command::ExportArgs),
+    /// Reads what other programs trained.
+    #[command(subcommand)]
+    Import(ImportCommand),
     /// Draws tiles for rows of an RNA table.
     Sample(Box<sample::command::SampleArgs>),
     /// Judges tiles.
@@ -89,6 +93,7 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(EvalCommand::Fd(args)) => print(&eval::fd::run(&args)?),
         Command::Train(args) => command::run(&args),
         Command::Export(args) => command::export(&args),
+        Command::Import(command) => print(&var::command::run(&command)?),
         Command::Sample(args) => sample::command::run(&args),
         Command::Demo(args) => print(&demo::run(&args)?),
         Command::Ops => print(&ops::table_markdown()),

@@ -9,6 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::classes::{self, Class};
 use super::{Graphs, Sampler, Subject, Tile, side_by_side};
 use crate::config::draw::DrawOptions;
 use crate::config::{RnaEncoding, SampleConfig};
@@ -38,8 +39,12 @@ pub struct SampleArgs {
     #[arg(long)]
     checkpoint: PathBuf,
     /// RNA: a table (CSV or TSV, may be .gz) with gene symbols, or a pack.
-    #[arg(long)]
-    rna: PathBuf,
+    #[arg(long, required_unless_present = "class")]
+    rna: Option<PathBuf>,
+    /// What a class-conditional transformer is to draw: numbers or names of classes, separated by
+    /// commas. With --rna, for its Phi, one class.
+    #[arg(long, value_delimiter = ',')]
+    class: Vec<String>,
     /// The table has a gene in each row and a sample in each column.
     #[arg(long)]
     genes_in_rows: bool,
@@ -102,7 +107,8 @@ impl Shard {
 #[derive(Serialize)]
 struct Record<'a> {
     checkpoint: String,
-    rna: String,
+    /// The table of RNA, where there was one.
+    rna: Option<String>,
     genes: String,
     seed: u64,
     #[serde(flatten)]
@@ -128,6 +134,8 @@ pub struct Profiles {
     pub z: Tensor,
     /// Standardised expression [N, genes].
     pub inputs: Tensor,
+    /// A class number a row, where the transformer is conditioned on them.
+    pub labels: Vec<i32>,
     /// What became of the genes, for people.
     pub report: String,
 }
@@ -135,13 +143,15 @@ pub struct Profiles {
 impl Profiles {
     /// Encodes rows of an expression matrix.
     pub fn encode(system: &System, x: &Expression, rows: &[usize]) -> Result<Self> {
-        let norm = &system.prior.norm;
+        let prior = system.prior()?;
+        let norm = &prior.norm;
         let map = GeneMap::new(&norm.genes, &x.genes, system.config.data.min_gene_match)?;
         let inputs = norm.apply(x, rows, &map)?;
         Ok(Self {
             names: rows.iter().map(|&r| x.samples[r].clone()).collect(),
-            z: system.prior.condition(&inputs)?,
+            z: prior.condition(&inputs)?,
             inputs,
+            labels: Vec::new(),
             report: map.report.to_string(),
         })
     }
@@ -152,8 +162,10 @@ impl Profiles {
             RnaEncoding::BetaVae => None,
             RnaEncoding::Linear => Some(self.inputs.rows(i, 1)?),
             RnaEncoding::ClassLabel => {
-                let fix = "draw with a model whose ar.rna is beta_vae or linear";
-                return Err(Error::config("ar.rna", "a class-label model reads no RNA", fix));
+                let fix =
+                    "name a class with --class, or draw with a model whose ar.rna is beta_vae";
+                let none = || Error::config("ar.rna", "is class_label, which reads no RNA", fix);
+                Some(Tensor::new_i32(vec![*self.labels.get(i).ok_or_else(none)?], [1])?)
             }
         };
         Ok(Subject { id, z: self.z.rows(i, 1)?, other })
@@ -164,16 +176,15 @@ impl Profiles {
 pub fn run(args: &SampleArgs) -> Result<()> {
     let mut system = System::load(&args.checkpoint)?;
     let settings = settings(args, &system.config.sample)?;
-    let x = expression(args)?;
-    let rows = match &args.rows {
-        None => (0..x.len()).collect(),
-        Some(text) => pick_rows(text, &x.samples)?,
+    let classes = classes::pick(&system, &args.class)?;
+    let (profiles, rows) = match &args.rna {
+        Some(path) => of_rna(args, path, &mut system, &classes)?,
+        None => {
+            args.place.place(&mut system)?;
+            let rows = classes.iter().map(|class| class.number).collect();
+            (classes::profiles(&system, &classes)?, rows)
+        }
     };
-    for &r in &rows {
-        check_file_name(&x.samples[r]).within(args.rna.display())?;
-    }
-    args.place.place(&mut system)?;
-    let profiles = Profiles::encode(&system, &x, &rows).within(args.rna.display())?;
     eprintln!("{}", profiles.report);
     atomic::create_folder(&args.out)?;
     let mut subjects = Vec::with_capacity(rows.len() * args.n);
@@ -203,6 +214,27 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     out.finish(subjects, done, seconds / subjects.len().max(1) as f64)
 }
 
+/// The profiles of the wanted rows of a table or a pack, and their numbers.
+fn of_rna(
+    args: &SampleArgs,
+    path: &Path,
+    system: &mut System,
+    classes: &[Class],
+) -> Result<(Profiles, Vec<usize>)> {
+    let x = expression(args, path)?;
+    let rows = match &args.rows {
+        None => (0..x.len()).collect(),
+        Some(text) => pick_rows(text, &x.samples)?,
+    };
+    for &r in &rows {
+        check_file_name(&x.samples[r]).within(path.display())?;
+    }
+    let labels = classes::one_for_all(system, classes, rows.len())?;
+    args.place.place(system)?;
+    let profiles = Profiles::encode(system, &x, &rows).within(path.display())?;
+    Ok((Profiles { labels, ..profiles }, rows))
+}
+
 /// What is kept of a tile that was written.
 struct Done {
     tokens: Vec<i32>,
@@ -227,9 +259,9 @@ fn settings(args: &SampleArgs, base: &SampleConfig) -> Result<SampleConfig> {
 }
 
 /// The RNA of a pack (its images that have RNA) or of a table.
-fn expression(args: &SampleArgs) -> Result<Expression> {
-    if is_pack(&args.rna) {
-        let pack = Pack::open(&args.rna)?;
+fn expression(args: &SampleArgs, path: &Path) -> Result<Expression> {
+    if is_pack(path) {
+        let pack = Pack::open(path)?;
         let with: Vec<usize> = (0..pack.len()).filter(|&i| pack.rna_row(i).is_some()).collect();
         return pack.expression(&with);
     }
@@ -239,7 +271,7 @@ fn expression(args: &SampleArgs) -> Result<Expression> {
     };
     let (annotations, allow_negative) = (args.annotations.clone(), args.allow_negative);
     let spec = DenseSpec { orientation, annotations, allow_negative };
-    Expression::from_dense(read_dense(&args.rna, &spec)?)
+    Expression::from_dense(read_dense(path, &spec)?)
 }
 
 fn is_pack(path: &Path) -> bool {
@@ -342,7 +374,7 @@ impl Written<'_> {
         };
         let record = Record {
             checkpoint: self.args.checkpoint.display().to_string(),
-            rna: self.args.rna.display().to_string(),
+            rna: self.args.rna.as_ref().map(|path| path.display().to_string()),
             genes: self.profiles.report.clone(),
             seed: self.args.seed,
             draw: self.settings,

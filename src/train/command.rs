@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::bundle::Bundle;
 use super::interrupt::Interrupt;
 use super::pipeline::Work;
-use super::untrained;
+use super::{untrained, var};
 use crate::config::draw::DrawOptions;
 use crate::config::{Config, TIERS};
 use crate::data::pack::Pack;
@@ -126,9 +126,13 @@ pub struct ExportArgs {
     untrained: Option<u64>,
     #[command(flatten)]
     config: ConfigArgs,
-    /// File to write (.safetensors).
+    /// File to write (.safetensors); with --var a folder.
     #[arg(long)]
     out: PathBuf,
+    /// Write state dicts with the keys of FoundationVision/VAR: vae.safetensors and, of a
+    /// class-conditional plain VAR, var.safetensors.
+    #[arg(long, conflicts_with_all = ["f16", "i8"])]
+    var: bool,
     /// Store weights as 16-bit floats.
     #[arg(long, conflicts_with = "i8")]
     f16: bool,
@@ -153,6 +157,12 @@ pub fn export(args: &ExportArgs) -> Result<()> {
     };
     bundle.config.sample = args.draw.over(&bundle.config.sample)?;
     bundle.config.validate()?;
+    if args.var {
+        for file in var::export(&bundle, &args.out)? {
+            eprintln!("{}", file.display());
+        }
+        return Ok(());
+    }
     let bytes = bundle.save(&args.out, store)?;
     eprintln!("{} ({:.2} MB)", args.out.display(), bytes as f64 / 1e6);
     Ok(())

@@ -27,5 +27,6 @@ pub mod schedule;
 pub mod system;
 pub mod tissue;
 pub mod untrained;
+pub mod var;
 
 pub use run::{Plan, Stage, Summary, run};

@@ -15,6 +15,7 @@ use super::meanflow::MeanFlowStage;
 use super::msvq::MsvqStage;
 use super::run::{Plan, Stage, Summary, run};
 use super::tissue::{BatchRule, Batches, Latents, Tissue};
+use super::var::IMPORTED;
 use crate::autograd::Params;
 use crate::config::{Config, RnaEncoding, StageConfig};
 use crate::data::augment;
@@ -68,10 +69,11 @@ impl Work<'_> {
         STAGES.into_iter().filter(needed).map(|name| Ok((name, self.stage(name)?))).collect()
     }
 
-    /// Trains the stage called `name`, one of [`STAGES`]; those before it must be trained.
+    /// Trains the stage called `name`, one of [`STAGES`]; those before it must be trained. One that
+    /// was imported stays as it is.
     pub fn stage(&self, name: &str) -> Result<Summary> {
         let settings = self.settings(name)?;
-        if self.resume && self.is_finished(name, settings)? {
+        if self.is_imported(name)? || self.resume && self.is_finished(name, settings)? {
             return Ok(Summary { taken: 0, seconds: 0.0, last: None });
         }
         match name {
@@ -90,6 +92,13 @@ impl Work<'_> {
 
     fn folder(&self, name: &str) -> PathBuf {
         self.out.join(name)
+    }
+
+    fn is_imported(&self, name: &str) -> Result<bool> {
+        match checkpoint::find(&self.folder(name))? {
+            Some(path) => Ok(checkpoint::read_meta(&path)?.notes.contains_key(IMPORTED)),
+            None => Ok(false),
+        }
     }
 
     fn is_finished(&self, name: &str, settings: &StageConfig) -> Result<bool> {

@@ -6,9 +6,9 @@ use super::beta_vae::Prior;
 use super::bundle::Bundle;
 use super::frozen::Frozen;
 use super::pipeline::{load_ar, load_msvq, load_phi, load_prior};
-use crate::config::Config;
+use crate::config::{Config, RnaEncoding};
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::genevar::{FeatureStats, Refiner};
 use crate::models::masked_ar::MaskedAr;
 use crate::models::msvq::Msvq;
@@ -19,8 +19,10 @@ use crate::ops::Precision;
 pub struct System {
     /// The settings they were trained with.
     pub config: Config,
-    /// The gene prior with its RNA statistics.
-    pub prior: Prior,
+    /// The gene prior with its RNA statistics; absent where nothing reads RNA.
+    prior: Option<Prior>,
+    /// Names of the classes of a class-conditional transformer, where they have names.
+    pub classes: Vec<String>,
     /// The tokenizer.
     pub msvq: Frozen<Msvq>,
     /// Phi; absent for plain VAR.
@@ -47,12 +49,16 @@ impl System {
     pub fn of(bundle: &Bundle) -> Result<Self> {
         let config = bundle.config.clone();
         let (ar, stats) = load_ar(&config, bundle)?;
+        let by_class = config.ar.rna == RnaEncoding::ClassLabel;
         let phi = match config.ar.plain_var {
             true => None,
             false => Some(load_phi(&config, bundle)?.0),
         };
         Ok(Self {
-            prior: load_prior(&config, bundle)?,
+            prior: (!by_class || bundle.stages.contains_key("beta_vae"))
+                .then(|| load_prior(&config, bundle))
+                .transpose()?,
+            classes: class_names(bundle),
             msvq: load_msvq(&config, bundle)?,
             phi,
             stats,
@@ -68,13 +74,24 @@ impl System {
     /// # Errors
     /// Those of the device.
     pub fn place(&mut self, device: &Device, precision: Precision) -> Result<()> {
-        self.prior.place(device)?;
+        self.prior.iter_mut().try_for_each(|prior| prior.place(device))?;
         self.msvq.place_in(device, precision)?;
         self.phi.iter().try_for_each(|phi| phi.place_in(device, precision))?;
         self.ar.place_in(device, precision)?;
         self.stats = self.stats.on(device)?;
         self.device = device.clone();
         Ok(())
+    }
+
+    /// The gene prior.
+    ///
+    /// # Errors
+    /// A system without one: it was imported.
+    pub fn prior(&self) -> Result<&Prior> {
+        self.prior.as_ref().ok_or_else(|| {
+            let what = "this system has no gene prior, so it reads no RNA";
+            Error::data(what, "draw with `genevar sample --class`")
+        })
     }
 
     /// What makes the transformer's inputs, with random numbers of `seed`.
@@ -88,4 +105,11 @@ impl System {
             seed,
         }
     }
+}
+
+/// The names that the classes had when the transformer was trained.
+fn class_names(bundle: &Bundle) -> Vec<String> {
+    let notes = bundle.stages.get("ar").and_then(|ar| ar.notes.get("classes")?.as_array());
+    let text = |name: &serde_json::Value| name.as_str().map(String::from);
+    notes.into_iter().flatten().filter_map(text).collect()
 }

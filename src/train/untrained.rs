@@ -80,7 +80,7 @@ mod tests {
             }
         }
         let system = System::of(&made).unwrap();
-        assert_eq!(system.prior.norm.genes[2], "G2");
+        assert_eq!(system.prior().unwrap().norm.genes[2], "G2");
         let other = bundle(&config, 4).unwrap();
         let book = |b: &Bundle| b.stages["msvq"].tensors["param.quantiser.book"].to_f64s();
         assert!(book(&made) == book(&bundle(&config, 3).unwrap()) && book(&made) != book(&other));
