@@ -19,6 +19,7 @@ use crate::eval;
 use crate::ops;
 use crate::sample;
 use crate::train::command;
+use crate::train::show::{self, CheckpointCommand};
 use crate::train::var::{self, command::ImportCommand};
 
 /// RNA-Seq profiles to H&E tiles.
@@ -40,6 +41,9 @@ enum Command {
     Train(command::TrainArgs),
     /// Puts what a run trained into one file, or into state dicts of another program.
     Export(command::ExportArgs),
+    /// Says what a checkpoint is, or whether it is whole.
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
     /// Reads what other programs trained.
     #[command(subcommand)]
     Import(ImportCommand),
@@ -93,6 +97,7 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(EvalCommand::Fd(args)) => print(&eval::fd::run(&args)?),
         Command::Train(args) => command::run(&args),
         Command::Export(args) => command::export(&args),
+        Command::Checkpoint(command) => print(&show::run(&command)?),
         Command::Import(command) => print(&var::command::run(&command)?),
         Command::Sample(args) => sample::command::run(&args),
         Command::Demo(args) => print(&demo::run(&args)?),

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use genevar::tensor::Tensor;
-use genevar::train::checkpoint::{self, Meta};
+use genevar::train::checkpoint::{self, Keep, Meta};
 
 const FOLDER: &str = "GENEVAR_TEST_CHECKPOINT_FOLDER";
 const ROUNDS: usize = 36;
@@ -42,7 +42,9 @@ fn writer() {
     };
     for step in newest(Path::new(&dir)) + 1.. {
         say(&format!("\nbegin {step}\n"));
-        checkpoint::save(Path::new(&dir), 2, &Meta::new("toy", step, ""), &state(step)).unwrap();
+        let keep = Keep { newest: 2, best: "" };
+        let meta = Meta::new("toy", step, "");
+        checkpoint::save(Path::new(&dir), keep, &meta, &state(step)).unwrap();
         say(&format!("\nend {step}\n"));
     }
 }

@@ -248,6 +248,9 @@ pub struct StageConfig {
     pub checkpoint_every: u64,
     /// How many checkpoints stay on disk.
     pub keep: usize,
+    /// The logged number by which the best checkpoint is kept too, the lowest being best, or with
+    /// a minus before its name the highest; empty keeps none.
+    pub best: String,
 }
 
 impl Default for StageConfig {
@@ -268,6 +271,7 @@ impl Default for StageConfig {
             log_every: 10,
             checkpoint_every: 500,
             keep: 2,
+            best: String::new(),
         }
     }
 }

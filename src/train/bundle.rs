@@ -93,15 +93,27 @@ impl Bundle {
             let fix = "train the stages before this one, or give a run's folder or a bundle file";
             return Err(Error::file(path, "is not there", fix));
         }
-        if path.is_dir() { Self::of_run(path) } else { Self::open(path) }
+        if path.is_dir() { Self::of_run(path, checkpoint::find) } else { Self::open(path) }
     }
 
-    /// The newest checkpoint of each stage below `dir`.
-    fn of_run(dir: &Path) -> Result<Self> {
+    /// As [`Bundle::load`] of a run's folder, but of each stage the best checkpoint, where one was
+    /// sought.
+    ///
+    /// # Errors
+    /// Those of [`Bundle::load`].
+    pub fn load_best(dir: &Path) -> Result<Self> {
+        Self::of_run(dir, |stage| match checkpoint::best(stage)? {
+            Some(best) => Ok(Some(best)),
+            None => checkpoint::find(stage),
+        })
+    }
+
+    /// The checkpoint that `pick` finds for each stage below `dir`.
+    fn of_run(dir: &Path, pick: impl Fn(&Path) -> Result<Option<PathBuf>>) -> Result<Self> {
         let mut stages = BTreeMap::new();
         let mut config = None;
         for name in STAGES {
-            if let Some(folder) = checkpoint::find(&dir.join(name))? {
+            if let Some(folder) = pick(&dir.join(name))? {
                 let found = checkpoint::load(&folder)?;
                 config = Some(Config::recorded(&found.meta.config).within(folder.display())?);
                 stages.insert(name.to_string(), Trained::of(found));
@@ -164,7 +176,7 @@ impl Bundle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::checkpoint::Meta;
+    use crate::train::checkpoint::{Keep, Meta};
 
     fn stage(run: &Path, name: &str, tensors: &[(&str, f32)]) {
         let config = Config::tier("t0").unwrap().to_toml().unwrap();
@@ -174,7 +186,7 @@ mod tests {
             .iter()
             .map(|(n, v)| (n.to_string(), Tensor::new(vec![*v], [1]).unwrap()))
             .collect();
-        checkpoint::save(&run.join(name), 1, &meta, &state).unwrap();
+        checkpoint::save(&run.join(name), Keep { newest: 1, best: "" }, &meta, &state).unwrap();
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Checkpoints: folders that are there whole or not at all.
 //!
-//! A run's folder holds `step-00000500/` with `state.safetensors` and `meta.json`, and `LATEST`
-//! with the name of the newest. A checkpoint is written under a `.partial` name, flushed, renamed,
+//! A run's folder holds `step-00000500/` with `state.safetensors` and `meta.json`, `LATEST` with
+//! the name of the newest and, where one is sought, `BEST` with that of the best. A checkpoint is written under a `.partial` name, flushed, renamed,
 //! and only then `LATEST` moves, itself by rename: a process killed at any instant leaves a whole
 //! checkpoint to go on from, and rubbish that the next one sweeps away.
 
@@ -20,6 +20,7 @@ use crate::tensor::Tensor;
 const STATE: &str = "state.safetensors";
 const META: &str = "meta.json";
 const LATEST: &str = "LATEST";
+const BEST: &str = "BEST";
 const PARTIAL: &str = ".partial";
 
 /// The version of the layout; a reader refuses another.
@@ -38,13 +39,29 @@ pub struct Meta {
     pub config: String,
     /// What else the stage wants back: gene names, channel statistics' provenance, data set.
     pub notes: Map<String, Value>,
+    /// What its last step logged.
+    #[serde(default)]
+    pub numbers: BTreeMap<String, f64>,
+    /// The program that wrote it.
+    #[serde(default)]
+    pub program: String,
 }
 
 impl Meta {
     /// The record of `stage` after `step` steps under `config`, without notes.
     pub fn new(stage: &str, step: u64, config: impl Into<String>) -> Self {
         let (stage, config) = (stage.to_string(), config.into());
-        Self { format: FORMAT, stage, step, config, notes: Map::new() }
+        let (notes, numbers) = (Map::new(), BTreeMap::new());
+        Self { format: FORMAT, stage, step, config, notes, numbers, program: program() }
+    }
+
+    /// The number by which checkpoints are compared, the lower the better: `by` names it, a minus
+    /// before the name turns it round.
+    fn rank(&self, by: &str) -> Option<f64> {
+        match by.strip_prefix('-') {
+            Some(name) => self.numbers.get(name).map(|x| -x),
+            None => self.numbers.get(by).copied(),
+        }
     }
 }
 
@@ -59,14 +76,31 @@ pub struct Checkpoint {
     pub tensors: BTreeMap<String, Tensor>,
 }
 
-/// Writes a checkpoint into the run folder `dir`, moves `LATEST` to it and removes all but the
-/// `keep` newest. Returns the checkpoint's folder.
+/// This program's version, and the commit where it is known.
+fn program() -> String {
+    let commit = option_env!("GENEVAR_COMMIT").map_or(String::new(), |commit| format!("-{commit}"));
+    format!("genevar {}{commit}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Which checkpoints stay.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep<'a> {
+    /// So many of the newest.
+    pub newest: usize,
+    /// The best by this number of [`Meta::numbers`], the lowest, or with a minus before its name
+    /// the highest; empty for none.
+    pub best: &'a str,
+}
+
+/// Writes a checkpoint into the run folder `dir`, moves `LATEST` to it, and `BEST` if it is the
+/// best, and removes those that need not stay. Returns the checkpoint's folder.
 ///
 /// # Errors
-/// Whatever the system refuses, a full disk for one; the checkpoints of before are untouched.
+/// Whatever the system refuses, a full disk for one; the checkpoints of before are untouched. A
+/// number to compare by that no step logs; the checkpoint is there then.
 pub fn save(
     dir: &Path,
-    keep: usize,
+    keep: Keep<'_>,
     meta: &Meta,
     tensors: &BTreeMap<String, Tensor>,
 ) -> Result<PathBuf> {
@@ -83,11 +117,48 @@ pub fn save(
     discard(&target)?;
     fs::rename(&partial, &target).map_err(|e| Error::io("rename", &partial, e))?;
     atomic::write(dir.join(LATEST), format!("{name}\n").as_bytes())?;
+    let best = crown(dir, keep.best, (meta, &target))?;
     let finished = finished(dir)?;
-    for old in finished.iter().rev().filter(|p| **p != target).skip(keep.max(1) - 1) {
+    let may_go = finished.iter().rev().filter(|p| **p != target).skip(keep.newest.max(1) - 1);
+    for old in may_go.filter(|p| Some(*p) != best.as_ref()) {
         discard(old)?;
     }
     Ok(target)
+}
+
+/// Moves `BEST` to the checkpoint that was just written, if none before it was better; returns
+/// where it is then.
+fn crown(dir: &Path, by: &str, (meta, new): (&Meta, &Path)) -> Result<Option<PathBuf>> {
+    if by.is_empty() {
+        return best(dir);
+    }
+    let Some(rank) = meta.rank(by) else {
+        let logged: Vec<&str> = meta.numbers.keys().map(String::as_str).collect();
+        let what = format!("{by:?} is no number that step {} logs", meta.step);
+        let fix = format!("the checkpoint is saved; name one of {}", logged.join(", "));
+        return Err(Error::config(format!("train.{}.best", meta.stage), what, fix));
+    };
+    let before = best(dir)?.filter(|path| path != new);
+    let rival = before.as_ref().map(|path| read_meta(path)).transpose()?;
+    // What was ranked by another number says nothing about this one.
+    if rival.and_then(|meta| meta.rank(by)).is_some_and(|other| other <= rank) {
+        return Ok(before);
+    }
+    let name = new.file_name().unwrap_or_default().to_string_lossy();
+    atomic::write(dir.join(BEST), format!("{name}\n").as_bytes())?;
+    Ok(Some(new.to_path_buf()))
+}
+
+/// The best checkpoint of a run folder, where one was sought.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn best(dir: &Path) -> Result<Option<PathBuf>> {
+    match fs::read_to_string(dir.join(BEST)) {
+        Ok(name) => Ok(Some(dir.join(name.trim())).filter(|path| path.join(META).is_file())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("read", dir.join(BEST), e)),
+    }
 }
 
 /// The newest whole checkpoint of a run folder, or the folder itself if it is a checkpoint.
@@ -115,6 +186,22 @@ pub fn find(dir: &Path) -> Result<Option<PathBuf>> {
     Ok(finished(dir)?.pop())
 }
 
+/// All whole checkpoints of a run folder, oldest first, or the folder itself if it is one.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub fn all(dir: &Path) -> Result<Vec<PathBuf>> {
+    match dir.join(META).is_file() {
+        true => Ok(vec![dir.to_path_buf()]),
+        false => finished(dir),
+    }
+}
+
+/// The tensors of a checkpoint's folder.
+pub fn state_file(folder: &Path) -> PathBuf {
+    folder.join(STATE)
+}
+
 /// Reads a checkpoint: `path` is its folder, or the run's folder for the newest.
 ///
 /// # Errors
@@ -123,6 +210,7 @@ pub fn load(path: &Path) -> Result<Checkpoint> {
     let path = latest(path)?;
     let meta = read_meta(&path)?;
     let file = TensorFile::open(path.join(STATE))?;
+    file.verify()?;
     let mut tensors = BTreeMap::new();
     for name in file.names() {
         tensors.insert(name.to_string(), file.tensor(name)?);
@@ -258,7 +346,7 @@ mod tests {
     fn save_step(dir: &Path, step: u64) -> PathBuf {
         let mut meta = Meta::new("toy", step, "seed = 1\n");
         meta.notes.insert("genes".into(), Value::from(vec!["A", "B"]));
-        save(dir, 2, &meta, &state(step)).unwrap()
+        save(dir, Keep { newest: 2, best: "" }, &meta, &state(step)).unwrap()
     }
 
     fn steps(dir: &Path) -> Vec<u64> {
@@ -278,6 +366,27 @@ mod tests {
         assert_eq!(back.meta.notes["genes"][1], "B");
         assert_eq!(back.tensors["w"].f32s().unwrap(), [10.0; 6]);
         back.check("toy", &state(0)).unwrap();
+    }
+
+    #[test]
+    fn the_best_stays_whatever_comes_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep { newest: 2, best: "val" };
+        let save_at = |step: u64, val: f64, keep: Keep<'_>| {
+            let mut meta = Meta::new("toy", step, "seed = 1\n");
+            meta.numbers.insert("val".into(), val);
+            save(dir.path(), keep, &meta, &state(step)).map(|_| ())
+        };
+        for (step, val) in [(1, 0.5), (2, 0.2), (3, 0.4), (4, 0.3), (5, 0.2)] {
+            save_at(step, val, keep).unwrap();
+        }
+        assert_eq!(steps(dir.path()), [2, 4, 5]);
+        save_at(6, 0.9, Keep { newest: 1, best: "-val" }).unwrap();
+        assert_eq!(steps(dir.path()), [6]);
+        assert_eq!(best(dir.path()).unwrap().unwrap(), latest(dir.path()).unwrap());
+        let error = save_at(7, 0.1, Keep { newest: 1, best: "vall" }).unwrap_err().to_string();
+        assert!(error.contains("train.toy.best") && error.contains("name one of val"), "{error}");
+        assert_eq!(read_meta(&latest(dir.path()).unwrap()).unwrap().step, 7);
     }
 
     #[test]

@@ -133,6 +133,9 @@ pub struct ExportArgs {
     /// class-conditional plain VAR, var.safetensors.
     #[arg(long, conflicts_with_all = ["f16", "i8"])]
     var: bool,
+    /// Take the best checkpoint of each stage for which one is kept (train.*.best), not the newest.
+    #[arg(long, requires = "run")]
+    best: bool,
     /// Store weights as 16-bit floats.
     #[arg(long, conflicts_with = "i8")]
     f16: bool,
@@ -152,6 +155,7 @@ pub fn export(args: &ExportArgs) -> Result<()> {
         _ => Store::Full,
     };
     let mut bundle = match (&args.run, args.untrained) {
+        (Some(run), _) if args.best => Bundle::load_best(run)?,
         (Some(run), _) => Bundle::load(run)?,
         (None, seed) => untrained::bundle(&args.config.read()?, seed.unwrap_or(0))?,
     };

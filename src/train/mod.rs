@@ -24,6 +24,7 @@ pub mod place;
 pub mod progress;
 mod run;
 pub mod schedule;
+pub mod show;
 pub mod system;
 pub mod tissue;
 pub mod untrained;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::checkpoint::{self, Checkpoint, Meta};
+use super::checkpoint::{self, Checkpoint, Keep, Meta};
 use super::interrupt::Interrupt;
 use super::log::{Log, StepLog};
 use super::memory;
@@ -88,9 +88,10 @@ pub struct Summary {
 /// # Errors
 /// - [`Error::Interrupted`] after Ctrl-C, the state being saved.
 /// - [`Error::NotFinite`] with step and op when a loss, gradient or weight is NaN or infinite.
-/// - A folder that holds a run already, unless resuming; a checkpoint that does not fit.
+/// - A folder that holds a run already, unless resuming, or in which another process trains; a checkpoint that does not fit.
 /// - A device with less free memory than a step takes; nothing was allocated there then.
 pub fn run(stage: &mut dyn Stage, plan: &Plan) -> Result<Summary> {
+    let _claim = Claim::on(plan.dir)?;
     if let Device::Cuda(queue) = plan.device {
         memory::check(stage, queue)?;
     }
@@ -115,7 +116,7 @@ pub fn run(stage: &mut dyn Stage, plan: &Plan) -> Result<Summary> {
         }
         if saves {
             told.log.sync()?;
-            save(stage, plan, done)?;
+            save(stage, plan, (done, told.last.as_ref()))?;
         }
         if stop {
             told.progress.finish();
@@ -162,15 +163,41 @@ fn place(stage: &dyn Stage, step: u64) -> String {
     format!("{}: step {step}", stage.name())
 }
 
-fn save(stage: &dyn Stage, plan: &Plan, step: u64) -> Result<()> {
+fn save(stage: &dyn Stage, plan: &Plan, (step, last): (u64, Option<&StepLog>)) -> Result<()> {
     let mut meta = Meta::new(stage.name(), step, plan.config.to_toml()?);
     meta.notes = stage.notes();
-    checkpoint::save(plan.dir, plan.stage.keep, &meta, &stage.state()?).map(|_| ())
+    if let Some(log) = last {
+        meta.numbers = log.more.iter().cloned().collect();
+        meta.numbers.insert("loss".into(), log.loss);
+    }
+    let keep = Keep { newest: plan.stage.keep, best: &plan.stage.best };
+    checkpoint::save(plan.dir, keep, &meta, &stage.state()?).map(|_| ())
+}
+
+/// Keeps other processes from training in a folder, for as long as it lives and not longer, however
+/// this process ends.
+struct Claim {
+    _file: std::fs::File,
+}
+
+impl Claim {
+    fn on(dir: &Path) -> Result<Self> {
+        crate::io::atomic::create_folder(dir)?;
+        let path = dir.join(".lock");
+        let file = std::fs::File::create(&path).map_err(|e| Error::io("create", &path, e))?;
+        match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let fix = "wait for it or stop it, or give another --out";
+                Err(Error::file(dir, "is where another process trains just now", fix))
+            }
+            // A file system without locks cannot keep anybody out.
+            Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(Self { _file: file }),
+        }
+    }
 }
 
 /// Restores the newest checkpoint when resuming; returns the first step to take.
 fn start(stage: &mut dyn Stage, plan: &Plan) -> Result<u64> {
-    crate::io::atomic::create_folder(plan.dir)?;
     let Some(found) = checkpoint::find(plan.dir)? else { return Ok(0) };
     if !plan.resume {
         let fix = "add --resume to go on, or give another --out";
@@ -372,6 +399,17 @@ mod tests {
         let wanted = BTreeMap::from([("w".to_string(), Tensor::new(vec![0.0; 9], [9]).unwrap())]);
         assert!(found.check("toy", &wanted).is_err());
         assert_eq!(Config::recorded(&found.meta.config).unwrap(), config);
+    }
+
+    #[test]
+    fn a_folder_is_one_process_s_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let claim = Claim::on(dir.path()).unwrap();
+        let error = go(&mut Toy::new(), dir.path(), false).unwrap_err();
+        assert!(error.to_string().contains("another process trains"), "{error}");
+        assert_eq!(error.exit_code(), 2);
+        drop(claim);
+        go(&mut Toy::new(), dir.path(), false).unwrap();
     }
 
     #[test]

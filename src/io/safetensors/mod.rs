@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use serde::Deserialize;
 
-use write::{SCALE, scale_name};
+use write::{DIGITS, SCALE, digits, scale_name};
 pub use write::{Store, Writer};
 
 use crate::device::mmap::Mapped;
@@ -24,6 +24,10 @@ const MAX_HEADER: usize = 64 << 20;
 
 /// The key under which a header holds its string-to-string metadata.
 const METADATA: &str = "__metadata__";
+
+/// The metadata key of the checksums (CRC-32, hexadecimal): the header's, then the tensors' in the
+/// order of their bytes.
+const CHECKSUMS: &str = "crc32";
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -177,6 +181,46 @@ impl TensorFile {
         }
     }
 
+    /// Whether the file has checksums and every byte of it is as it was written. Reads all of it.
+    ///
+    /// # Errors
+    /// A byte that is not, naming the tensor.
+    pub fn verify(&self) -> Result<bool> {
+        let Some(sums) = self.metadata.get(CHECKSUMS) else { return Ok(false) };
+        let broken = |what: String| {
+            let what = format!("corrupt: {what} is not what was written");
+            Err(Error::file(&self.path, what, "use another copy or an earlier checkpoint"))
+        };
+        let mut head = self.map[8..self.data].to_vec();
+        if let Some(at) = digits(&head) {
+            head[at..at + DIGITS].fill(b'0');
+        }
+        let order = self.in_order();
+        if sums.len() != DIGITS * (1 + order.len()) {
+            return broken("its header".into());
+        }
+        let is = |i: usize, bytes: &[u8]| {
+            sums.get(DIGITS * i..DIGITS * (i + 1))
+                == Some(&format!("{:08x}", crc32fast::hash(bytes)))
+        };
+        if !is(0, &head) {
+            return broken("its header".into());
+        }
+        for (i, (name, _)) in order.iter().enumerate() {
+            if !is(i + 1, self.bytes(name)?) {
+                return broken(format!("tensor \"{name}\""));
+            }
+        }
+        Ok(true)
+    }
+
+    /// The tensors in the order of their bytes.
+    fn in_order(&self) -> Vec<(&String, &Entry)> {
+        let mut order: Vec<(&String, &Entry)> = self.entries.iter().collect();
+        order.sort_by_key(|(_, e)| e.data_offsets);
+        order
+    }
+
     fn entry(&self, name: &str) -> Result<&Entry> {
         self.entries.get(name).ok_or_else(|| {
             let what = format!("has no tensor \"{name}\"");
@@ -187,10 +231,8 @@ impl TensorFile {
     /// Every tensor's bytes must match its shape, follow one another without gap, and be there.
     fn check(&self) -> Result<()> {
         let have = self.map.len() - self.data;
-        let mut order: Vec<(&String, &Entry)> = self.entries.iter().collect();
-        order.sort_by_key(|(_, e)| e.data_offsets);
         let mut expected = 0;
-        for (name, entry) in order {
+        for (name, entry) in self.in_order() {
             let (start, end) = entry.data_offsets;
             let size = element_size(&entry.dtype).and_then(|size| {
                 entry.shape.iter().try_fold(size, |n, &extent| n.checked_mul(extent))
@@ -313,6 +355,29 @@ mod tests {
         let theirs = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(theirs.len(), 6);
         assert_eq!(theirs.tensor("u32").unwrap().data(), 7u32.to_le_bytes());
+    }
+
+    #[test]
+    fn every_changed_byte_is_found_and_the_tensor_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        sample(&path);
+        let whole = std::fs::read(&path).unwrap();
+        assert!(TensorFile::open(&path).unwrap().verify().unwrap());
+        let data = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &bytes).unwrap();
+            // Most changes of the header are seen on opening.
+            let told = match TensorFile::open(&path) {
+                Ok(file) => file.verify().map(|v| v.to_string()).map_err(|e| e.to_string()),
+                Err(e) => Err(e.to_string()),
+            };
+            // A header that lost its checksums has none that could be wrong.
+            let told = told.map_or_else(|e| e, |v| if v == "false" { v } else { panic!("{at}") });
+            assert!(at < data || told.contains("corrupt: tensor \""), "{at}: {told}");
+        }
     }
 
     #[test]

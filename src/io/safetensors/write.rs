@@ -1,12 +1,12 @@
 //! Writing safetensors files: collect tensors and metadata, then save them at once.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
 use half::f16;
 
-use super::{METADATA, element_size};
+use super::{CHECKSUMS, METADATA, element_size};
 use crate::error::{Error, Result};
 use crate::io::atomic;
 use crate::tensor::{DType, Tensor};
@@ -147,15 +147,16 @@ impl Writer {
         (8 + tensors + metadata) as u64
     }
 
-    /// Writes the file and returns its size in bytes. The same content gives the same bytes.
+    /// Writes the file and returns its size in bytes. The same content gives the same bytes, and
+    /// every byte is under a checksum: see [`super::TensorFile::verify`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<u64> {
         // The widest elements come first, so every tensor is aligned to its element size.
         let mut order: Vec<(&String, &Item)> = self.items.iter().collect();
         order.sort_by_key(|(_, item)| std::cmp::Reverse(element_size(item.dtype)));
         let mut header = serde_json::Map::new();
-        if !self.metadata.is_empty() {
-            header.insert(METADATA.into(), serde_json::json!(self.metadata));
-        }
+        let mut metadata = self.metadata.clone();
+        metadata.insert(CHECKSUMS.into(), "0".repeat(DIGITS * (1 + order.len())));
+        header.insert(METADATA.into(), serde_json::json!(metadata));
         let mut end = 0;
         for (name, item) in &order {
             let start = end;
@@ -171,9 +172,55 @@ impl Writer {
         atomic::write_with(path, total, |out| {
             out.write_all(&(head.len() as u64).to_le_bytes())?;
             out.write_all(&head)?;
-            order.iter().try_for_each(|(_, item)| write_payload(out, &item.payload))
+            let mut sums = String::new();
+            for (_, item) in &order {
+                let mut hashed = Hashed { out: &mut *out, sum: crc32fast::Hasher::new() };
+                write_payload(&mut hashed, &item.payload)?;
+                sums += &format!("{:08x}", hashed.sum.finalize());
+            }
+            sign(&mut head, &sums);
+            out.seek(SeekFrom::Start(8))?;
+            out.write_all(&head)
         })?;
         Ok(total)
+    }
+}
+
+/// Hexadecimal digits of a checksum.
+pub(super) const DIGITS: usize = 8;
+
+/// Puts the tensors' checksums into a header whose digits are zeros, and before them its own, which
+/// is that of the header without it.
+fn sign(head: &mut [u8], sums: &str) {
+    if let Some(at) = digits(head) {
+        head[at + DIGITS..at + DIGITS + sums.len()].copy_from_slice(sums.as_bytes());
+        let own = format!("{:08x}", crc32fast::hash(head));
+        head[at..at + DIGITS].copy_from_slice(own.as_bytes());
+    }
+}
+
+/// Where the checksums of a header begin. A quote inside a text is escaped, so that only the key
+/// itself reads like this.
+pub(super) fn digits(head: &[u8]) -> Option<usize> {
+    let key = format!("\"{CHECKSUMS}\":\"");
+    head.windows(key.len()).position(|part| part == key.as_bytes()).map(|at| at + key.len())
+}
+
+/// Writes on, and sums up what was written.
+struct Hashed<'a, W> {
+    out: &'a mut W,
+    sum: crc32fast::Hasher,
+}
+
+impl<W: Write> Write for Hashed<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.sum.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
     }
 }
 
@@ -202,20 +249,28 @@ fn write_payload(out: &mut impl Write, payload: &Payload) -> std::io::Result<()>
     match payload {
         Payload::Bytes(bytes) => out.write_all(bytes),
         Payload::Tensor(t, store) => match (t.dtype(), store) {
-            (DType::F32, Store::F16) => t
-                .f32s()
-                .map_err(bad)?
-                .iter()
-                .try_for_each(|v| out.write_all(&f16::from_f32(*v).to_le_bytes())),
+            (DType::F32, Store::F16) => {
+                pieces(out, t.f32s().map_err(bad)?, |v| f16::from_f32(*v).to_le_bytes())
+            }
             (DType::F32, Store::Full | Store::I8) => {
-                t.f32s().map_err(bad)?.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
+                pieces(out, t.f32s().map_err(bad)?, |v| v.to_le_bytes())
             }
-            (DType::F64, _) => {
-                t.f64s().map_err(bad)?.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
-            }
-            (DType::I32, _) => {
-                t.i32s().map_err(bad)?.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
-            }
+            (DType::F64, _) => pieces(out, t.f64s().map_err(bad)?, |v| v.to_le_bytes()),
+            (DType::I32, _) => pieces(out, t.i32s().map_err(bad)?, |v| v.to_le_bytes()),
         },
     }
+}
+
+/// Writes elements, many at a time.
+fn pieces<T, const N: usize>(
+    out: &mut impl Write,
+    values: &[T],
+    bytes: impl Fn(&T) -> [u8; N],
+) -> std::io::Result<()> {
+    let mut piece = Vec::new();
+    values.chunks(1 << 14).try_for_each(|part| {
+        piece.clear();
+        piece.extend(part.iter().flat_map(&bytes));
+        out.write_all(&piece)
+    })
 }

@@ -8,7 +8,7 @@ use super::{Hints, import};
 use crate::error::Result;
 use crate::io::safetensors::Store;
 use crate::train::bundle::Trained;
-use crate::train::checkpoint::{self, Meta};
+use crate::train::checkpoint::{self, Keep, Meta};
 
 /// Whose files are read.
 #[derive(Subcommand)]
@@ -58,7 +58,8 @@ pub fn run(command: &ImportCommand) -> Result<String> {
         let Trained { step, tensors, notes } = bundle.stage("msvq")?;
         let mut meta = Meta::new("msvq", *step, bundle.config.to_toml()?);
         meta.notes = notes.clone();
-        let at = checkpoint::save(&run.join("msvq"), 1, &meta, tensors)?;
+        let keep = Keep { newest: 1, best: "" };
+        let at = checkpoint::save(&run.join("msvq"), keep, &meta, tensors)?;
         eprintln!("{}", at.display());
     }
     // What a configuration that trains on this tokenizer has to say.
