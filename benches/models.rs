@@ -1,10 +1,11 @@
 //! Time and memory of a training step of each stage and of a drawn tile, on made-up data, by tier;
 //! then what the measured rates predict for the tiers of the paper's size.
 //!
-//! `cargo bench --bench models [-- t0 demo t1]`, the first two by default; GENEVAR_LEDGER=1 adds
-//! the table to benches/LEDGER.md. A step's time is the mean over a few steps and includes a share
-//! of the checkpoint at their end (the CPU time also of the stage's preparation); memory is the
-//! peak resident set during them.
+//! `cargo bench --bench models [-- t0 demo t1]`, the first two by default; `-- --tile t3` draws a
+//! tile of a large tier instead, by an untrained system in bf16 (GENEVAR_TILE_FOLDER keeps their
+//! file). GENEVAR_LEDGER=1 adds the table to benches/LEDGER.md. A step's time is the mean over a
+//! few steps and includes a share of the checkpoint at their end (the CPU time also of the stage's
+//! preparation); memory is the peak resident set during them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a bench")]
 
@@ -14,6 +15,8 @@ mod flops;
 mod ledger;
 #[path = "support/made_up.rs"]
 mod made_up;
+#[path = "support/tile.rs"]
+mod tile;
 
 use std::fmt::Write;
 use std::path::Path;
@@ -202,10 +205,52 @@ fn row(l: &Line) -> String {
     format!("| {tier} | {what} | {count} | {seconds:.3} | {cpu} | {giga:.2} | {rate:.1} | {peak} |")
 }
 
+const TILE_HEAD: &str = "| tier | s | GFLOP | GFLOP/s | GEMM GFLOP/s | share of it | \
+                         start to scale 1, s | weights MiB | peak MiB | beyond weights |\n\
+                         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
+
+/// Draws a tile of each tier that is named, at their shapes.
+fn tiles() -> Result<()> {
+    let kept = std::env::var_os("GENEVAR_TILE_FOLDER");
+    let own = tempfile::tempdir().unwrap();
+    let folder = kept.as_ref().map_or(own.path(), Path::new);
+    let mut table = String::from(TILE_HEAD);
+    for tier in named() {
+        let m = tile::measure(&Config::tier(&tier)?, folder)?;
+        let (rate, weights) = (m.flops / m.tile, m.weights as f64 / 1048576.0);
+        let peak = m.peak.map_or("".into(), |p| format!("{p:.0} | {:.0}", p - weights));
+        writeln!(
+            table,
+            "| {tier} | {:.2} | {:.0} | {:.0} | {:.0} | {:.2} | {:.2} | {weights:.0} | {peak} |",
+            m.tile,
+            m.flops * 1e-9,
+            rate * 1e-9,
+            m.gemm * 1e-9,
+            rate / m.gemm,
+            m.start,
+        )
+        .unwrap();
+    }
+    println!("{table}");
+    if ledger::wanted() {
+        let command = "GENEVAR_LEDGER=1 cargo bench --bench models -- --tile";
+        ledger::append("a tile", &format!("{command} {}", named().join(" ")), &table).unwrap();
+    }
+    Ok(())
+}
+
+/// The tiers that the command line names: cargo adds `--bench`, whatever else does not begin with
+/// a dash is one.
+fn named() -> Vec<String> {
+    std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect()
+}
+
 fn main() -> Result<()> {
     join_pool();
-    // Cargo adds `--bench`; whatever else does not begin with a dash names a tier.
-    let mut tiers: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    if std::env::args().any(|a| a == "--tile") {
+        return tiles();
+    }
+    let mut tiers = named();
     if tiers.is_empty() {
         tiers = vec!["t0".into(), "demo".into()];
     }

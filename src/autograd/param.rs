@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::device::Device;
+use crate::device::{Device, Meter};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Purpose, Shape, Stream, Tensor};
 
@@ -59,13 +59,20 @@ pub struct Params {
     all: Vec<Param>,
     elements: usize,
     dry: bool,
+    unset: Option<Meter>,
 }
 
 impl Params {
     /// No parameters yet; initial values are drawn from `seed`.
     pub fn new(seed: u64) -> Self {
         let group = NEXT_GROUP.fetch_add(1, Ordering::Relaxed);
-        Self { group, seed, prefix: String::new(), all: Vec::new(), elements: 0, dry: false }
+        let (prefix, all) = (String::new(), Vec::new());
+        Self { group, seed, prefix, all, elements: 0, dry: false, unset: None }
+    }
+
+    /// Draws nothing: every parameter waits for [`Params::load`], and has its shape until then.
+    pub fn unset() -> Self {
+        Self { unset: Some(Meter::default()), ..Self::new(0) }
     }
 
     /// Counts parameters without making them: a model built on these cannot run, but it says how
@@ -105,6 +112,9 @@ impl Params {
     /// Normal with standard deviation `std`.
     pub fn normal(&mut self, name: &str, shape: impl Into<Shape>, std: f64, decay: bool) -> Param {
         let shape = self.planned(shape.into());
+        if let Some(value) = self.waiting(&shape) {
+            return self.add(name, value, decay);
+        }
         let draws = self.stream().normals(shape.len());
         let values = draws.iter().map(|&x| f64::from(x) * std).collect();
         self.filled(name, values, shape, decay)
@@ -119,6 +129,9 @@ impl Params {
         decay: bool,
     ) -> Param {
         let shape = self.planned(shape.into());
+        if let Some(value) = self.waiting(&shape) {
+            return self.add(name, value, decay);
+        }
         let draws = self.stream().uniforms(shape.len());
         let values = draws.iter().map(|&x| (2.0 * f64::from(x) - 1.0) * limit).collect();
         self.filled(name, values, shape, decay)
@@ -127,13 +140,20 @@ impl Params {
     /// All elements `value`; never decays.
     pub fn constant(&mut self, name: &str, shape: impl Into<Shape>, value: f64) -> Param {
         let shape = self.planned(shape.into());
-        self.add(name, Tensor::full(DType::F32, shape, value), false)
+        let waiting = self.waiting(&shape);
+        self.add(name, waiting.unwrap_or_else(|| Tensor::full(DType::F32, shape, value)), false)
     }
 
     /// All zeros, as the last layer of a residual network starts.
     pub fn zeros(&mut self, name: &str, shape: impl Into<Shape>, decay: bool) -> Param {
         let shape = self.planned(shape.into());
-        self.add(name, Tensor::zeros(DType::F32, shape), decay)
+        let waiting = self.waiting(&shape);
+        self.add(name, waiting.unwrap_or_else(|| Tensor::zeros(DType::F32, shape)), decay)
+    }
+
+    /// A value that is still to come.
+    fn waiting(&self, shape: &Shape) -> Option<Tensor> {
+        self.unset.as_ref()?.tensor(DType::F32, shape).ok()
     }
 
     /// The shape to allocate: nothing when only counting.

@@ -10,6 +10,8 @@ use std::cell::Cell;
 
 use rayon::prelude::*;
 
+use super::pack::{Matrix, Weights};
+use super::panel::{Factor, Start, product};
 use crate::error::Result;
 
 /// Elements below which a parallel loop is not worth its start.
@@ -23,6 +25,11 @@ thread_local! {
 /// Whether a kernel may spread over the thread pool.
 pub fn may_spread() -> bool {
     !INSIDE.get() && rayon::current_num_threads() > 1
+}
+
+/// Threads of the pool.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
 }
 
 /// Makes the calling thread a worker of the global pool, once, at the start of a program.
@@ -131,7 +138,7 @@ pub fn par_map<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync + Send) -> Vec<T
 /// A strided view of a matrix; overlapping rows are allowed for reading (convolution windows).
 #[derive(Clone, Copy)]
 pub struct Mat<'a> {
-    data: &'a [f32],
+    data: Weights<'a>,
     rows: usize,
     cols: usize,
     row_stride: usize,
@@ -141,6 +148,11 @@ pub struct Mat<'a> {
 impl<'a> Mat<'a> {
     /// A row-major matrix with `stride` elements from row to row.
     pub fn new(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        Self::of(Weights::F32(data), rows, cols, stride)
+    }
+
+    /// The same of elements that may be stored in bf16.
+    pub fn of(data: Weights<'a>, rows: usize, cols: usize, stride: usize) -> Self {
         let m = Self { data, rows, cols, row_stride: stride, col_stride: 1 };
         m.check();
         m
@@ -164,23 +176,40 @@ impl<'a> Mat<'a> {
         };
         assert!(reach <= self.data.len(), "matrix view outside its buffer");
     }
+
+    /// It as the factor whose rows are multiplied, and another as the one of panels, if the terms
+    /// of a sum follow each other here and something does there.
+    fn by(&self, b: &Self) -> Option<(Factor<'a>, Matrix<'a>)> {
+        let Weights::F32(data) = self.data else { return None };
+        let x = Factor { data, count: self.rows, stride: self.row_stride };
+        let (depth, outs) = (b.rows, b.cols);
+        let by_output = b.row_stride == 1;
+        let stride = if by_output { b.col_stride } else { b.row_stride };
+        let w = Matrix { data: b.data, depth, outs, by_output, stride };
+        (self.col_stride == 1 && (by_output || b.col_stride == 1)).then_some((x, w))
+    }
 }
 
-/// c (+)= a b, with c row-major and `stride` elements from row to row.
+/// c (+)= a b, with c row-major and `pitch` elements from row to row.
 ///
 /// The order of additions within an element depends on the shapes only.
-pub fn gemm(c: &mut [f32], stride: usize, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
+pub fn gemm(c: &mut [f32], pitch: usize, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     assert_eq!(k, b.rows, "inner extents differ");
     if m * n == 0 {
         return;
     }
-    assert!((m - 1) * stride + n <= c.len() && n <= stride, "product outside its buffer");
-    let work = m * n * k;
-    let threads = match work > (1 << 17) && may_spread() {
+    assert!((m - 1) * pitch + n <= c.len() && n <= pitch, "product outside its buffer");
+    // Where the terms of a row follow each other, nothing has to be turned but the panels.
+    if let Some((x, w)) = a.by(&b) {
+        let start = if accumulate { Start::Kept } else { Start::Zero };
+        return product((c, pitch), x, &w, start, |_, _, _| ());
+    }
+    let threads = match m * n * k > (1 << 17) && may_spread() {
         true => gemm::Parallelism::Rayon(0),
         false => gemm::Parallelism::None,
     };
+    let (of_a, of_b) = (a.data.to_f32s(), b.data.to_f32s());
     // SAFETY: `Mat::check` and the assertion above keep every access of the m x k, k x n and m x n
     // index ranges inside the three buffers, and `c` is exclusively borrowed with non-overlapping
     // rows.
@@ -191,12 +220,12 @@ pub fn gemm(c: &mut [f32], stride: usize, a: Mat<'_>, b: Mat<'_>, accumulate: bo
             k,
             c.as_mut_ptr(),
             1,
-            stride as isize,
+            pitch as isize,
             accumulate,
-            a.data.as_ptr(),
+            of_a.as_ptr(),
             a.col_stride as isize,
             a.row_stride as isize,
-            b.data.as_ptr(),
+            of_b.as_ptr(),
             b.col_stride as isize,
             b.row_stride as isize,
             if accumulate { 1.0 } else { 0.0 },

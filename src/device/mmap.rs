@@ -1,11 +1,16 @@
 //! A file mapped into memory, read-only: the operating system pages it in as it is touched.
 #![allow(unsafe_code)]
 
+use std::any::Any;
 use std::fs::File;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
+use std::sync::Arc;
+
+use half::bf16;
 
 use crate::error::{Error, Result};
+use crate::tensor::{DType, Remote, Tensor};
 
 /// The bytes of a file, paged in on demand and shared between processes.
 #[derive(Debug)]
@@ -39,5 +44,57 @@ impl Deref for Mapped {
 
     fn deref(&self) -> &[u8] {
         &self.0
+    }
+}
+
+/// Real numbers that stay in a mapped file, in bf16: products of the CPU read them there, and
+/// whoever else asks for them gets a copy in f32.
+#[derive(Debug)]
+pub struct Halves {
+    map: Arc<Mapped>,
+    bytes: Range<usize>,
+}
+
+impl Halves {
+    /// Those in these bytes of a file; `None` where they cannot be read in place.
+    pub fn new(map: &Arc<Mapped>, bytes: Range<usize>) -> Option<Self> {
+        let halves = Self { map: Arc::clone(map), bytes };
+        let there = halves.map.get(halves.bytes.clone())?;
+        let fits = bytemuck::try_cast_slice::<u8, bf16>(there).is_ok();
+        (fits && cfg!(target_endian = "little")).then_some(halves)
+    }
+
+    /// Those of a tensor, if it holds such.
+    pub fn of(t: &Tensor) -> Option<&Self> {
+        t.remote()?.as_any().downcast_ref()
+    }
+
+    /// The elements.
+    pub fn elements(&self) -> &[bf16] {
+        let bytes = self.map.get(self.bytes.clone()).unwrap_or_default();
+        bytemuck::try_cast_slice(bytes).unwrap_or_default()
+    }
+}
+
+impl Remote for Halves {
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+    fn len(&self) -> usize {
+        self.bytes.len() / size_of::<bf16>()
+    }
+    fn fetch(&self) -> Result<Tensor> {
+        let wide: Vec<f32> = self.elements().iter().map(|x| x.to_f32()).collect();
+        let n = wide.len();
+        Tensor::new(wide, [n])
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
     }
 }

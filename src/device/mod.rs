@@ -4,6 +4,8 @@ pub mod cpu;
 pub mod cuda;
 pub mod kernel;
 pub mod mmap;
+pub mod pack;
+pub mod panel;
 mod place;
 pub mod window;
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cuda::{Buffer, Gpu, Queue, Sent};
 use super::kernel::{Bf16, Element};
+use super::mmap::Halves;
 use crate::error::{Error, Result};
 use crate::tensor::{Coming, DType, Remote, Shape, Tensor};
 
@@ -68,11 +69,15 @@ impl Device {
     /// Elements in f64, which no kernel takes; those of the driver.
     pub fn put(&self, t: &Tensor) -> Result<Tensor> {
         match self {
+            // Weights that a file holds in bf16 are read there.
+            Self::Cpu if Halves::of(t).is_some() => Ok(t.clone()),
             Self::Cpu => t.here(),
             Self::Cuda(queue) if OnGpu::of(t).is_none() => {
                 Tensor::away(OnGpu::upload(queue, t)?, t.shape())
             }
-            Self::Plan(meter) if t.remote().is_none() => meter.tensor(t.dtype(), t.shape()),
+            Self::Plan(meter) if t.remote().is_none() || Halves::of(t).is_some() => {
+                meter.tensor(t.dtype(), t.shape())
+            }
             _ => Ok(t.clone()),
         }
     }
@@ -212,6 +217,10 @@ impl OnGpu {
     /// # Errors
     /// As [`Device::put`].
     pub fn upload(queue: &Queue, t: &Tensor) -> Result<Self> {
+        if let Some(halves) = Halves::of(t) {
+            // Not through the tensor, which would keep the copy.
+            return Self::upload(queue, &halves.fetch()?);
+        }
         match t.dtype() {
             DType::I32 => Ok(Self::I32(Buffer::from_slice(queue, t.i32s()?)?)),
             DType::F32 => Ok(Self::F32(Buffer::from_slice(queue, t.f32s()?)?)),

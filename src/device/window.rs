@@ -12,11 +12,11 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::cpu::{may_spread, par_map};
+use super::pack::{Matrix, NARROW, PANEL};
+use super::panel::{Columns, Rows, Start, multiply};
 
-/// Windows, or outputs, in a register tile.
+/// Outputs in a register tile of [`outer`].
 const TILE: usize = 8;
-/// Columns of a full weight panel: two of the widest vectors.
-const PANEL: usize = 32;
 /// Readable elements past a strip's end, so that a tile's last vector may run over.
 const SLACK: usize = 64;
 /// Multiply-adds below which a product stays on one thread.
@@ -93,27 +93,39 @@ impl Panels {
     /// `fill(k, first, row)` writes entries (k, first..) of the matrix; `row` arrives as zeros and
     /// ends with the matrix.
     pub fn new(depth: usize, outs: usize, fill: impl Fn(usize, usize, &mut [f32]) + Sync) -> Self {
-        let width = outs.next_multiple_of(PANEL / 2);
-        let mut data = vec![0.0; width * depth];
-        let panel = |(i, part): (usize, &mut [f32])| {
-            let own = PANEL.min(outs - i * PANEL);
-            let width = PANEL.min(width - i * PANEL);
+        Self::filled(depth, outs, |first, part| {
+            let width = PANEL.min((outs - first).next_multiple_of(NARROW));
             for (k, row) in part.chunks_exact_mut(width).enumerate() {
-                fill(k, i * PANEL, &mut row[..own]);
+                fill(k, first, &mut row[..width.min(outs - first)]);
             }
-        };
+        })
+    }
+
+    /// Those of a matrix.
+    pub fn of(w: &Matrix<'_>) -> Self {
+        Self::filled(w.depth, w.outs, |first, part| w.pack(part, first))
+    }
+
+    fn filled(depth: usize, outs: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        let mut data = vec![0.0; outs.next_multiple_of(NARROW) * depth];
         let chunk = (PANEL * depth).max(1);
         match data.len() > ALONE / 16 && may_spread() {
-            true => data.par_chunks_mut(chunk).enumerate().for_each(panel),
-            false => data.chunks_mut(chunk).enumerate().for_each(panel),
+            true => data.par_chunks_mut(chunk).enumerate().for_each(|(i, p)| fill(i * PANEL, p)),
+            false => data.chunks_mut(chunk).enumerate().for_each(|(i, p)| fill(i * PANEL, p)),
         }
         Self { data, depth, outs }
     }
 }
 
 /// y = windows * weights + bias: y is [batch, windows down, windows across, outs], all of it
-/// written.
-pub fn product(y: &mut [f32], at: &Windows, x: &[f32], w: &Panels, bias: Option<&[f32]>) {
+/// written. `finish` sees each stretch of y when it is done: `finish(first element, stretch)`.
+pub fn product(
+    y: &mut [f32],
+    (at, x): (&Windows, &[f32]),
+    w: &Panels,
+    bias: Option<&[f32]>,
+    finish: impl Fn(usize, &mut [f32]) + Sync,
+) {
     let [down, across] = at.count;
     let line = across * w.outs;
     assert_eq!(y.len(), at.image[0] * down * line, "the product's buffer has another size");
@@ -122,22 +134,31 @@ pub fn product(y: &mut [f32], at: &Windows, x: &[f32], w: &Panels, bias: Option<
     if y.is_empty() {
         return;
     }
-    let mut offset = vec![0.0; w.outs.next_multiple_of(PANEL / 2)];
-    if let Some(b) = bias {
-        offset[..w.outs].copy_from_slice(b);
-    }
     let windows = at.image[0] * down * across;
     let rows = (windows / 8).clamp(32, 512).div_ceil(across).min(down);
     let starts = at.starts(rows);
+    let area = down * line;
     let block = |image: usize, i: usize, y: &mut [f32]| {
         let x = &x[image * at.area()..(image + 1) * at.area()];
         let mut strip = Vec::new();
         let first = at.origin[0] + (i * rows * at.step) as isize;
         let tall = (y.len() / line - 1) * at.step + at.kernel[0];
         at.strip(&mut strip, x, first, tall);
-        Arch::new().dispatch(Block { at, strip: &strip, starts: &starts, w, offset: &offset, y });
+        let rows_of = Rows {
+            data: &strip,
+            starts: &starts[..y.len() / w.outs],
+            taps: at.kernel[0],
+            pitch: at.reach() * at.image[3],
+            run: at.run(),
+        };
+        for first in (0..w.outs).step_by(PANEL) {
+            let own = PANEL.min(w.outs - first);
+            let panel = &w.data[first * w.depth..][..own.next_multiple_of(NARROW) * w.depth];
+            let start = bias.map_or(Start::Zero, |b| Start::Bias(&b[first..]));
+            multiply(Columns::new(y, w.outs, first, own), rows_of, panel, start);
+        }
+        finish(image * area + i * rows * line, y);
     };
-    let area = down * line;
     if windows * w.depth * w.outs > ALONE && may_spread() {
         y.par_chunks_mut(area).enumerate().for_each(|(n, y)| {
             y.par_chunks_mut(rows * line).enumerate().for_each(|(i, y)| block(n, i, y));
@@ -146,117 +167,6 @@ pub fn product(y: &mut [f32], at: &Windows, x: &[f32], w: &Panels, bias: Option<
         for (n, y) in y.chunks_mut(area).enumerate() {
             y.chunks_mut(rows * line).enumerate().for_each(|(i, y)| block(n, i, y));
         }
-    }
-}
-
-/// The product of one strip's windows.
-struct Block<'a> {
-    at: &'a Windows,
-    strip: &'a [f32],
-    starts: &'a [usize],
-    w: &'a Panels,
-    offset: &'a [f32],
-    y: &'a mut [f32],
-}
-
-impl WithSimd for Block<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        let mut first = 0;
-        while first < self.w.outs {
-            let width = PANEL.min(self.offset.len() - first);
-            let mut col = 0;
-            while col < width {
-                if col + 2 * S::F32_LANES <= width {
-                    self.columns::<S, 2>(simd, first, width, col);
-                    col += 2 * S::F32_LANES;
-                } else {
-                    self.columns::<S, 1>(simd, first, width, col);
-                    col += S::F32_LANES;
-                }
-            }
-            first += width;
-        }
-    }
-}
-
-impl Block<'_> {
-    /// Columns col.. of the panel that begins at output `first`, for all windows of the strip.
-    #[inline(always)]
-    fn columns<S: Simd, const N: usize>(
-        &mut self,
-        simd: S,
-        first: usize,
-        width: usize,
-        col: usize,
-    ) {
-        let (outs, lanes) = (self.w.outs, S::F32_LANES);
-        let at = first + col;
-        if at >= outs {
-            return;
-        }
-        let own = (N * lanes).min(outs - at);
-        let panel = &self.w.data[first * self.w.depth..][..width * self.w.depth];
-        let panel = S::as_simd_f32s(panel).0;
-        let offset = S::as_simd_f32s(&self.offset[at..at + N * lanes]).0;
-        let windows = self.y.len() / outs;
-        let mut p = 0;
-        while p < windows {
-            let mut starts = [self.starts[windows - 1]; TILE];
-            let live = TILE.min(windows - p);
-            starts[..live].copy_from_slice(&self.starts[p..p + live]);
-            let mut acc = [[simd.splat_f32s(0.0); N]; TILE];
-            for a in &mut acc {
-                a.copy_from_slice(offset);
-            }
-            let acc = self.tile::<S, N>(simd, starts, panel, (width / lanes, col / lanes), acc);
-            for (i, a) in acc.iter().enumerate().take(live) {
-                let y = &mut self.y[(p + i) * outs + at..][..own];
-                let a: &[f32] = bytemuck::cast_slice(a);
-                y.copy_from_slice(&a[..own]);
-            }
-            p += TILE;
-        }
-    }
-
-    /// One register tile: all taps, in order. `(stride, col)` locate the columns in the panel, in
-    /// vectors.
-    #[inline(always)]
-    fn tile<S: Simd, const N: usize>(
-        &self,
-        simd: S,
-        starts: [usize; TILE],
-        panel: &[S::f32s],
-        (stride, col): (usize, usize),
-        mut acc: [[S::f32s; N]; TILE],
-    ) -> [[S::f32s; N]; TILE] {
-        let run = self.at.run();
-        let pitch = self.at.reach() * self.at.image[3];
-        for ky in 0..self.at.kernel[0] {
-            let mut x = [self.strip; TILE];
-            for (x, s) in x.iter_mut().zip(starts) {
-                *x = &self.strip[s + ky * pitch..s + ky * pitch + run];
-            }
-            let w = &panel[ky * run * stride..(ky + 1) * run * stride];
-            assert!(col + N <= stride);
-            for k in 0..run {
-                let mut v = [simd.splat_f32s(0.0); N];
-                for (n, v) in v.iter_mut().enumerate() {
-                    // SAFETY: w holds run * stride vectors, k < run and col + n < stride.
-                    *v = unsafe { *w.get_unchecked(k * stride + col + n) };
-                }
-                for (acc, x) in acc.iter_mut().zip(x) {
-                    // SAFETY: each x holds run elements.
-                    let x = simd.splat_f32s(unsafe { *x.get_unchecked(k) });
-                    for (acc, &v) in acc.iter_mut().zip(&v) {
-                        *acc = simd.mul_add_f32s(x, v, *acc);
-                    }
-                }
-            }
-        }
-        acc
     }
 }
 

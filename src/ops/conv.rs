@@ -17,6 +17,7 @@ use super::{
     Case, Cases, CpuFace, Diff, Draw, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves,
     call,
 };
+use crate::device::pack::Matrix;
 use crate::device::window::{Panels, Windows, outer, product};
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
@@ -117,22 +118,26 @@ fn tap<R: Real>(x: &In<'_, R>, [b, c]: [usize; 2], h: isize, w: isize) -> R {
 }
 
 /// y = conv(x, w) + bias.
-fn cpu(op: &Conv2d, x: &In<'_, f32>, w: &In<'_, f32>, bias: Option<&In<'_, f32>>, y: &mut [f32]) {
+fn cpu(
+    op: &Conv2d,
+    x: &In<'_, f32>,
+    (w, bias): (&In<'_, f32>, Option<&In<'_, f32>>),
+    y: &mut [f32],
+    finish: impl Fn(usize, &mut [f32]) + Sync,
+) {
     let [outs, kh, kw, c] = dims(w.shape);
-    let depth = kh * kw * c;
-    let panels = Panels::new(depth, outs, |k, first, row| {
-        for (i, row) in row.iter_mut().enumerate() {
-            *row = w.r()[(first + i) * depth + k];
-        }
-    });
-    product(y, &op.windows(x.shape), x.r(), &panels, bias.map(In::r));
+    let panels = Panels::of(&Matrix::of_outputs(w.weights(), outs, kh * kw * c));
+    product(y, (&op.windows(x.shape), x.r()), &panels, bias.map(In::r), finish);
 }
 
 impl Op for Conv2d {
     const NAME: &'static str = "conv2d";
     const INPUTS: RangeInclusive<usize> = 2..=3;
     const SAVES: Saves = Saves::inputs(&[0, 1]);
-    const CPU: Option<CpuFace<Self>> = Some(|op, x, y| cpu(op, &x[0], &x[1], x.get(2), y[0].r()));
+    const HALVES: &'static [usize] = &[1];
+    const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
+        cpu(op, &x[0], (&x[1], x.get(2)), y[0].r(), |_, _| ());
+    });
     const CUDA: Kernels<Self> = cuda::CONV2D;
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -340,11 +345,11 @@ impl Conv2dDx {
             row.copy_from_slice(&weights[from..from + row.len()]);
         });
         if s == 1 {
-            return product(gx, &at, x[0].r(), &panels, None);
+            return product(gx, (&at, x[0].r()), &panels, None, |_, _| ());
         }
         let line = u.count * c;
         let mut part = vec![0.0; b * v.count * line];
-        product(&mut part, &at, x[0].r(), &panels, None);
+        product(&mut part, (&at, x[0].r()), &panels, None, |_, _| ());
         for (i, line) in part.chunks_exact(line).enumerate() {
             let row = i / v.count * h + v.first + i % v.count * s;
             for (j, pixel) in line.chunks_exact(c).enumerate() {

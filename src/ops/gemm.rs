@@ -14,6 +14,7 @@ use super::elementwise::ADD;
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
 use crate::device::cpu::{Mat, gemm, par_chunks};
 use crate::device::cuda::Queue;
+use crate::device::pack::Weights;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -98,8 +99,8 @@ fn turned(m: usize, n: usize, t: bool) -> (usize, usize) {
 }
 
 /// The matrix [rows, cols] at the begin of `x`, or its transpose.
-fn view(x: &[f32], rows: usize, cols: usize, t: bool) -> Mat<'_> {
-    let m = Mat::new(x, rows, cols, cols);
+fn view(x: Weights<'_>, rows: usize, cols: usize, t: bool) -> Mat<'_> {
+    let m = Mat::of(x, rows, cols, cols);
     if t { m.t() } else { m }
 }
 
@@ -107,13 +108,14 @@ impl Op for MatMul {
     const NAME: &'static str = "matmul";
     const INPUTS: RangeInclusive<usize> = 2..=2;
     const SAVES: Saves = Saves::inputs(&[0, 1]);
+    const HALVES: &'static [usize] = &[1];
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let Size { m, n, k, .. } = op.size(&[x[0].shape, x[1].shape]);
-        let (a, b) = (x[0].r(), x[1].r());
+        let (a, b) = (x[0].weights(), x[1].weights());
         let ((ar, ac), (br, bc)) = (turned(m, k, op.ta), turned(k, n, op.tb));
         par_chunks(y[0].r(), m * n, |first, y| {
             let i = first / (m * n);
-            let (a, b) = (&a[i * m * k..], &b[i * k * n..]);
+            let (a, b) = (a.from(i * m * k), b.from(i * k * n));
             gemm(y, n, view(a, ar, ac, op.ta), view(b, br, bc, op.tb), false);
         });
     });

@@ -41,7 +41,9 @@ mod verify;
 use std::cell::RefCell;
 
 use cuda::Goes;
+use half::bf16;
 
+use crate::device::mmap::Halves;
 use crate::device::{Device, OnGpu};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape, Tensor};
@@ -155,11 +157,11 @@ pub fn run_on(device: &Device, op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tens
             outs.iter().enumerate().map(one).collect()
         }
         (Device::Cpu, DType::F64) => {
-            let ins = views(x, Tensor::f64s)?;
+            let ins = views(op, x, Tensor::f64s, |_, _| None)?;
             fill(op, outs, |y| op.reference_f64(&ins, y), Tensor::new_f64)
         }
         (Device::Cpu, _) => {
-            let ins = views(x, Tensor::f32s)?;
+            let ins = views(op, x, Tensor::f32s, |shape, halves| Some(In::half(shape, halves)))?;
             fill(op, outs, |y| op.cpu(&ins, y), Tensor::new)
         }
     }
@@ -245,16 +247,23 @@ pub fn call(op: &dyn DynOp, x: &[&Tensor]) -> Result<Tensor> {
     }
 }
 
+/// The inputs as a face sees them; those in bf16 as `halves` makes them, where the op takes such.
 fn views<'a, R>(
+    op: &dyn DynOp,
     x: &[&'a Tensor],
     reals: impl Fn(&'a Tensor) -> Result<&'a [R]>,
+    halves: impl Fn(&'a Shape, &'a [bf16]) -> Option<In<'a, R>>,
 ) -> Result<Vec<In<'a, R>>> {
-    x.iter()
-        .map(|&t| match t.dtype() {
-            DType::I32 => Ok(In::int(t.shape(), t.i32s()?)),
-            _ => Ok(In::real(t.shape(), reals(t)?)),
-        })
-        .collect()
+    let stays = |i: usize, t: &'a Tensor| match op.halves().contains(&i) {
+        true => Halves::of(t).and_then(|h| halves(t.shape(), h.elements())),
+        false => None,
+    };
+    let one = |(i, &t): (usize, &&'a Tensor)| match (t.dtype(), stays(i, t)) {
+        (DType::I32, _) => Ok(In::int(t.shape(), t.i32s()?)),
+        (_, Some(kept)) => Ok(kept),
+        _ => Ok(In::real(t.shape(), reals(t)?)),
+    };
+    x.iter().enumerate().map(one).collect()
 }
 
 /// The float type of the inputs; they must agree, and integers must be where the op wants them.

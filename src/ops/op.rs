@@ -7,7 +7,10 @@
 
 use std::ops::RangeInclusive;
 
+use half::bf16;
+
 use crate::device::cuda::Queue;
+use crate::device::pack::Weights;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -22,17 +25,22 @@ pub struct In<'a, R> {
     /// Extents.
     pub shape: &'a Shape,
     real: &'a [R],
+    half: Option<&'a [bf16]>,
     int: &'a [i32],
 }
 
 impl<'a, R> In<'a, R> {
     /// A real input.
     pub fn real(shape: &'a Shape, data: &'a [R]) -> Self {
-        Self { shape, real: data, int: &[] }
+        Self { shape, real: data, half: None, int: &[] }
     }
     /// An integer input.
     pub fn int(shape: &'a Shape, data: &'a [i32]) -> Self {
-        Self { shape, real: &[], int: data }
+        Self { shape, real: &[], half: None, int: data }
+    }
+    /// Weights in bf16, for a face that takes them so ([`Op::HALVES`]).
+    pub fn half(shape: &'a Shape, data: &'a [bf16]) -> Self {
+        Self { shape, real: &[], half: Some(data), int: &[] }
     }
     /// The real elements; empty for an integer input.
     pub fn r(&self) -> &'a [R] {
@@ -41,6 +49,13 @@ impl<'a, R> In<'a, R> {
     /// The integer elements; empty for a real input.
     pub fn i(&self) -> &'a [i32] {
         self.int
+    }
+}
+
+impl<'a> In<'a, f32> {
+    /// The real elements, in what they are stored in.
+    pub fn weights(&self) -> Weights<'a> {
+        self.half.map_or(Weights::F32(self.real), Weights::Bf16)
     }
 }
 
@@ -135,6 +150,8 @@ pub trait Op: Clone + Send + Sync + Sized + 'static {
     const SAVES: Saves = Saves::NOTHING;
     /// Whether there are derivative rules.
     const DIFF: Diff = Diff::Yes;
+    /// Indices of inputs that [`Op::CPU`] also takes in bf16 ([`In::weights`]).
+    const HALVES: &'static [usize] = &[];
     /// The fast path, where the reference is too slow to use.
     const CPU: Option<CpuFace<Self>> = None;
     /// The same by other ops, where this one spares their passes.
@@ -310,6 +327,8 @@ macro_rules! dyn_op {
             fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads>;
             /// [`Op::refuses`].
             fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String>;
+            /// [`Op::HALVES`].
+            fn halves(&self) -> &'static [usize];
             /// [`Op::CPU`], or the reference where there is none.
             fn cpu(&self, x: &[In<'_, f32>], y: &mut [Out<'_, f32>]);
             /// Whether [`Op::CUDA`] exists.
@@ -386,6 +405,9 @@ macro_rules! dyn_op {
             }
             fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String> {
                 Op::refuses(self, x, got)
+            }
+            fn halves(&self) -> &'static [usize] {
+                O::HALVES
             }
             fn cpu(&self, x: &[In<'_, f32>], y: &mut [Out<'_, f32>]) {
                 match O::CPU {

@@ -222,7 +222,7 @@ impl Book {
             count: [1, rows],
         };
         let mut scores = vec![0.0; rows * self.codes];
-        product(&mut scores, &at, x, &self.panels, Some(&self.offset));
+        product(&mut scores, (&at, x), &self.panels, Some(&self.offset), |_, _| ());
         let highest = |scores: &[f32]| {
             simd(
                 #[inline(always)]

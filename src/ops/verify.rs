@@ -79,7 +79,7 @@ fn choices(op: &dyn DynOp, x: &[&Tensor], got: &[Tensor]) -> Result<()> {
         .map(|t| if t.dtype() == DType::I32 { (*t).clone() } else { t.cast(DType::F64) })
         .collect();
     let refs: Vec<&Tensor> = wide.iter().collect();
-    match op.refuses(&super::views(&refs, Tensor::f64s)?, &ints) {
+    match op.refuses(&super::views(op, &refs, Tensor::f64s, |_, _| None)?, &ints) {
         Some(why) => Err(Error::shape(op.name(), format!("its kernels chose wrongly: {why}"))),
         None => Ok(()),
     }

@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::autograd::{Pass, Var};
 use crate::config::SampleConfig;
 use crate::device::Device;
-use crate::device::cpu::each;
+use crate::device::cpu::{each, threads};
 use crate::error::{Error, Result, Within};
 use crate::models::genevar::{Refiner, ScaleInputs};
 use crate::models::masked_ar::{Cond, Inputs, MaskedAr};
@@ -132,7 +132,11 @@ impl Sampler<'_> {
                 let s = &subjects[i];
                 take(i, self.tile(s).within(format_args!("tile {}", s.id))?)
             };
-            return each(&all, one).map(drop);
+            // Fewer tiles than cores would leave some idle: then each is drawn by all of them.
+            return match subjects.len() < threads() {
+                true => all.iter().try_for_each(one),
+                false => each(&all, one).map(drop),
+            };
         }
         let (send, receive) = sync_channel(2 * BATCH);
         let (receive, failed) = (Mutex::new(receive), Mutex::new(None));

@@ -48,7 +48,15 @@ pub struct Prior {
 
 impl Prior {
     fn fresh(config: &BetaVaeConfig, norm: RnaNorm, params: &mut Params) -> Self {
-        let mut running = Params::new(0);
+        Self::with(config, norm, params, Params::new(0))
+    }
+
+    fn with(
+        config: &BetaVaeConfig,
+        norm: RnaNorm,
+        params: &mut Params,
+        mut running: Params,
+    ) -> Self {
         let model = BetaVae::new(config, params, &mut running);
         Self { norm, model, running, device: Device::Cpu, kept: Vec::new() }
     }
@@ -59,8 +67,8 @@ impl Prior {
     /// A tensor that is missing or of another shape, a gene list that cannot be read.
     pub fn load(config: &BetaVaeConfig, trained: &Trained) -> Result<Self> {
         let norm = RnaNorm::from_parts(&trained.tensors, trained.note(NORM)?)?;
-        let mut params = Params::new(0);
-        let mut prior = Self::fresh(config, norm, &mut params);
+        let mut params = Params::unset();
+        let mut prior = Self::with(config, norm, &mut params, Params::unset());
         params.load(&trained.tensors, "param.")?;
         prior.running.load(&trained.tensors, RUNNING)?;
         let all = params.iter().chain(prior.running.iter());

@@ -137,8 +137,11 @@ pub struct ExportArgs {
     #[arg(long, requires = "run")]
     best: bool,
     /// Store weights as 16-bit floats.
-    #[arg(long, conflicts_with = "i8")]
+    #[arg(long, conflicts_with_all = ["i8", "bf16"])]
     f16: bool,
+    /// Store weights as the upper halves of 32-bit floats, which the CPU then reads where they are.
+    #[arg(long, conflicts_with = "i8")]
+    bf16: bool,
     /// Store large matrices as 8-bit integers with a scale a row, the rest as 16-bit floats.
     #[arg(long)]
     i8: bool,
@@ -149,9 +152,10 @@ pub struct ExportArgs {
 
 /// Runs `genevar export`.
 pub fn export(args: &ExportArgs) -> Result<()> {
-    let store = match (args.f16, args.i8) {
-        (true, _) => Store::F16,
-        (_, true) => Store::I8,
+    let store = match (args.f16, args.bf16, args.i8) {
+        (true, ..) => Store::F16,
+        (_, true, _) => Store::Bf16,
+        (.., true) => Store::I8,
         _ => Store::Full,
     };
     let mut bundle = match (&args.run, args.untrained) {

@@ -322,7 +322,7 @@ pub fn load_prior(config: &Config, trained: &Bundle) -> Result<Prior> {
 /// The trained tokenizer.
 pub fn load_msvq(config: &Config, trained: &Bundle) -> Result<Frozen<Msvq>> {
     let stage = trained.stage("msvq")?;
-    let mut params = Params::new(0);
+    let mut params = Params::unset();
     let model = Msvq::new(&config.msvq, &mut params);
     params.load(&stage.tensors, "param.").within(trained.path.display())?;
     Ok(Frozen::new(model, &params))
@@ -331,7 +331,7 @@ pub fn load_msvq(config: &Config, trained: &Bundle) -> Result<Frozen<Msvq>> {
 /// Phi and the channel statistics it was trained under.
 pub fn load_phi(config: &Config, trained: &Bundle) -> Result<(Frozen<Phi>, FeatureStats)> {
     let stage = trained.stage("meanflow")?;
-    let mut params = Params::new(0);
+    let mut params = Params::unset();
     let model = Phi::new(&config.meanflow, &phi_dims(config), &mut params);
     params.load(&stage.tensors, "param.").within(trained.path.display())?;
     let stats = FeatureStats::from_state(&stage.tensors).within(trained.path.display())?;
@@ -341,7 +341,7 @@ pub fn load_phi(config: &Config, trained: &Bundle) -> Result<(Frozen<Phi>, Featu
 /// The transformer and the channel statistics it was trained under.
 pub fn load_ar(config: &Config, trained: &Bundle) -> Result<(Frozen<MaskedAr>, FeatureStats)> {
     let stage = trained.stage("ar")?;
-    let mut params = Params::new(0);
+    let mut params = Params::unset();
     let model = MaskedAr::new(&config.ar, &ar_dims(config), &mut params)?;
     params.load(&stage.tensors, "param.").within(trained.path.display())?;
     let stats = FeatureStats::from_state(&stage.tensors).within(trained.path.display())?;

@@ -7,7 +7,9 @@
 mod write;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use serde::Deserialize;
@@ -15,7 +17,7 @@ use serde::Deserialize;
 use write::{DIGITS, SCALE, digits, scale_name};
 pub use write::{Store, Writer};
 
-use crate::device::mmap::Mapped;
+use crate::device::mmap::{Halves, Mapped};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -41,7 +43,7 @@ struct Entry {
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mapped,
+    map: Arc<Mapped>,
     /// Where the tensors' bytes begin.
     data: usize,
     entries: BTreeMap<String, Entry>,
@@ -56,7 +58,7 @@ impl TensorFile {
     /// overlap, or lie outside the file are named.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let map = Mapped::open(path)?;
+        let map = Arc::new(Mapped::open(path)?);
         let (header, data) = split_header(&map, path)?;
         let (entries, metadata) = parse_header(header, path)?;
         let file = Self { path: path.to_path_buf(), map, data, entries, metadata };
@@ -104,12 +106,19 @@ impl TensorFile {
 
     /// The raw bytes of a tensor, little-endian, not copied.
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
-        let (start, end) = self.entry(name)?.data_offsets;
-        Ok(&self.map[self.data + start..self.data + end])
+        let range = self.range(self.entry(name)?);
+        Ok(&self.map[range])
     }
 
-    /// A tensor: F16, BF16 and F32 as F32, F64 as F64, integers as I32, and an I8 matrix that has
-    /// scales beside it ([`Store::I8`]) as the F32 matrix it stands for.
+    /// Where a tensor's bytes are in the file.
+    fn range(&self, entry: &Entry) -> Range<usize> {
+        let (start, end) = entry.data_offsets;
+        self.data + start..self.data + end
+    }
+
+    /// A tensor: F16 and F32 as F32, BF16 as F32 that stays in the file ([`Halves`]), F64 as F64,
+    /// integers as I32, and an I8 matrix that has scales beside it ([`Store::I8`]) as the F32 matrix
+    /// it stands for.
     ///
     /// # Errors
     /// No such tensor, a type that is not read, or an integer outside the range of I32.
@@ -121,7 +130,13 @@ impl TensorFile {
             "F32" => Tensor::new(each(bytes, f32::from_le_bytes), shape),
             "F64" => Tensor::new_f64(each(bytes, f64::from_le_bytes), shape),
             "F16" => Tensor::new(each(bytes, |b| f16::from_le_bytes(b).to_f32()), shape),
-            "BF16" => Tensor::new(each(bytes, |b| bf16::from_le_bytes(b).to_f32()), shape),
+            "BF16" => match Halves::new(&self.map, self.range(entry)) {
+                Some(halves) => Tensor::away(halves, shape),
+                None => {
+                    let wide = each(bytes, |b| bf16::from_le_bytes(b).to_f32());
+                    Tensor::new(wide, shape)
+                }
+            },
             "I8" if self.contains(&scale_name(name)) => {
                 let scales = self.shaped(&scale_name(name), &shape[..1])?.into_f32s()?;
                 let cols = shape[1..].iter().product::<usize>().max(1);

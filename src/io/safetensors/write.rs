@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{CHECKSUMS, METADATA, element_size};
 use crate::error::{Error, Result};
@@ -18,6 +18,8 @@ pub enum Store {
     Full,
     /// As IEEE binary16: half the bytes, 11 bits of mantissa.
     F16,
+    /// As the upper half of f32: half the bytes, 8 bits of mantissa, read in place.
+    Bf16,
     /// Large matrices as 8-bit integers with a scale a row, so that an element is off by at most
     /// 1/254 of the largest in its row; everything else as [`Store::F16`].
     I8,
@@ -74,6 +76,7 @@ impl Writer {
                 check_f16(name, tensor.f32s()?)?;
                 "F16"
             }
+            (DType::F32, Store::Bf16) => "BF16",
             (DType::F32, Store::Full | Store::I8) => "F32",
             (DType::F64, _) => "F64",
             (DType::I32, _) => "I32",
@@ -251,6 +254,9 @@ fn write_payload(out: &mut impl Write, payload: &Payload) -> std::io::Result<()>
         Payload::Tensor(t, store) => match (t.dtype(), store) {
             (DType::F32, Store::F16) => {
                 pieces(out, t.f32s().map_err(bad)?, |v| f16::from_f32(*v).to_le_bytes())
+            }
+            (DType::F32, Store::Bf16) => {
+                pieces(out, t.f32s().map_err(bad)?, |v| bf16::from_f32(*v).to_le_bytes())
             }
             (DType::F32, Store::Full | Store::I8) => {
                 pieces(out, t.f32s().map_err(bad)?, |v| v.to_le_bytes())

@@ -70,15 +70,14 @@ impl Op for FusedConv {
     const INPUTS: RangeInclusive<usize> = 3..=4;
     const COMPOSED: Option<Composed<Self>> = Some(composed::fused_conv);
     const SAVES: Saves = Saves::inputs(&[0, 1]);
+    const HALVES: &'static [usize] = &[1];
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let (seen, own) = (op.seen(x[0].shape), if op.double { double(&x[0]) } else { vec![] });
         let map = if op.double { &own } else { x[0].r() };
-        cpu(&op.conv, &In::real(&seen, map), &x[1], Some(&x[2]), y[0].r());
-        let Some(residual) = x.get(3) else { return };
-        let n = x[2].r().len();
-        par_rows(y[0].r(), n, |first, part| {
-            let own = &residual.r()[first * n..][..part.len()];
-            part.iter_mut().zip(own).for_each(|(y, r)| *y += r);
+        let residual = x.get(3).map(In::r);
+        cpu(&op.conv, &In::real(&seen, map), (&x[1], Some(&x[2])), y[0].r(), |at, y| {
+            let own = residual.map_or(&[][..], |r| &r[at..at + y.len()]);
+            y.iter_mut().zip(own).for_each(|(y, r)| *y += r);
         });
     });
     const CUDA: Kernels<Self> = cuda::FUSED_CONV;

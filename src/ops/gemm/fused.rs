@@ -129,22 +129,29 @@ impl Op for FusedLinear {
     const INPUTS: RangeInclusive<usize> = 3..=5;
     const COMPOSED: Option<Composed<Self>> = Some(composed::fused_linear);
     const SAVES: Saves = Saves::inputs(&[0, 1, 2, 4]).and_extras();
+    const HALVES: &'static [usize] = &[1];
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let n = x[1].shape.dims()[0];
-        layer_cpu(&x[..3], y[0].r());
-        if let [sums, kept] = y {
-            kept.r().copy_from_slice(sums.r());
-        }
         let gates = x.get(4).and_then(|g| groups(&x[0].shape.with_last(n), g.shape));
         let each = x[0].shape.matrix().0 / gates.unwrap_or(1).max(1);
-        par_rows(y[0].r(), n, |first, part| {
-            for (i, row) in part.chunks_exact_mut(n.max(1)).enumerate() {
-                let i = first + i;
-                let gate = x.get(4).map(|g| &g.r()[i / each * n..][..n]);
-                let residual = x.get(3).map(|r| &r.r()[i * n..][..n]);
-                finish_row(op.act, row, gate, residual);
+        let finish = |i: usize, at: usize, part: &mut [f32]| {
+            let gate = x.get(4).map(|g| &g.r()[i / each * n + at..][..part.len()]);
+            let residual = x.get(3).map(|r| &r.r()[i * n + at..][..part.len()]);
+            finish_row(op.act, part, gate, residual);
+        };
+        let [y, kept @ ..] = y else { return };
+        match kept {
+            [] => layer_cpu(&x[..3], y.r(), finish),
+            [kept, ..] => {
+                layer_cpu(&x[..3], kept.r(), |_, _, _| ());
+                y.r().copy_from_slice(kept.r());
+                par_rows(y.r(), n, |first, part| {
+                    for (i, row) in part.chunks_exact_mut(n.max(1)).enumerate() {
+                        finish(first + i, 0, row);
+                    }
+                });
             }
-        });
+        }
     });
     const CUDA: Kernels<Self> = Self::KERNELS;
 

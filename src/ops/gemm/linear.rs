@@ -3,9 +3,10 @@
 use std::ops::RangeInclusive;
 
 use super::cuda::{Elements, Finish, Multiply, Product, Size};
-use super::{Act, LinearDual, MatMul, view};
-use crate::device::cpu::{gemm, par_rows, simd};
+use super::{Act, LinearDual, MatMul};
 use crate::device::cuda::Queue;
+use crate::device::pack::Matrix;
+use crate::device::panel::{Factor, Start, product};
 use crate::error::{Error, Result};
 use crate::ops::cuda::{CudaIn, CudaOut, Kernels};
 use crate::ops::elementwise::ADD;
@@ -50,22 +51,18 @@ pub(super) fn layer_shape(op: &'static str, x: &[&Shape]) -> Result<Shape> {
     Ok(x[0].with_last(x[1].dims()[0]))
 }
 
-/// x w^T + b into y.
-pub(super) fn layer_cpu(x: &[In<'_, f32>], y: &mut [f32]) {
+/// x w^T + b into y; `finish` sees each stretch of a row when it is done: `finish(row, first
+/// column, stretch)`.
+pub(super) fn layer_cpu(
+    x: &[In<'_, f32>],
+    y: &mut [f32],
+    finish: impl Fn(usize, usize, &mut [f32]) + Sync,
+) {
     let Size { m: rows, n: cols, k, .. } = layer(&[x[0].shape, x[1].shape]);
-    if let Some(b) = x.get(2) {
-        let b = b.r();
-        par_rows(y, cols, |_, part| {
-            simd(
-                #[inline(always)]
-                || {
-                    part.chunks_exact_mut(cols.max(1)).for_each(|row| row.copy_from_slice(b));
-                },
-            );
-        });
-    }
-    let (a, w) = (view(x[0].r(), rows, k, false), view(x[1].r(), cols, k, true));
-    gemm(y, cols, a, w, x.len() > 2);
+    let factor = Factor { data: x[0].r(), count: rows, stride: k };
+    let w = Matrix::of_outputs(x[1].weights(), cols, k);
+    let start = x.get(2).map_or(Start::Zero, |b| Start::Bias(b.r()));
+    product((y, cols), factor, &w, start, finish);
 }
 
 /// Gradients of x, w and b, of which as many as `want` says, for that of the sums.
@@ -107,7 +104,8 @@ impl Op for Linear {
     const NAME: &'static str = "linear";
     const INPUTS: RangeInclusive<usize> = 2..=3;
     const SAVES: Saves = Saves::inputs(&[0, 1]);
-    const CPU: Option<CpuFace<Self>> = Some(|_, x, y| layer_cpu(x, y[0].r()));
+    const HALVES: &'static [usize] = &[1];
+    const CPU: Option<CpuFace<Self>> = Some(|_, x, y| layer_cpu(x, y[0].r(), |_, _, _| ()));
     const CUDA: Kernels<Self> = Self::KERNELS;
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
@@ -187,6 +185,65 @@ impl Op for Linear {
                     case("beta_vae_out", &[256, 6000], 17_655, true),
                 ])
                 .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use half::bf16;
+
+    use super::*;
+    use crate::device::mmap::{Halves, Mapped};
+    use crate::ops::conv::{Conv2d, FusedConv};
+    use crate::ops::gemm::FusedLinear;
+    use crate::ops::run;
+    use crate::tensor::{Purpose, Stream};
+
+    fn random(sample: u64, shape: &[usize]) -> Tensor {
+        let n = shape.iter().product();
+        Tensor::new(Stream::new(5, sample, 0, Purpose::Test).normals(n), shape).unwrap()
+    }
+
+    /// The same weights in bf16, where a file holds them and in f32.
+    fn stored(w: &Tensor) -> [Tensor; 2] {
+        let halves: Vec<bf16> = w.f32s().unwrap().iter().map(|&x| bf16::from_f32(x)).collect();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytemuck::cast_slice(&halves)).unwrap();
+        let map = Arc::new(Mapped::open(file.path()).unwrap());
+        let there = Halves::new(&map, 0..2 * halves.len()).unwrap();
+        let wide = halves.iter().map(|x| x.to_f32()).collect();
+        [Tensor::away(there, w.shape()).unwrap(), Tensor::new(wide, w.shape()).unwrap()]
+    }
+
+    #[test]
+    fn weights_that_stay_in_their_file_give_the_same_bits() {
+        let conv = Conv2d::same(3);
+        let fused = FusedConv { conv: conv.clone(), double: true };
+        let layer = FusedLinear { act: Act::Gelu, keep: true };
+        type Tried<'a> = (&'a dyn DynOp, &'a [usize], &'a [usize], Option<usize>);
+        let cases: [Tried<'_>; 5] = [
+            (&Linear, &[2, 9, 70], &[50, 70], Some(50)),
+            (&layer, &[37, 64], &[48, 64], Some(48)),
+            (&MatMul::of(false, false), &[20, 33], &[33, 70], None),
+            (&conv, &[1, 7, 5, 20], &[40, 3, 3, 20], None),
+            (&fused, &[2, 3, 5, 16], &[17, 3, 3, 16], Some(17)),
+        ];
+        for (op, x, w, bias) in cases {
+            let (x, b) = (random(1, x), bias.map(|n| random(2, &[n])));
+            let drawn = |w: &Tensor| {
+                let all: Vec<&Tensor> = [&x, w].into_iter().chain(&b).collect();
+                run(op, &all).unwrap()
+            };
+            let [there, wide] = stored(&random(3, w));
+            for (a, b) in drawn(&there).iter().zip(&drawn(&wide)) {
+                let bits = |t: &Tensor| t.f32s().unwrap().iter().map(|x| x.to_bits()).collect();
+                let (a, b): (Vec<u32>, Vec<u32>) = (bits(a), bits(b));
+                assert!(a == b, "{}", op.name());
+            }
         }
     }
 }

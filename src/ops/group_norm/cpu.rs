@@ -1,4 +1,4 @@
-//! Group norm's fast faces: an image to a worker, three sweeps while it is in that core's cache.
+//! Group norm's fast faces: an image to a worker, or a part of a large one, in three sweeps.
 //!
 //! Tables of the channels are repeated to a stretch of at least 256 elements, so that the loops are
 //! long and straight whatever the number of channels.
@@ -7,6 +7,9 @@ use super::{GroupNorm, act, slope};
 use crate::device::cpu;
 use crate::ops::{In, Out};
 use crate::tensor::Shape;
+
+/// Least elements of a part of an image.
+const PART: usize = 1 << 16;
 
 /// Elements of an image.
 fn area(x: &Shape) -> usize {
@@ -53,32 +56,41 @@ impl Tile {
         by_channel.chunks_exact(width).map(|c| c.iter().sum::<f32>() * inv).collect()
     }
 
+    /// Elements that a worker takes at a time: whole stretches, by the number of channels alone.
+    fn part(&self) -> usize {
+        PART.div_ceil(self.len) * self.len
+    }
+
+    /// Sums of each channel of f(element, entry of the table), part by part, added in order.
+    fn sums(&self, x: &[f32], table: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+        let part = self.part();
+        let parts = cpu::par_map(x.len().div_ceil(part), |i| {
+            let mut sums = vec![0.0; self.len];
+            cpu::simd(
+                #[inline(always)]
+                || {
+                    for x in x[i * part..x.len().min((i + 1) * part)].chunks(self.len) {
+                        for (s, (&x, &t)) in sums.iter_mut().zip(x.iter().zip(table)) {
+                            *s += f(x, t);
+                        }
+                    }
+                },
+            );
+            self.fold(&sums)
+        });
+        let mut by_channel = vec![0.0; self.channels];
+        for part in parts {
+            by_channel.iter_mut().zip(part).for_each(|(a, b)| *a += b);
+        }
+        by_channel
+    }
+
     /// Mean and rstd of an image's groups.
     fn normalise(&self, op: &GroupNorm, x: &[f32], [mean, rstd]: [&mut [f32]; 2]) {
-        let mut sums = vec![0.0; self.len];
-        cpu::simd(
-            #[inline(always)]
-            || {
-                for x in x.chunks(self.len) {
-                    sums.iter_mut().zip(x).for_each(|(s, &x)| *s += x);
-                }
-            },
-        );
-        mean.copy_from_slice(&self.means(&self.fold(&sums), x.len()));
-        let m = self.spread(mean);
-        sums.fill(0.0);
-        cpu::simd(
-            #[inline(always)]
-            || {
-                for x in x.chunks(self.len) {
-                    for (s, (&x, &m)) in sums.iter_mut().zip(x.iter().zip(&m)) {
-                        *s += (x - m) * (x - m);
-                    }
-                }
-            },
-        );
-        let var = self.means(&self.fold(&sums), x.len());
-        for (rstd, var) in rstd.iter_mut().zip(var) {
+        let zeros = vec![0.0; self.len];
+        mean.copy_from_slice(&self.means(&self.sums(x, &zeros, |x, _| x), x.len()));
+        let squares = self.sums(x, &self.spread(mean), |x, m| (x - m) * (x - m));
+        for (rstd, var) in rstd.iter_mut().zip(self.means(&squares, x.len())) {
             *rstd = 1.0 / (var + op.eps as f32).sqrt();
         }
     }
@@ -162,10 +174,13 @@ pub fn forward(op: &GroupNorm, x: &[In<'_, f32>], y: &mut [Out<'_, f32>]) {
             tile.normalise(op, x, [mean, rstd]);
             let m = tile.spread(mean);
             let a: Vec<f32> = tile.spread(rstd).iter().zip(&w).map(|(r, w)| r * w).collect();
-            match op.silu {
-                true => affine::<true>(x, y, [&m, &a, &b]),
-                false => affine::<false>(x, y, [&m, &a, &b]),
-            }
+            cpu::par_chunks(y, tile.part(), |first, y| {
+                let x = &x[first..first + y.len()];
+                match op.silu {
+                    true => affine::<true>(x, y, [&m, &a, &b]),
+                    false => affine::<false>(x, y, [&m, &a, &b]),
+                }
+            });
         }
     });
     if area == 0 {
