@@ -117,8 +117,8 @@ impl TensorFile {
     }
 
     /// A tensor: F16 and F32 as F32, BF16 as F32 that stays in the file ([`Halves`]), F64 as F64,
-    /// integers as I32, and an I8 matrix that has scales beside it ([`Store::I8`]) as the F32 matrix
-    /// it stands for.
+    /// integers as I32, and an I8 matrix that has scales beside it ([`Store::I8`]) as the F32
+    /// matrix it stands for.
     ///
     /// # Errors
     /// No such tensor, a type that is not read, or an integer outside the range of I32.
