@@ -4,18 +4,21 @@
 //! input that a person can mend, 130 after Ctrl-C, 1 for the rest.
 
 mod doctor;
+mod examples;
 mod kernels;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::data::pack;
 use crate::demo;
 use crate::device::cpu::join_pool;
 use crate::error::{Error, Result};
 use crate::eval;
+use crate::io::atomic;
 use crate::ops;
 use crate::sample;
 use crate::train::command;
@@ -24,7 +27,7 @@ use crate::train::var::{self, command::ImportCommand};
 
 /// RNA-Seq profiles to H&E tiles.
 #[derive(Parser)]
-#[command(name = "genevar", version, arg_required_else_help = true)]
+#[command(name = "genevar", version, arg_required_else_help = true, after_help = examples::EXIT)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -32,34 +35,51 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Prints every configuration key with its value.
-    Config(command::ConfigArgs),
+    /// Prints every configuration key with its value, or explains it.
+    #[command(after_help = examples::CONFIG)]
+    Config(command::ConfigCommand),
     /// Prepares data.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::DATA)]
     Data(DataCommand),
     /// Trains one stage or all.
+    #[command(after_help = examples::TRAIN)]
     Train(command::TrainArgs),
     /// Puts what a run trained into one file, or into state dicts of another program.
+    #[command(after_help = examples::EXPORT)]
     Export(command::ExportArgs),
     /// Says what a checkpoint is, or whether it is whole.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::CHECKPOINT)]
     Checkpoint(CheckpointCommand),
     /// Reads what other programs trained.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::IMPORT)]
     Import(ImportCommand),
     /// Draws tiles for rows of an RNA table.
+    #[command(after_help = examples::SAMPLE)]
     Sample(Box<sample::command::SampleArgs>),
     /// Judges tiles.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::EVAL)]
     Eval(EvalCommand),
     /// Everything once, on the tissue and the trained system of the repository, with a report.
+    #[command(after_help = examples::DEMO)]
     Demo(demo::DemoArgs),
     /// Prints the table of operations: shapes, faces, derivatives, test cases.
     Ops,
     /// Prints the table of CUDA kernels, a kernel's card, its PTX or its machine code.
+    #[command(after_help = examples::KERNELS)]
     Kernels(kernels::KernelArgs),
     /// Says what this machine has for genevar, and what to do about what it lacks.
     Doctor,
+    /// Prints a completion script for a shell: genevar completions bash > FILE.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Writes manual pages, one a command, into a folder.
+    Man {
+        /// The folder; made if it is not there.
+        #[arg(long, default_value = "man")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -92,7 +112,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Config(args) => print(&args.read()?.to_toml()?),
+        Command::Config(args) => print(&args.run()?),
         Command::Data(DataCommand::Pack(args)) => pack::run(&args),
         Command::Eval(EvalCommand::Fd(args)) => print(&eval::fd::run(&args)?),
         Command::Train(args) => command::run(&args),
@@ -104,6 +124,15 @@ fn run(command: Command) -> Result<()> {
         Command::Ops => print(&ops::table_markdown()),
         Command::Kernels(args) => print(&kernels::run(&args)?),
         Command::Doctor => print(&doctor::examine()),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "genevar", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+        Command::Man { out } => {
+            atomic::create_folder(&out)?;
+            clap_mangen::generate_to(Cli::command(), &out).map_err(|e| Error::io("write", &out, e))
+        }
     }
 }
 

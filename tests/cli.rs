@@ -70,3 +70,29 @@ fn usage_errors_have_code_2_and_help_has_code_0() {
     assert_eq!(help.status.code(), Some(0));
     assert!(String::from_utf8(help.stdout).unwrap().contains("data"));
 }
+
+#[test]
+fn every_command_has_examples_a_manual_page_and_completions() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = |args: &[&str]| {
+        let output = genevar(dir.path(), args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(text(&["--help"]).contains("Exit codes:"));
+    for verb in ["config", "data", "train", "export", "import", "sample", "eval", "checkpoint"] {
+        assert!(text(&[verb, "--help"]).contains("Examples:"), "{verb}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(text(&["completions", shell]).contains("checkpoint"), "{shell}");
+    }
+    text(&["man", "--out", "man"]);
+    let page = std::fs::read_to_string(dir.path().join("man/genevar-sample.1")).unwrap();
+    assert!(page.contains("checkpoint") && page.contains("seed"), "{page}");
+    assert!(text(&["config", "--explain", "mask.k_m"]).contains("mask.k_m = 8\n    integer:"));
+    let all = text(&["config", "--explain", "--tier", "t0", "--json"]);
+    assert!(
+        serde_json::from_str::<serde_json::Value>(&all).unwrap().as_array().unwrap().len() > 90
+    );
+    refused(dir.path(), &["config", "--explain", "nothing"], &["no key contains"]);
+}

@@ -8,6 +8,7 @@
 
 mod check;
 pub mod draw;
+pub mod explain;
 mod flow;
 mod load;
 mod models;

@@ -9,6 +9,7 @@ use super::interrupt::Interrupt;
 use super::pipeline::Work;
 use super::{untrained, var};
 use crate::config::draw::DrawOptions;
+use crate::config::explain::{Key, explain};
 use crate::config::{Config, TIERS};
 use crate::data::pack::Pack;
 use crate::device::Device;
@@ -26,7 +27,51 @@ pub struct ConfigArgs {
     tier: Option<String>,
 }
 
+/// Arguments of `genevar config`.
+#[derive(Args)]
+pub struct ConfigCommand {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Explain keys instead of printing them: type, default, meaning; all, or those whose names
+    /// contain this text.
+    #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "")]
+    explain: Option<String>,
+    /// Prints JSON.
+    #[arg(long, requires = "explain")]
+    json: bool,
+}
+
+impl ConfigCommand {
+    /// What the command prints.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read; a text that no key contains.
+    pub fn run(&self) -> Result<String> {
+        let Some(part) = &self.explain else { return self.config.read()?.to_toml() };
+        let config = match self.config.is_given() {
+            true => self.config.read()?,
+            false => Config::default(),
+        };
+        let mut keys = explain(&config)?;
+        keys.retain(|key| key.key.contains(part));
+        if keys.is_empty() {
+            let what = format!("no key contains {part:?}");
+            return Err(Error::config("--explain", what, "see `genevar config --explain`"));
+        }
+        if self.json {
+            let text = serde_json::to_string_pretty(&keys);
+            return text.map(|t| t + "\n").map_err(|e| Error::Internal(e.to_string()));
+        }
+        let one = |k: &Key| format!("{} = {}\n    {}: {}\n", k.key, k.default, k.kind, k.meaning);
+        Ok(keys.iter().map(one).collect())
+    }
+}
+
 impl ConfigArgs {
+    fn is_given(&self) -> bool {
+        self.config.is_some() || self.tier.is_some()
+    }
+
     /// The configuration, checked.
     pub fn read(&self) -> Result<Config> {
         match (&self.config, &self.tier) {

@@ -1,0 +1,72 @@
+//! Examples below each command's help, and what the exit codes mean.
+
+/// Below `genevar --help`.
+pub const EXIT: &str = "\
+Exit codes: 0 done; 2 input that a person can mend, the message says how; 130 stopped by Ctrl-C or
+a termination signal, what was finished is on disk; 1 anything else.
+
+Every command has examples: genevar COMMAND --help.";
+
+/// `config`.
+pub const CONFIG: &str = "\
+Examples:
+  genevar config --tier t1 > my.toml          every key of a preset, to change some
+  genevar config --explain mask               what the keys of the mask do
+  genevar config --config my.toml             a file with its preset filled in, checked";
+
+/// `data`.
+pub const DATA: &str = "\
+Examples:
+  genevar data pack --tiles tiles --table tiles.tsv --rna counts.tsv.gz --out mine.safetensors";
+
+/// `train`.
+pub const TRAIN: &str = "\
+Examples:
+  genevar train all --config my.toml --data mine.safetensors --out runs/mine
+  genevar train all --config my.toml --data mine.safetensors --out runs/mine --resume
+  genevar train ar --config my.toml --data mine.safetensors --out runs/mine --device cuda";
+
+/// `export`.
+pub const EXPORT: &str = "\
+Examples:
+  genevar export --run runs/mine --f16 --out mine-trained.safetensors
+  genevar export --run runs/mine --best --out best.safetensors
+  genevar export --run runs/mine --var --out var         state dicts for FoundationVision/VAR
+  genevar export --untrained 1 --tier t3 --out t3.safetensors";
+
+/// `checkpoint`.
+pub const CHECKPOINT: &str = "\
+Examples:
+  genevar checkpoint show runs/mine
+  genevar checkpoint verify mine-trained.safetensors";
+
+/// `import`.
+pub const IMPORT: &str = "\
+Examples:
+  genevar import var --tokenizer vae.safetensors --transformer var_d16.safetensors --out d16.safetensors
+  genevar import var --tokenizer vae.safetensors --run runs/mine    a frozen tokenizer to train on";
+
+/// `sample`.
+pub const SAMPLE: &str = "\
+Examples:
+  genevar sample --checkpoint runs/mine --rna profiles.tsv --n 8 --seed 1 --out tiles
+  genevar sample --checkpoint runs/mine --rna profiles.tsv --rows 0-3,P17 --device cuda --out tiles
+  genevar sample --checkpoint runs/mine --rna profiles.tsv --n 10000 --shard 2/8 --out tiles
+  genevar sample --checkpoint d16.safetensors --class 207 --n 4 --out dogs";
+
+/// `eval`.
+pub const EVAL: &str = "\
+Examples:
+  genevar eval fd --real mine.safetensors#test --tiles tiles
+  genevar eval fd --checkpoint runs/mine --pack mine.safetensors --json fd.json";
+
+/// `demo`.
+pub const DEMO: &str = "\
+Examples:
+  genevar demo                                tiles from real RNA; open runs/demo/report.html";
+
+/// `kernels`.
+pub const KERNELS: &str = "\
+Examples:
+  genevar kernels                             all kernels with registers, spills, shared memory
+  genevar kernels attention_mma --sass        the machine code of one";
