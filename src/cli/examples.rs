@@ -43,7 +43,7 @@ Examples:
 /// `import`.
 pub const IMPORT: &str = "\
 Examples:
-  genevar import var --tokenizer vae.safetensors --transformer var_d16.safetensors --out d16.safetensors
+  genevar import var --tokenizer vae.safetensors --transformer var.safetensors --out b.safetensors
   genevar import var --tokenizer vae.safetensors --run runs/mine    a frozen tokenizer to train on";
 
 /// `sample`.
@@ -52,7 +52,7 @@ Examples:
   genevar sample --checkpoint runs/mine --rna profiles.tsv --n 8 --seed 1 --out tiles
   genevar sample --checkpoint runs/mine --rna profiles.tsv --rows 0-3,P17 --device cuda --out tiles
   genevar sample --checkpoint runs/mine --rna profiles.tsv --n 10000 --shard 2/8 --out tiles
-  genevar sample --checkpoint d16.safetensors --class 207 --n 4 --out dogs";
+  genevar sample --checkpoint b.safetensors --class 207 --n 4 --out dogs";
 
 /// `eval`.
 pub const EVAL: &str = "\

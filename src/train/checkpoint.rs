@@ -1,9 +1,10 @@
 //! Checkpoints: folders that are there whole or not at all.
 //!
 //! A run's folder holds `step-00000500/` with `state.safetensors` and `meta.json`, `LATEST` with
-//! the name of the newest and, where one is sought, `BEST` with that of the best. A checkpoint is written under a `.partial` name, flushed, renamed,
-//! and only then `LATEST` moves, itself by rename: a process killed at any instant leaves a whole
-//! checkpoint to go on from, and rubbish that the next one sweeps away.
+//! the name of the newest and, where one is sought, `BEST` with that of the best. A checkpoint is
+//! written under a `.partial` name, flushed, renamed, and only then `LATEST` moves, itself by
+//! rename: a process killed at any instant leaves a whole checkpoint to go on from, and rubbish
+//! that the next one sweeps away.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -88,7 +88,8 @@ pub struct Summary {
 /// # Errors
 /// - [`Error::Interrupted`] after Ctrl-C, the state being saved.
 /// - [`Error::NotFinite`] with step and op when a loss, gradient or weight is NaN or infinite.
-/// - A folder that holds a run already, unless resuming, or in which another process trains; a checkpoint that does not fit.
+/// - A folder that holds a run already, unless resuming, or in which another process trains; a
+///   checkpoint that does not fit.
 /// - A device with less free memory than a step takes; nothing was allocated there then.
 pub fn run(stage: &mut dyn Stage, plan: &Plan) -> Result<Summary> {
     let _claim = Claim::on(plan.dir)?;
