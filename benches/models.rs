@@ -26,7 +26,7 @@ use genevar::Result;
 use genevar::config::Config;
 use genevar::data::pack::Pack;
 use genevar::device::Device;
-use genevar::device::cpu::join_pool;
+use genevar::device::cpu::{join_pool, keep_memory};
 use genevar::sample::{Graphs, Sampler, Subject};
 use genevar::tensor::{DType, Tensor};
 use genevar::train::bundle::STAGES;
@@ -246,6 +246,7 @@ fn named() -> Vec<String> {
 }
 
 fn main() -> Result<()> {
+    keep_memory();
     join_pool();
     if std::env::args().any(|a| a == "--tile") {
         return tiles();

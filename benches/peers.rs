@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use genevar::device::Device;
-use genevar::device::cpu::join_pool;
+use genevar::device::cpu::{join_pool, keep_memory};
 use genevar::io::safetensors::{Store, Writer};
 use genevar::ops::Precision;
 use genevar::tensor::Tensor;
@@ -138,6 +138,7 @@ fn option(name: &str) -> Option<String> {
 }
 
 fn main() -> Result<()> {
+    keep_memory();
     join_pool();
     let Some(path) = option("--bundle").map(PathBuf::from) else {
         // `cargo bench` runs all benches; this one has nothing to say by itself.

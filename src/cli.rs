@@ -15,7 +15,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::data::pack;
 use crate::demo;
-use crate::device::cpu::join_pool;
+use crate::device::cpu::{join_pool, keep_memory};
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::io::atomic;
@@ -100,6 +100,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => e.exit(),
     };
+    keep_memory();
     join_pool();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,

@@ -108,6 +108,10 @@ impl Op for SumTo {
     const INPUTS: RangeInclusive<usize> = 1..=1;
     const CPU: Option<CpuFace<Self>> = Some(|op, x, y| {
         let y = y[0].r();
+        if y.len() == x[0].r().len() {
+            // Nothing is summed.
+            return y.copy_from_slice(x[0].r());
+        }
         match block(x[0].shape, &op.to) {
             Some((outer, mid, inner)) if outer * mid * inner > 0 => {
                 let run = mid * inner;

@@ -5,12 +5,12 @@
 //! other heads'.
 
 use super::{Attention, AttentionJvp, AttentionVjp, Dims};
-use crate::device::cpu::{Mat, gemm, par_map, par_rows, simd};
+use crate::device::cpu::{Mat, gemm, par_jobs, par_rows, simd};
 use crate::ops::{In, Out, fast, lanes};
 
-/// Scores of a tile: 192 KiB, so that two such blocks and the operands stay in a second-level
-/// cache.
-const SCORES: usize = 48 * 1024;
+/// Scores of a tile: 384 KiB, which stay in a second-level cache; keys and values are packed anew
+/// for each.
+const SCORES: usize = 96 * 1024;
 /// Bounds on the queries of a tile.
 const TILE: (usize, usize) = (16, 256);
 
@@ -92,7 +92,7 @@ pub(super) fn forward(op: &Attention, x: &[In<'_, f32>], y: &mut [Out<'_, f32>])
     let d = Dims::of(x[0].shape, x[1].shape);
     let [out, lse] = y else { return };
     let tiles = tiles(op, d);
-    let jobs = par_map(d.batch * d.heads, |job| forward_head(op, x, &tiles, &Head::new(d, job)));
+    let jobs = par_jobs(d.batch * d.heads, |job| forward_head(op, x, &tiles, &Head::new(d, job)));
     interleave(out.r(), d, d.queries, |job| &jobs[job].0);
     for (i, lse) in lse.r().iter_mut().enumerate() {
         let (row, h) = (i / d.heads, i % d.heads);
@@ -202,7 +202,7 @@ fn centre_rows(s: &mut [f32], p: &[f32], means: &[f32], keys: usize, scale: f32)
 pub(super) fn tangent(op: &AttentionJvp, x: &[In<'_, f32>], y: &mut [Out<'_, f32>]) {
     let d = Dims::of(x[0].shape, x[1].shape);
     let tiles = tiles(&op.of, d);
-    let jobs = par_map(d.batch * d.heads, |job| tangent_head(op, x, &tiles, &Head::new(d, job)));
+    let jobs = par_jobs(d.batch * d.heads, |job| tangent_head(op, x, &tiles, &Head::new(d, job)));
     interleave(y[0].r(), d, d.queries, |job| &jobs[job]);
 }
 
@@ -248,7 +248,7 @@ pub(super) fn gradients(op: &AttentionVjp, x: &[In<'_, f32>], y: &mut [Out<'_, f
     let d = Dims::of(x[0].shape, x[1].shape);
     let tiles = tiles(&op.of, d);
     let jobs =
-        par_map(d.batch * d.heads, |job| gradients_head(&op.of, x, &tiles, &Head::new(d, job)));
+        par_jobs(d.batch * d.heads, |job| gradients_head(&op.of, x, &tiles, &Head::new(d, job)));
     for (i, (out, rows)) in y.iter_mut().zip([d.queries, d.keys, d.keys]).enumerate() {
         interleave(out.r(), d, rows, |job| &jobs[job][i]);
     }
