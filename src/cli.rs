@@ -1,7 +1,8 @@
 //! The command line: arguments in, one clear line and an exit code out.
 //!
 //! Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 2
-//! input that a person can mend, 130 after Ctrl-C, 1 for the rest.
+//! input that a person can mend, 3 slower than before (`profile --compare`), 130 after Ctrl-C, 1
+//! for the rest.
 
 mod doctor;
 mod examples;
@@ -20,10 +21,14 @@ use crate::error::{Error, Result};
 use crate::eval;
 use crate::io::atomic;
 use crate::ops;
+use crate::profile;
 use crate::sample;
 use crate::train::command;
 use crate::train::show::{self, CheckpointCommand};
 use crate::train::var::{self, command::ImportCommand};
+
+/// The exit code of `profile --compare` where the second profile is slower.
+const SLOWER: u8 = 3;
 
 /// RNA-Seq profiles to H&E tiles.
 #[derive(Parser)]
@@ -62,6 +67,9 @@ enum Command {
     /// Everything once, on the tissue and the trained system of the repository, with a report.
     #[command(after_help = examples::DEMO)]
     Demo(demo::DemoArgs),
+    /// Says where the time of a tile or a training step goes, by scale, part and kernel.
+    #[command(after_help = examples::PROFILE)]
+    Profile(Box<profile::ProfileArgs>),
     /// Prints the table of operations: shapes, faces, derivatives, test cases.
     Ops,
     /// Prints the table of CUDA kernels, a kernel's card, its PTX or its machine code.
@@ -103,7 +111,7 @@ pub fn main() -> ExitCode {
     keep_memory();
     join_pool();
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             eprintln!("genevar: {e}");
             ExitCode::from(e.exit_code())
@@ -111,8 +119,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Profile(args) => {
+            let told = profile::run(&args)?;
+            print(&told.page)?;
+            return Ok(if told.is_slower { ExitCode::from(SLOWER) } else { ExitCode::SUCCESS });
+        }
         Command::Config(args) => print(&args.run()?),
         Command::Data(DataCommand::Pack(args)) => pack::run(&args),
         Command::Eval(EvalCommand::Fd(args)) => print(&eval::fd::run(&args)?),
@@ -135,6 +148,7 @@ fn run(command: Command) -> Result<()> {
             clap_mangen::generate_to(Cli::command(), &out).map_err(|e| Error::io("write", &out, e))
         }
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 /// Prints to standard output; a reader that has gone away, as `head` does, is no error.

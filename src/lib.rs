@@ -12,6 +12,7 @@ pub mod io;
 pub mod models;
 pub mod nn;
 pub mod ops;
+pub mod profile;
 pub mod report;
 pub mod sample;
 pub mod tensor;

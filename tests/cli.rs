@@ -80,7 +80,9 @@ fn every_command_has_examples_a_manual_page_and_completions() {
         String::from_utf8(output.stdout).unwrap()
     };
     assert!(text(&["--help"]).contains("Exit codes:"));
-    for verb in ["config", "data", "train", "export", "import", "sample", "eval", "checkpoint"] {
+    for verb in
+        ["config", "data", "train", "export", "import", "sample", "eval", "checkpoint", "profile"]
+    {
         assert!(text(&[verb, "--help"]).contains("Examples:"), "{verb}");
     }
     for shell in ["bash", "zsh", "fish"] {

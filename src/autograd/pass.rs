@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use super::param::{Param, Params};
 use super::tape::{Gradients, Node, Tape};
-use crate::device::{Device, OnGpu};
+use crate::device::{Device, OnGpu, span};
 use crate::error::{Error, Result, Within};
 use crate::ops::layout::Widen;
 use crate::ops::{Diff, DynOp, Saved, run};
@@ -249,6 +249,7 @@ impl Pass {
             let what = format!("a loss is one real number, not {}", loss.value.shape());
             return Err(Error::shape("backward", what));
         }
+        let _part = span::part("backward");
         self.backward_from(loss, Tensor::full(dtype, loss.value.shape(), 1.0))
     }
 

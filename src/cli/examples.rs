@@ -2,8 +2,9 @@
 
 /// Below `genevar --help`.
 pub const EXIT: &str = "\
-Exit codes: 0 done; 2 input that a person can mend, the message says how; 130 stopped by Ctrl-C or
-a termination signal, what was finished is on disk; 1 anything else.
+Exit codes: 0 done; 2 input that a person can mend, the message says how; 3 slower than before
+(profile --compare); 130 stopped by Ctrl-C or a termination signal, what was finished is on disk;
+1 anything else.
 
 Every command has examples: genevar COMMAND --help.";
 
@@ -64,6 +65,18 @@ Examples:
 pub const DEMO: &str = "\
 Examples:
   genevar demo                                tiles from real RNA; open runs/demo/report.html";
+
+/// `profile`.
+pub const PROFILE: &str = "\
+Examples:
+  genevar profile sample --tier t1                         a tile on the CPU, op by op
+  genevar profile sample --checkpoint runs/mine --device cuda --json a.json --trace a.trace.json
+  genevar profile sample --tier t3 --device plan           the launches of an H100, without one
+  genevar profile train --stage ar --device cuda
+  genevar profile --compare a.json b.json                  what changed, and what is noise
+
+The trace opens at ui.perfetto.dev. Nsight tools see the same names:
+  nsys profile genevar profile sample --device cuda";
 
 /// `kernels`.
 pub const KERNELS: &str = "\

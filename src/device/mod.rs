@@ -4,9 +4,11 @@ pub mod cpu;
 pub mod cuda;
 pub mod kernel;
 pub mod mmap;
+pub mod nvtx;
 pub mod pack;
 pub mod panel;
 mod place;
+pub mod span;
 pub mod window;
 
 pub use place::{Device, Held, Meter, OnGpu, constant};

@@ -9,7 +9,7 @@ use super::meanflow::{FlowCond, sample};
 use super::phi::Phi;
 use crate::autograd::Pass;
 use crate::config::{Gamma, MaskConfig, MaskKind, MaskTarget, Normalise};
-use crate::device::Device;
+use crate::device::{Device, span};
 use crate::error::{Error, Result};
 use crate::ops::elementwise::{ADD, Affine, SUB};
 use crate::ops::mask::{KeepCoins, KeepMask, Level};
@@ -65,9 +65,12 @@ pub fn refine(
     x: &MaskInput<'_>,
     target: &dyn Fn(&Tensor) -> Result<Tensor>,
 ) -> Result<Refined> {
+    let part = span::part("phi");
     let eps = noise(phi, x, 0)?;
     let masked = cfg.kind != MaskKind::None && x.k + 1 >= cfg.k_m;
     if masked && cfg.kind == MaskKind::Gradient {
+        drop(part);
+        let _part = span::part("mask");
         let (f_hat, g) = gradient(phi, cfg, x, target)?;
         let (keep, saliency) = threshold(cfg, x, &g)?;
         return Ok(Refined { f_hat, keep: Some(keep), saliency: Some(saliency) });
@@ -75,6 +78,8 @@ pub fn refine(
     let none = vec![false; x.rows()];
     let cond = FlowCond { z: x.z, null: &none, k: x.k };
     let f_hat = sample(phi, &Pass::eval(), &eps, &x.r_k.clone().into(), &cond)?.into_value();
+    drop(part);
+    let _part = span::part("mask");
     let (keep, saliency) = match cfg.kind {
         MaskKind::Random if masked => (Some(coins(cfg, x)?), None),
         MaskKind::EDistance if masked => {
@@ -103,7 +108,9 @@ pub fn gradient(
     for draw in 0..cfg.draws.max(1) as u16 {
         let p = Pass::tape();
         let r_k = p.leaf(x.r_k.clone());
+        let part = span::part("phi");
         let f_hat = sample(phi, &p, &noise(phi, x, draw)?, &r_k, &cond)?;
+        drop(part);
         let rows = x.rows().max(1);
         let per_row = (f_hat.value().len() / rows) as f64;
         let gy = match cfg.target {

@@ -22,6 +22,7 @@ pub mod group_norm;
 pub mod kinds;
 mod lanes;
 pub mod layout;
+mod listen;
 pub mod loss;
 pub mod mask;
 pub mod norm;
@@ -38,8 +39,6 @@ mod table;
 pub mod usage;
 mod verify;
 
-use std::cell::RefCell;
-
 use cuda::Goes;
 use half::bf16;
 
@@ -50,6 +49,7 @@ use crate::tensor::{DType, Shape, Tensor};
 
 pub use cases::{Case, Cases, Draw, Fill, Input};
 pub use cuda::{CudaIn, CudaOut, Kernels, Precision, Site, Variant, Window};
+pub use listen::{Ran, Timed, heard, timed};
 pub use op::{CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Op, Out, Saved, Saves};
 pub use real::{Dual, Real, Running};
 pub use table::{CHECKS, COMPOSED_CHECKS, CUDA_CHECKS, RULE_CHECKS, table_markdown};
@@ -107,25 +107,6 @@ table! {
     augment: StainHue, Contrast, Unsharp;
 }
 
-thread_local!(static HEARD: RefCell<Option<Vec<Ran>>> = const { RefCell::new(None) });
-
-/// An op that was run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ran {
-    /// [`Op::NAME`].
-    pub op: &'static str,
-    /// Whether it was the CPU that computed it.
-    pub on_cpu: bool,
-}
-
-/// Runs `f` and returns with its result the ops that this thread ran meanwhile, in order: how a
-/// test knows that nothing of a model fell back to the CPU.
-pub fn heard<T>(f: impl FnOnce() -> T) -> (T, Vec<Ran>) {
-    let before = HEARD.replace(Some(Vec::new()));
-    let done = f();
-    (done, HEARD.replace(before).unwrap_or_default())
-}
-
 /// Runs an op on the device that its inputs are on, the CPU if none is elsewhere: [`run_on`].
 pub fn run(op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor>> {
     run_on(&Device::of(x.iter().copied()), op, x)
@@ -138,10 +119,16 @@ pub fn run(op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor>> {
 /// Inputs that do not fit, an op that the device has no kernels for, and those of the device.
 pub fn run_on(device: &Device, op: &dyn DynOp, x: &[&Tensor]) -> Result<Vec<Tensor>> {
     let outs = checked_shapes(op, x)?;
-    HEARD.with_borrow_mut(|heard| {
-        let ran = Ran { op: op.name(), on_cpu: matches!(device, Device::Cpu) };
-        heard.iter_mut().for_each(|all| all.push(ran));
-    });
+    let on_cpu = matches!(device, Device::Cpu);
+    listen::around(op, x, on_cpu, || run_there(device, op, x, outs))
+}
+
+fn run_there(
+    device: &Device,
+    op: &dyn DynOp,
+    x: &[&Tensor],
+    outs: Vec<Shape>,
+) -> Result<Vec<Tensor>> {
     let dtype = float_type(op, x)?;
     if op.shares() {
         // The same elements: nothing is run, wherever they are.
@@ -183,9 +170,6 @@ pub struct Room {
 /// As [`run_on`]; a room that does not fit the output, or that others hold.
 pub fn run_into(op: &dyn DynOp, x: &[&Tensor], rooms: Vec<Option<Room>>) -> Result<Vec<Tensor>> {
     let shapes = checked_shapes(op, x)?;
-    HEARD.with_borrow_mut(|heard| {
-        heard.iter_mut().for_each(|all| all.push(Ran { op: op.name(), on_cpu: false }));
-    });
     let Device::Cuda(queue) = Device::of(x.iter().copied()) else {
         return Err(Error::Internal(format!("{} has room on a GPU alone", op.name())));
     };
@@ -196,7 +180,7 @@ pub fn run_into(op: &dyn DynOp, x: &[&Tensor], rooms: Vec<Option<Room>>) -> Resu
         Some(room) => fitted(op, &shape, room),
     };
     let outs = shapes.into_iter().map(place).collect::<Result<Vec<_>>>()?;
-    cuda::run_in(&queue, precision, op, x, outs)
+    listen::around(op, x, false, || cuda::run_in(&queue, precision, op, x, outs))
 }
 
 /// An output of this shape in a room.
@@ -223,7 +207,7 @@ fn run_in(precision: Precision, op: &dyn DynOp, x: &[&Tensor]) -> Result<Tensor>
     let none = || Error::Internal(format!("{} has no output on a GPU", op.name()));
     let Device::Cuda(queue) = Device::of(x.iter().copied()) else { return Err(none()) };
     let outs = outs.into_iter().map(Goes::New).collect();
-    let outs = cuda::run_in(&queue, precision, op, x, outs)?;
+    let outs = listen::around(op, x, false, || cuda::run_in(&queue, precision, op, x, outs))?;
     outs.into_iter().next().ok_or_else(none)
 }
 

@@ -17,6 +17,7 @@ use crate::autograd::{Pass, Var};
 use crate::config::SampleConfig;
 use crate::device::Device;
 use crate::device::cpu::{each, threads};
+use crate::device::span;
 use crate::error::{Error, Result, Within};
 use crate::models::genevar::{Refiner, ScaleInputs};
 use crate::models::masked_ar::{Cond, Inputs, MaskedAr};
@@ -191,8 +192,22 @@ impl Sampler<'_> {
             {
                 self.graphs.draw(self, queue, &given)
             }
-            device => self.queue_up(&given.on(device)?)?.fetched()?.tiles(),
+            _ => self.draw_eagerly(&given),
         }
+    }
+
+    /// [`Sampler::batch`] op by op, whatever was recorded: what a profile looks at.
+    ///
+    /// # Errors
+    /// Those of drawing.
+    pub fn eagerly(&self, subjects: &[Subject]) -> Result<Vec<Tile>> {
+        self.draw_eagerly(&self.given(subjects)?)
+    }
+
+    fn draw_eagerly(&self, given: &Given) -> Result<Vec<Tile>> {
+        let drawn = self.queue_up(&given.on(&self.device)?)?;
+        let _part = span::part("fetch");
+        drawn.fetched()?.tiles()
     }
 
     fn given(&self, subjects: &[Subject]) -> Result<Given> {
@@ -211,14 +226,18 @@ impl Sampler<'_> {
     fn queue_up(&self, given: &Given) -> Result<Drawn> {
         let p = Pass::eval();
         let msvq = self.refiner.msvq;
+        let part = span::part("condition");
         let cond = self.condition(&p, given)?;
         let modulation = self.ar.modulation(&p, &cond)?;
+        drop(part);
         let mut caches = self.ar.caches(self.settings.few);
         let scales = self.ar.scales();
         let mut f: Option<Tensor> = None;
         let mut tokens = Vec::with_capacity(scales);
         for k in 0..scales {
+            let _scale = span::scale(k + 1);
             let (z, names) = (&given.z, &given.names);
+            let part = span::part("input");
             let seen = f.as_ref().map(|f| self.refiner.inputs_named(k, f, None, z, names));
             let seen = seen.transpose()?;
             let seen = seen.map(|i| if self.guided() { twice(&i) } else { Ok(i) }).transpose()?;
@@ -227,9 +246,15 @@ impl Sampler<'_> {
                 r: &i.r,
                 keep: i.keep.as_ref(),
             });
+            drop(part);
+            let part = span::part("transformer");
             let state = (&modulation, &mut caches[..]);
             let logits = self.ar.step(&p, k, &cond, state, inputs.as_ref())?.into_value();
+            drop(part);
+            let part = span::part("token draw");
             let s_k = self.draw(&logits, (k, scales), names)?;
+            drop(part);
+            let _part = span::part("feature map");
             f = Some(match &f {
                 Some(f) => msvq.quantiser().add_scale(f, k, &s_k)?,
                 None => msvq.quantiser().first_scale(&s_k)?,
@@ -237,6 +262,7 @@ impl Sampler<'_> {
             tokens.push(s_k);
         }
         let latent = f.ok_or_else(|| Error::Internal("there are no scales".into()))?;
+        let _part = span::part("decoder");
         let pixels = msvq.paint_latent(&latent)?;
         Ok(Drawn { tokens, latent, pixels })
     }

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::{Drawn, Given, Sampler, Tile};
-use crate::device::OnGpu;
 use crate::device::cuda::{Graph, MemoryPlan, Queue};
+use crate::device::{OnGpu, span};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -110,7 +110,9 @@ impl Recorded {
         overwrite(&mut self.given.names, &given.names)?;
         overwrite(&mut self.given.z, &given.z)?;
         overwrite(&mut self.given.what, &given.what)?;
+        let part = span::part("replay");
         self.graph.replay()?;
+        drop(part);
         self.drawn.fetched()
     }
 }

@@ -13,7 +13,7 @@ use super::schedule::learning_rate;
 use super::tissue::{Batches, TissueBatch};
 use crate::autograd::{Params, Pass, Var};
 use crate::config::{Config, RnaEncoding};
-use crate::device::Device;
+use crate::device::{Device, span};
 use crate::error::Result;
 use crate::models::genevar::{FeatureStats, Refiner, ScaleInputs};
 use crate::models::masked_ar::{Cond, Inputs, MaskedAr, TrainNoise};
@@ -109,8 +109,10 @@ impl<'a> ArStage<'a> {
 
     fn prepare(&self, batch: &TissueBatch, noise_step: Option<u64>) -> Result<Prepared> {
         let msvq = &self.before.msvq;
+        let part = span::part("tokenizer");
         let f = msvq.encode(&Pass::eval(), &batch.pixels.clone().into())?;
         let tokens = msvq.quantiser().tokens(f.value())?;
+        drop(part);
         let seen = match noise_step {
             Some(step) if self.cfg.ar.token_noise > 0.0 => self.corrupt(&tokens, step)?,
             _ => tokens.clone(),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::autograd::{Gradients, Param, Params};
 use crate::config::StageConfig;
-use crate::device::Device;
+use crate::device::{Device, span};
 use crate::error::{Error, Result};
 use crate::ops::optim::{AdamW, GlobalNorm};
 use crate::ops::usage::ReplaceRows;
@@ -69,6 +69,7 @@ impl Learner {
 
     /// Norm `[1]` of all gradients together; NaN or infinite as soon as one of them is.
     pub fn norm(&self, grads: &Gradients) -> Result<Tensor> {
+        let _part = span::part("optimiser");
         let all: Vec<&Tensor> = self.params.iter().filter_map(|p| grads.param(p)).collect();
         match all.is_empty() {
             true => Ok(Tensor::zeros(DType::F32, [1])),
@@ -80,6 +81,7 @@ impl Learner {
     /// gradients' before clipping; if it is not finite, nothing is changed. A parameter that the
     /// loss did not depend on takes no part: it keeps its weight and its moments.
     pub fn update(&mut self, grads: &Gradients, norm: &Tensor, lr: f64, n: u64) -> Result<()> {
+        let _part = span::part("optimiser");
         let c = &self.config;
         let t = n as f64 + 1.0;
         for (p, slot) in self.params.iter().zip(&mut self.slots) {

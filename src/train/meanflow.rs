@@ -13,7 +13,7 @@ use super::schedule::{learning_rate, ramp};
 use super::tissue::{Batches, TissueBatch};
 use crate::autograd::{Params, Pass};
 use crate::config::{Config, CounterfactualConfig, FlowMode};
-use crate::device::Device;
+use crate::device::{Device, span};
 use crate::error::Result;
 use crate::models::genevar::FeatureStats;
 use crate::models::meanflow::{FlowBatch, FlowLoss, Times, loss};
@@ -64,6 +64,7 @@ impl<'a> MeanFlowStage<'a> {
 
     /// Standardised f_1..f_K and raw f_{k-1} of crops.
     fn features(&self, pixels: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
+        let _part = span::part("tokenizer");
         let f = self.msvq.encode(&Pass::eval(), &pixels.clone().into())?;
         let (_, sums) = self.msvq.quantiser().walk(f.value())?;
         let r = self.msvq.quantiser().pool(k, &sums[k - 1])?;

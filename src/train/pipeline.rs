@@ -269,7 +269,7 @@ impl Work<'_> {
 }
 
 /// What Phi takes from the other models.
-pub(super) fn phi_dims(config: &Config) -> PhiDims {
+pub fn phi_dims(config: &Config) -> PhiDims {
     PhiDims {
         side: config.msvq.latent_side(),
         d: config.msvq.d,
@@ -279,7 +279,7 @@ pub(super) fn phi_dims(config: &Config) -> PhiDims {
 }
 
 /// What the transformer takes from the other models.
-pub(super) fn ar_dims(config: &Config) -> Dims {
+pub fn ar_dims(config: &Config) -> Dims {
     Dims {
         latent: config.beta_vae.latent,
         genes: config.beta_vae.genes,

@@ -19,6 +19,7 @@ impl Queue {
     /// # Errors
     /// Those of the driver.
     pub fn event(&self) -> Result<Event> {
+        self.cuda_stream()?;
         self.bind()?;
         let tried = |e| failed(e, "recording an event".into(), self.advice());
         let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;

@@ -27,11 +27,12 @@ impl Queue {
         self.bind()?;
         let tried = |e, what: &str| failed(e, what.into(), self.advice());
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        self.cuda_stream().begin_capture(mode).map_err(|e| tried(e, "beginning a recording"))?;
+        let stream = self.cuda_stream()?;
+        stream.begin_capture(mode).map_err(|e| tried(e, "beginning a recording"))?;
         let before = self.launches();
         let done = f(self);
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let ended = self.cuda_stream().end_capture(flags);
+        let ended = stream.end_capture(flags);
         done?;
         let graph = ended.map_err(|e| tried(e, "ending a recording"))?;
         let empty = || Error::Internal("a recording without commands".into());

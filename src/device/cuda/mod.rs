@@ -7,7 +7,9 @@
 #![allow(unsafe_code)]
 
 mod buffer;
+mod clock;
 mod constants;
+mod counts;
 mod event;
 mod graph;
 mod plan;
@@ -16,6 +18,8 @@ mod staging;
 mod tensor_map;
 
 pub use buffer::Buffer;
+pub use clock::{Clock, Clocked};
+pub use counts::{Counts, is_counting};
 pub use event::Event;
 pub use graph::Graph;
 pub use plan::MemoryPlan;
@@ -40,7 +44,8 @@ const NO_DRIVER: &str = "the CPU works without; for a GPU, install NVIDIA's driv
 pub struct Gpu(Arc<Inner>);
 
 struct Inner {
-    context: Arc<CudaContext>,
+    /// None for a GPU that is imagined.
+    context: Option<Arc<CudaContext>>,
     facts: Facts,
     loaded: Mutex<HashMap<&'static str, Loaded>>,
 }
@@ -134,9 +139,27 @@ impl Gpu {
         // SAFETY: every buffer belongs to one queue, whose stream orders its uses; cudarc's own
         // events would double the calls and cannot be captured.
         unsafe { context.disable_event_tracking() };
+        let context = Some(context);
         let gpu = Self(Arc::new(Inner { context, facts, loaded: Mutex::default() }));
         gpu.keep_memory()?;
         Ok(gpu)
+    }
+
+    /// A GPU that is not there: kernels are chosen and launches made as for one of these facts,
+    /// and nothing of it runs. What is fetched from it is zeros. It needs no driver.
+    pub fn imagined(facts: Facts) -> Self {
+        Self(Arc::new(Inner { context: None, facts, loaded: Mutex::default() }))
+    }
+
+    /// Whether it is [`Gpu::imagined`].
+    pub fn is_imagined(&self) -> bool {
+        self.0.context.is_none()
+    }
+
+    /// The driver's context.
+    fn context(&self) -> Result<&Arc<CudaContext>> {
+        let none = || Error::Internal("an imagined GPU was asked to do something".into());
+        self.0.context.as_ref().ok_or_else(none)
     }
 
     /// Tells the driver's pool to keep what buffers give back, for the next ones.
@@ -145,17 +168,16 @@ impl Gpu {
         let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         let fix = "this GPU has no stream-ordered memory, which CUDA 11.2 and later offer";
         // SAFETY: the attribute is a number of 64 bits.
-        let set = self.pool().and_then(|pool| unsafe {
+        let set = Self::pool(self.context()?).and_then(|pool| unsafe {
             sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result()
         });
         set.map_err(|e| failed(e, "setting up the memory pool".into(), fix))
     }
 
-    fn pool(&self) -> Result<sys::CUmemoryPool, DriverError> {
+    fn pool(context: &CudaContext) -> Result<sys::CUmemoryPool, DriverError> {
         let mut pool = std::ptr::null_mut();
         // SAFETY: the driver writes one handle, which lives as long as the device.
-        unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, self.0.context.cu_device()) }
-            .result()?;
+        unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()) }.result()?;
         Ok(pool)
     }
 
@@ -167,7 +189,7 @@ impl Gpu {
         let mut bytes = 0u64;
         let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
         // SAFETY: the attribute is a number of 64 bits.
-        let asked = self.pool().and_then(|pool| unsafe {
+        let asked = Self::pool(self.context()?).and_then(|pool| unsafe {
             sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()).result()
         });
         let fix = "the GPU may have failed; look at `nvidia-smi`";
@@ -186,7 +208,12 @@ impl Gpu {
     /// Those of the driver.
     pub fn memory(&self) -> Result<(usize, usize)> {
         let fix = "the GPU may have failed; look at `nvidia-smi`";
-        self.0.context.mem_get_info().map_err(|e| failed(e, "asking for free memory".into(), fix))
+        match &self.0.context {
+            None => Ok((self.0.facts.memory, self.0.facts.memory)),
+            Some(context) => {
+                context.mem_get_info().map_err(|e| failed(e, "asking for free memory".into(), fix))
+            }
+        }
     }
 
     /// The architecture of the image that serves a kernel file here, loading it if need be.
@@ -262,8 +289,9 @@ impl Gpu {
 
     /// Makes the context current for the calling thread.
     fn bind(&self) -> Result<()> {
+        let Some(context) = &self.0.context else { return Ok(()) };
         let fix = "an earlier kernel may have failed; start again";
-        self.0.context.bind_to_thread().map_err(|e| failed(e, "binding the context".into(), fix))
+        context.bind_to_thread().map_err(|e| failed(e, "binding the context".into(), fix))
     }
 }
 

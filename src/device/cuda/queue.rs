@@ -7,16 +7,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaStream, DriverError, result, sys};
 
+use super::clock::Timing;
 use super::constants::Constants;
 use super::plan::Planning;
 use super::staging::Staging;
 use super::tensor_map::tensor_map;
 use super::{Gpu, failed};
 use crate::device::kernel::{Arg, Entry, Grid, Span};
+use crate::device::span::{self, Place};
 use crate::error::{Error, Result};
 
 /// Launches that are remembered for the message of a failed one.
 const REMEMBERED: usize = 4;
+/// Where an imagined GPU's memory begins, and what its buffers are aligned to, as the driver's are.
+const IMAGINED: u64 = 1 << 20;
+const GRAIN: u64 = 512;
 
 /// Commands in order; clones are the same queue.
 #[derive(Clone)]
@@ -31,6 +36,8 @@ pub struct Launch {
     pub grid: Grid,
     /// Its arguments in the order of the entry's parameters.
     pub args: Vec<Arg>,
+    /// Where the thread was that launched it, while somebody listens to that.
+    pub place: Place,
 }
 
 impl fmt::Display for Launch {
@@ -43,7 +50,8 @@ impl fmt::Display for Launch {
 struct Inner {
     staging: Mutex<Staging>,
     gpu: Gpu,
-    stream: Arc<CudaStream>,
+    /// None on an imagined GPU.
+    stream: Option<Arc<CudaStream>>,
     id: u64,
     launches: AtomicUsize,
     constants: Constants,
@@ -55,6 +63,10 @@ struct Inner {
     recent: Mutex<Vec<Launch>>,
     /// All launches while somebody listens.
     traced: Mutex<Option<Vec<Launch>>>,
+    /// Moments before and after all launches while somebody measures.
+    timed: Mutex<Option<Vec<Timing>>>,
+    /// Where an imagined GPU has memory left.
+    imagined: AtomicU64,
     /// Whether every kernel's results are looked at before the next.
     checked: AtomicBool,
     /// Whether every op's results are held against its reference.
@@ -64,11 +76,11 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // A failed context has nothing to give back.
-        if self.gpu.bind().is_ok() {
+        if let (Some(stream), Ok(())) = (&self.stream, self.gpu.bind()) {
             for address in self.constants.addresses() {
                 // SAFETY: the address came from `allocate` and nobody else releases it; buffers of
                 // it keep the queue.
-                let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
+                let _ = unsafe { result::free_async(address, stream.cu_stream()) };
             }
         }
     }
@@ -84,9 +96,10 @@ impl Gpu {
         static IDS: AtomicU64 = AtomicU64::new(0);
         self.bind()?;
         let fix = "the GPU may have failed; look at `nvidia-smi`";
-        let stream = self.0.context.new_stream();
+        let stream = self.0.context.as_ref().map(|context| context.new_stream()).transpose();
         let stream = stream.map_err(|e| failed(e, "making a stream".into(), fix))?;
-        let asked = |name| AtomicBool::new(std::env::var(name).is_ok_and(|v| v == "1"));
+        let real = !self.is_imagined();
+        let asked = |name| AtomicBool::new(real && std::env::var(name).is_ok_and(|v| v == "1"));
         Ok(Queue(Arc::new(Inner {
             staging: Mutex::default(),
             gpu: self.clone(),
@@ -100,6 +113,8 @@ impl Gpu {
             fetches: AtomicUsize::new(0),
             recent: Mutex::default(),
             traced: Mutex::default(),
+            timed: Mutex::default(),
+            imagined: AtomicU64::new(IMAGINED),
             checked: asked("GENEVAR_CHECK_FINITE"),
             verified: asked("GENEVAR_CHECK_ROUNDING"),
         })))
@@ -204,16 +219,20 @@ impl Queue {
             );
             return Err(Error::Shape { op: entry.name, what });
         }
+        self.note(entry, grid, args);
+        if self.0.gpu.is_imagined() {
+            self.0.launches.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
         let function = self.0.gpu.function(entry)?;
         self.bind()?;
-        self.note(entry, grid, args);
         let mut values = args.iter().map(|arg| value(entry, arg)).collect::<Result<Vec<_>>>()?;
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(Value::pointer).collect();
         let ([a, b, c], [x, y, z]) = (grid.blocks, grid.threads);
         let (blocks, threads) = ((a, b, c), (x, y, z));
         // SAFETY: the arguments are in the order and of the types that the entry declares, as the
         // generated launcher made them; buffers are live, and their release is ordered after.
-        let launched = unsafe {
+        let mut launched = || unsafe {
             let (shared, stream) = (grid.shared, self.stream());
             let launch = match grid.together {
                 true => result::launch_cooperative_kernel,
@@ -221,9 +240,11 @@ impl Queue {
             };
             launch(function, blocks, threads, shared, stream, &mut pointers)
         };
-        launched.map_err(|e| {
-            let launch = Launch { entry, grid, args: args.to_vec() };
-            failed(e, launch.to_string(), self.advice())
+        self.between(|| {
+            launched().map_err(|e| {
+                let launch = Launch { entry, grid, args: args.to_vec(), place: span::here() };
+                failed(e, launch.to_string(), self.advice())
+            })
         })?;
         self.0.launches.fetch_add(1, Ordering::Relaxed);
         match self.0.checked.load(Ordering::Relaxed) {
@@ -237,8 +258,9 @@ impl Queue {
     /// # Errors
     /// What went wrong in it.
     pub fn synchronize(&self) -> Result<()> {
+        let Some(stream) = &self.0.stream else { return Ok(()) };
         self.bind()?;
-        self.0.stream.synchronize().map_err(|e| self.late(e))
+        stream.synchronize().map_err(|e| self.late(e))
     }
 
     /// The error of commands before, with the launches among which the culprit is.
@@ -262,12 +284,18 @@ impl Queue {
         self.0.id
     }
 
+    /// The driver's stream; null on an imagined GPU, where nothing may be put into it.
     pub(super) fn stream(&self) -> sys::CUstream {
-        self.0.stream.cu_stream()
+        self.0.stream.as_ref().map_or(std::ptr::null_mut(), |stream| stream.cu_stream())
     }
 
-    pub(super) fn cuda_stream(&self) -> &Arc<CudaStream> {
-        &self.0.stream
+    pub(super) fn cuda_stream(&self) -> Result<&Arc<CudaStream>> {
+        let none = || Error::Internal("an imagined GPU records nothing".into());
+        self.0.stream.as_ref().ok_or_else(none)
+    }
+
+    pub(super) fn timed(&self) -> &Mutex<Option<Vec<Timing>>> {
+        &self.0.timed
     }
 
     pub(super) fn bind(&self) -> Result<()> {
@@ -292,6 +320,10 @@ impl Queue {
     pub(super) fn allocate(&self, bytes: usize) -> Result<u64> {
         self.bind()?;
         self.0.allocations.fetch_add(1, Ordering::Relaxed);
+        if self.0.gpu.is_imagined() {
+            let size = (bytes as u64).next_multiple_of(GRAIN);
+            return Ok(self.0.imagined.fetch_add(size, Ordering::Relaxed));
+        }
         // SAFETY: the stream is this queue's own.
         unsafe { result::malloc_async(self.stream(), bytes) }.map_err(|e| {
             let mib = |n: usize| n as f64 / f64::from(1 << 20);
@@ -310,7 +342,7 @@ impl Queue {
 
     /// Gives memory back when the commands before are done. A failed context has nothing to give.
     pub(super) fn release(&self, address: u64) {
-        if self.bind().is_ok() {
+        if !self.0.gpu.is_imagined() && self.bind().is_ok() {
             // SAFETY: the address came from `allocate` of this queue and is released once.
             let _ = unsafe { result::free_async(address, self.stream()) };
         }
@@ -321,7 +353,7 @@ impl Queue {
         if recent.len() == REMEMBERED {
             recent.remove(0);
         }
-        let launch = Launch { entry, grid, args: args.to_vec() };
+        let launch = Launch { entry, grid, args: args.to_vec(), place: span::here() };
         if let Some(all) = &mut *self.0.traced.lock().unwrap_or_else(PoisonError::into_inner) {
             all.push(launch.clone());
         }

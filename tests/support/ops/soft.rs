@@ -40,8 +40,8 @@ fn hooks() -> Option<&'static Hooks> {
         unsafe {
             Some(Hooks {
                 schedule: *all.get(b"softcudaSchedule\0").ok()?,
-                count: *all.get(b"softcudaCount\0").ok()?,
-                counts: *all.get(b"softcudaCounts\0").ok()?,
+                count: *all.get(b"cuxCountLaunches\0").ok()?,
+                counts: *all.get(b"cuxLaunchCounts\0").ok()?,
             })
         }
     };

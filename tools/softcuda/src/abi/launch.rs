@@ -178,6 +178,7 @@ fn launch(
         return Err(code);
     }
     let params = parameters(&function, values, extra)?;
+    super::ranges::note(&format!("launch {}", function.entry.name));
     line.submit(Op::Kernel(KernelCall { function, shape, params, watch: Watch::here() })).map(drop)
 }
 

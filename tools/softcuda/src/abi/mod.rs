@@ -7,7 +7,7 @@
 //! a stale one is an error and not a crash.
 //!
 //! This is the only unsafe code of the crate: reading and writing what callers point at (`raw`),
-//! pinned host memory (`host`), and exporting names (`call`, `unsupported`, `watch`).
+//! pinned host memory (`host`), and exporting names (`call`, `unsupported`, `watch`, `ranges`).
 #![allow(unsafe_code)]
 
 mod attribute;
@@ -39,6 +39,7 @@ mod ordered;
 mod pointer;
 mod pool;
 mod primary;
+mod ranges;
 mod raw;
 mod report;
 mod settings;

@@ -64,11 +64,11 @@ pub extern "C" fn softcudaSchedule(seed: u64) {
 /// Begins to keep the counts of the calling thread's launches, with none kept so far, or stops.
 // SAFETY: no other library has this name.
 #[unsafe(no_mangle)]
-pub extern "C" fn softcudaCount(on: bool) {
+pub extern "C" fn cuxCountLaunches(on: bool) {
     SHELF.with_borrow_mut(|shelf| **shelf = on.then(Shelf::default));
 }
 
-/// Copies what was counted since [`softcudaCount`] to `to`, a line of JSON a launch in the order
+/// Copies what was counted since [`cuxCountLaunches`] to `to`, a line of JSON a launch in the order
 /// in which they ended, as far as `room` goes; returns how many bytes there are. Wait for the
 /// streams before.
 ///
@@ -76,7 +76,7 @@ pub extern "C" fn softcudaCount(on: bool) {
 /// `to` is null or has room for `room` bytes.
 // SAFETY: no other library has this name.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn softcudaCounts(to: *mut u8, room: usize) -> usize {
+pub unsafe extern "C" fn cuxLaunchCounts(to: *mut u8, room: usize) -> usize {
     let shelf = SHELF.with_borrow(|shelf| (**shelf).clone());
     let lines: String = shelf.map_or_else(String::new, |shelf| {
         lock(&shelf).iter().map(|counts| counts.to_json() + "\n").collect()

@@ -6,14 +6,14 @@ use cudarc::driver::DevicePtr;
 use softcuda::count::Counts;
 
 fn count(on: bool) {
-    let found = unsafe { library().get::<extern "C" fn(bool)>(b"softcudaCount\0") };
-    found.expect("softcudaCount")(on);
+    let found = unsafe { library().get::<extern "C" fn(bool)>(b"cuxCountLaunches\0") };
+    found.expect("cuxCountLaunches")(on);
 }
 
 /// The counts of the calling thread's launches.
 fn counts() -> Vec<Counts> {
     type Ask = unsafe extern "C" fn(*mut u8, usize) -> usize;
-    let ask = unsafe { library().get::<Ask>(b"softcudaCounts\0") }.expect("softcudaCounts");
+    let ask = unsafe { library().get::<Ask>(b"cuxLaunchCounts\0") }.expect("cuxLaunchCounts");
     let mut text = vec![0; unsafe { ask(std::ptr::null_mut(), 0) }];
     assert_eq!(unsafe { ask(text.as_mut_ptr(), text.len()) }, text.len());
     let text = String::from_utf8(text).expect("UTF-8");
