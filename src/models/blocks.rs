@@ -33,13 +33,9 @@ impl ResBlock {
 
     /// Runs the block.
     pub fn forward(&self, p: &Pass, x: &Var) -> Result<Var> {
-        let h = self.norm1.forward(p, x)?;
-        let h = self.conv1.forward(p, &h)?;
-        let h = self.norm2.forward(p, &h)?;
-        match &self.shortcut {
-            Some(conv) => self.conv2.add_to(p, &conv.forward(p, x)?, &h),
-            None => self.conv2.add_to(p, x, &h),
-        }
+        let h = self.conv1.of_normed(p, &self.norm1, x, None)?;
+        let shortcut = self.shortcut.as_ref().map(|conv| conv.forward(p, x)).transpose()?;
+        self.conv2.of_normed(p, &self.norm2, &h, Some(shortcut.as_ref().unwrap_or(x)))
     }
 }
 

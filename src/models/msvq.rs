@@ -60,8 +60,8 @@ impl Msvq {
 
     /// A latent map [B, h, w, d] to images [B, S, S, 3], not clamped.
     pub fn decode(&self, p: &Pass, f: &Var) -> Result<Var> {
-        let h = self.decode_features(p, f)?;
-        self.decoder.conv_out.forward(p, &h)
+        let x = self.decoder.before_norm(p, &self.post_quant_conv.forward(p, f)?)?;
+        self.decoder.conv_out.of_normed(p, &self.decoder.norm_out, &x, None)
     }
 
     /// The decoder up to its last convolution.
@@ -185,7 +185,7 @@ impl Encoder {
             }
         }
         let x = self.middle.forward(p, &x)?;
-        self.conv_out.forward(p, &self.norm_out.forward(p, &x)?)
+        self.conv_out.of_normed(p, &self.norm_out, &x, None)
     }
 }
 
@@ -222,6 +222,10 @@ impl Decoder {
     }
 
     fn features(&self, p: &Pass, f: &Var) -> Result<Var> {
+        self.norm_out.forward(p, &self.before_norm(p, f)?)
+    }
+
+    fn before_norm(&self, p: &Pass, f: &Var) -> Result<Var> {
         let x = self.conv_in.forward(p, f)?;
         let mut x = self.middle.forward(p, &x)?;
         for level in &self.levels {
@@ -230,6 +234,6 @@ impl Decoder {
                 x = conv.of_doubled(p, &x)?;
             }
         }
-        self.norm_out.forward(p, &x)
+        Ok(x)
     }
 }

@@ -38,6 +38,11 @@ impl GroupNorm {
         self
     }
 
+    /// The op with its weights and biases.
+    pub fn parts(&self) -> (&group_norm::GroupNorm, [&Param; 2]) {
+        (&self.op, [&self.w, &self.b])
+    }
+
     /// x [B, H, W, C] to the same.
     pub fn forward(&self, p: &Pass, x: &Var) -> Result<Var> {
         p.op(self.op.clone(), &[x, &p.param(&self.w), &p.param(&self.b)]).within(self.w.name())

@@ -11,18 +11,18 @@ pub use attention::{attention, attention_jvp, attention_vjp};
 pub use flow::{flow_loss, flow_loss_vjp, flow_path};
 
 use super::activation::{Clamp, Exp, Power, Silu, Square};
-use super::conv::FusedConv;
+use super::conv::{Conv2d, FusedConv, NormedConv};
 use super::elementwise::{ADD, Affine, Axpy, GatedAdd, Modulate, Mul, SUB};
 use super::embed::GatherRows;
 use super::gemm::{FusedLinear, Linear, MatMul};
 use super::group_norm::GroupNorm;
-use super::layout::Narrow;
+use super::layout::{Concat, Narrow};
 use super::mask::{KeepMask, Level, MaskRows, SelectRows};
 use super::norm::{
     AdaNorm, AdaNormJvp, AdaNormVjp, HEAD_EPS, L2Normalize, LN_MAX_SCALE, LayerNorm, LayerNormVjp,
     UnitHeads,
 };
-use super::pyramid::QuantisePyramid;
+use super::pyramid::{QuantisePyramid, QuantiseRests};
 use super::quantize::{NearestCode, SHORT};
 use super::random::NormalRows;
 use super::reduce::{SumTo, broadcast_into};
@@ -173,6 +173,14 @@ pub fn fused_conv(op: &FusedConv, x: &[&Tensor]) -> Parts {
     parts([x.get(3).map_or(Ok(y.clone()), |residual| add(residual, &y))?])
 }
 
+/// Group norm with SiLU, then the convolution.
+pub fn normed_conv(op: &NormedConv, x: &[&Tensor]) -> Parts {
+    let map = call(&op.norm(), &x[..3])?;
+    let conv = FusedConv { conv: Conv2d::same(3), double: false };
+    let all: Vec<&Tensor> = [&map].into_iter().chain(x[3..].iter().copied()).collect();
+    parts([call(&conv, &all)?])
+}
+
 /// All scores x e - |e|^2 / 2, V a vector, then the best of each row: a draw among one.
 pub fn nearest_code(op: &NearestCode, x: &[&Tensor]) -> Parts {
     let scores = match op.cosine {
@@ -264,15 +272,38 @@ pub fn mask_rows(op: &MaskRows, x: &[&Tensor]) -> Parts {
 /// Pooling, lookup, enlargement, convolution and the rest of it, scale by scale; the tokens are
 /// joined by the host.
 pub fn quantise_pyramid(op: &QuantisePyramid, x: &[&Tensor]) -> Parts {
+    Ok(walk(op, x, &|_| Ok(None))?.map(|(_, tokens)| vec![tokens]))
+}
+
+/// The same, what each scale leaves first; scales that a sample does not keep add zeros.
+pub fn quantise_rests(op: &QuantiseRests, x: &[&Tensor]) -> Parts {
+    let &[b, h, w, d] = x[0].shape().dims() else { return Ok(None) };
+    let kept = x[4].i32s()?;
+    let mask = |k: usize| {
+        let ones = kept.iter().map(|&n| f64::from(n > k as i32)).collect();
+        Tensor::from_f64s(x[0].dtype(), ones, [b, 1, 1, 1]).map(Some)
+    };
+    let Some((rests, tokens)) = walk(&op.0, x, &mask)? else { return Ok(None) };
+    let rests = rests.iter().map(|r| r.reshape([b, 1, h, w, d])).collect::<Result<Vec<_>>>()?;
+    parts([call(&Concat { axis: 1 }, &rests.iter().collect::<Vec<_>>())?, tokens])
+}
+
+/// Maps of what each scale leaves, and the tokens of all scales in a row. What a scale adds is
+/// multiplied by its mask, where it has one.
+fn walk(
+    op: &QuantisePyramid,
+    x: &[&Tensor],
+    mask: &dyn Fn(usize) -> Result<Option<Tensor>>,
+) -> Result<Option<(Vec<Tensor>, Tensor)>> {
     let &[b, side, _, d] = x[0].shape().dims() else { return Ok(None) };
     let lookup = NearestCode { cosine: op.cosine };
-    let conv = super::conv::Conv2d::same(3);
+    let conv = Conv2d::same(3);
     let resize = |map: Map, from: usize, to: usize, x: Tensor| match from == to {
         true => Ok(x),
         false => call(&Resample::new(map, [from; 2], [to; 2]), &[&x]),
     };
-    let (mut rest, mut maps) = (x[0].clone(), Vec::new());
-    for (&p, &phi) in op.sides.iter().zip(&op.phis) {
+    let (mut rest, mut maps, mut rests) = (x[0].clone(), Vec::new(), Vec::new());
+    for ((&p, &phi), k) in op.sides.iter().zip(&op.phis).zip(0..) {
         let pooled = resize(Map::Area, side, p, rest.clone())?;
         let tokens = call(&lookup, &[&pooled, x[1]])?;
         let codes = call(&GatherRows, &[x[1], &tokens])?;
@@ -285,7 +316,9 @@ pub fn quantise_pyramid(op: &QuantisePyramid, x: &[&Tensor]) -> Parts {
                 call(&Axpy { alpha: op.share }, &[&own, &call(&conv, &[&up, &w, &bias])?])?
             }
         };
+        let adds = mask(k)?.map_or(Ok(adds.clone()), |mask| mul(&adds, &mask))?;
         rest = sub(&rest, &adds)?;
+        rests.push(rest.clone());
         maps.push((p * p, tokens));
     }
     let mut all = Vec::new();
@@ -295,5 +328,5 @@ pub fn quantise_pyramid(op: &QuantisePyramid, x: &[&Tensor]) -> Parts {
         }
     }
     let tokens = all.len().checked_div(b).unwrap_or(0);
-    parts([Tensor::new_i32(all, [b, tokens])?])
+    Ok(Some((rests, Tensor::new_i32(all, [b, tokens])?)))
 }

@@ -7,6 +7,7 @@
 mod cuda;
 mod extents;
 mod fused;
+mod normed;
 
 use std::ops::RangeInclusive;
 
@@ -23,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
 pub use fused::FusedConv;
+pub use normed::NormedConv;
 
 /// x [B, H, W, I], w [O, kh, kw, I], bias `[O]` (optional) to [B, H', W', O].
 #[derive(Clone, Debug)]
@@ -70,6 +72,11 @@ impl Conv2d {
     /// A kernel that keeps the size of its map: odd sides, stride 1, padded by half a kernel.
     pub fn same(side: usize) -> Self {
         Self { kernel: [side; 2], stride: 1, pad: [side / 2; 4] }
+    }
+
+    /// Whether it is [`Conv2d::same`] of 3.
+    pub fn keeps_size_by_3(&self) -> bool {
+        self.kernel == [3, 3] && self.stride == 1 && self.pad == [1; 4]
     }
 
     /// Rows and columns of the result for an input of this size; `None` when the kernel does not

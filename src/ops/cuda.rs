@@ -138,6 +138,7 @@ pub(super) const PROCESSORS: usize = 132;
 const BLOCKS_EACH: usize = 8;
 
 /// An input as a CUDA face sees it.
+#[derive(Clone, Copy)]
 pub struct CudaIn<'a> {
     /// Extents.
     pub shape: &'a Shape,

@@ -9,6 +9,8 @@ mod cuda;
 
 use std::ops::RangeInclusive;
 
+pub(super) use cuda::statistics;
+
 use super::composed::{self, Composed};
 use super::cuda::Kernels;
 use super::{

@@ -91,7 +91,7 @@ table! {
     ada_block: AdaBlock;
     attention: Attention, AttentionJvp, AttentionVjp, AttentionDual;
     depthwise: DepthwiseConv;
-    conv: Conv2d, FusedConv, Conv2dDx, Conv2dDw;
+    conv: Conv2d, FusedConv, NormedConv, Conv2dDx, Conv2dDw;
     embed: GatherRows, ScatterRows, TimeEmbed, TimeEmbedSlope, TimeEmbedDual;
     loss: CrossEntropy, CrossEntropyVjp;
     flow: FlowPath, FlowLoss, FlowLossVjp;

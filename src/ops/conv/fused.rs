@@ -1,9 +1,8 @@
 //! A convolution with its neighbours in the tokenizer: its map doubled before it, a residual added
 //! after it.
 //!
-//! Group norm and SiLU stay passes of their own: a window shares its elements with eight others, so
-//! in the load SiLU would be computed nine times, and in bf16 its result would be rounded a second
-//! time or cost a second product.
+//! Group norm and SiLU before it are [`super::NormedConv`]: a window shares its elements with eight
+//! others, so they are a matter of tiles of pixels.
 
 use std::ops::RangeInclusive;
 

@@ -2,10 +2,11 @@
 //! rows, a merge for each group and a pass over the elements.
 
 use super::{GroupNorm, GroupNormJvp, GroupNormVjp};
+use crate::device::Held;
 use crate::device::cuda::{Buffer, Queue};
-use crate::device::kernel::Grid;
+use crate::device::kernel::{Grid, Slice};
 use crate::device::launch::{group_norm as launch, reduce};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::ops::cuda::{Kernels, block_per_job, kernels, variant, warp_per_row};
 use crate::tensor::Shape;
 
@@ -60,6 +61,26 @@ impl Plan {
 
 fn two_outputs() -> Error {
     Error::Internal("group_norm writes two outputs".into())
+}
+
+/// Mean and rstd of the groups of x, [B, 2, groups], alone.
+pub(in crate::ops) fn statistics<T: Held + reduce::column_moments_fwd::Instance>(
+    op: &GroupNorm,
+    q: &Queue,
+    shape: &Shape,
+    x: &Slice<'_, T>,
+) -> Result<Buffer<f32>> {
+    let plan = Plan::new(op, shape);
+    let Plan { images: i, rows: r, cols: k, step: n, channels: c, groups: g, .. } = plan;
+    let mut stats = Buffer::new(q, 2 * i * g)?;
+    let mut sums = Buffer::new(q, plan.sums())?;
+    let mut squares = Buffer::new(q, plan.sums())?;
+    let (s, d) = (&mut sums.slice_mut(), &mut squares.slice_mut());
+    reduce::column_moments_fwd(q, plan.strips(q), s, d, x, i, r, k, n)?;
+    let (s, d, eps, merge) = (s.written(), d.written(), op.eps as f32, plan.each_group(q));
+    let to = &mut stats.slice_mut();
+    launch::group_norm_merge_fwd(q, merge, to, &s, &d, i, r, k, n, c, g, eps)?;
+    Ok(stats)
 }
 
 /// The kernels of [`GroupNorm`].

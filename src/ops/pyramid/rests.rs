@@ -7,6 +7,7 @@ use super::{Given, QuantisePyramid, SIDE, WIDTH, packed, scales};
 use crate::device::kernel::Grid;
 use crate::device::launch::{pyramid as launch, pyramid_back as back};
 use crate::error::{Error, Result};
+use crate::ops::composed::{self, Composed};
 use crate::ops::conv::Conv2d;
 use crate::ops::cuda::{Kernels, block_per_job, kernels};
 use crate::ops::elementwise::{ADD, Affine, Axpy, Mul, SUB};
@@ -117,6 +118,7 @@ impl Op for QuantiseRests {
     const INPUTS: RangeInclusive<usize> = 5..=5;
     const INT_INPUTS: &'static [usize] = &[4];
     const INT_OUTPUTS: &'static [usize] = &[1];
+    const COMPOSED: Option<Composed<Self>> = Some(composed::quantise_rests);
     const SAVES: Saves = Saves::inputs(&[1, 2, 4]).and_extras();
     // In f32 alone, as quantise_pyramid.
     const CUDA: Kernels<Self> = kernels!([f32], |op, q, x, y| {
