@@ -23,7 +23,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use genevar::Result;
-use genevar::config::Config;
+use genevar::config::{Config, TIERS};
 use genevar::data::pack::Pack;
 use genevar::device::Device;
 use genevar::device::cpu::{join_pool, keep_memory};
@@ -252,6 +252,11 @@ fn main() -> Result<()> {
         return tiles();
     }
     let mut tiers = named();
+    if tiers.iter().any(|name| !TIERS.contains(&name.as_str())) {
+        // What `cargo bench -- NAME` asks of all benches and another has.
+        println!("models: no tier is called {}", tiers.join(", "));
+        return Ok(());
+    }
     if tiers.is_empty() {
         tiers = vec!["t0".into(), "demo".into()];
     }

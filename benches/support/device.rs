@@ -10,7 +10,7 @@ use genevar::device::cuda::{Buffer, Event, Launch, Queue};
 use genevar::device::kernel::Grid;
 use genevar::device::launch::reduce;
 use genevar::device::{Device, OnGpu};
-use genevar::ops::{Case, CudaIn, CudaOut, DynOp, In, OPS, Out, Precision, Site};
+use genevar::ops::{Case, CudaIn, CudaOut, DynOp, In, Out, Precision, Site};
 use genevar::tensor::{Shape, Tensor};
 use half::bf16;
 use serde_json::{Value, json};
@@ -58,29 +58,27 @@ fn told(e: genevar::Error) -> String {
     e.to_string()
 }
 
-/// Runs all cases whose op's name contains `filter`, or one of several with commas between them;
-/// one JSON object a row.
-pub fn run(filter: &str) -> Outcome<Vec<Value>> {
+/// Runs all cases whose op's name contains `filter`, or one of several with commas between them,
+/// at the ops' own shapes or at those of a tier's models; one JSON object a row.
+pub fn run(tier: Option<&str>, filter: &str) -> Outcome<Vec<Value>> {
     if !gpu::has_kernels() {
         return Err("built without NVRTC: run tools/setup, which fetches it".into());
     }
     let queue = gpu::queue()?;
     let mut rows = Vec::new();
     let wanted = |name: &str| filter.split(',').any(|part| name.contains(part));
-    for row in OPS.iter().filter(|row| wanted(row.name)) {
-        for case in (row.cases)().bench {
-            let data = fill(&*case.op, &case.inputs, seed(&format!("{}/{}", row.name, case.name)));
-            let shapes: Vec<&Shape> = data.iter().map(|d| &d.shape).collect();
-            for precision in [Precision::F32, Precision::Bf16] {
-                for variant in case.op.variants(Site::on(precision, queue.gpu()), &shapes) {
-                    let bench = Bench::new(&queue, &*case.op, (precision, variant), &data)?;
-                    rows.push(measure(bench, &case)?);
-                }
-                if precision == Precision::F32
-                    && let Some(bench) = Bench::composed(&queue, &*case.op, &data)?
-                {
-                    rows.push(measure(bench, &case)?);
-                }
+    for (name, case) in crate::cases(tier, filter).into_iter().filter(|(name, _)| wanted(name)) {
+        let data = fill(&*case.op, &case.inputs, seed(&format!("{name}/{}", case.name)));
+        let shapes: Vec<&Shape> = data.iter().map(|d| &d.shape).collect();
+        for precision in [Precision::F32, Precision::Bf16] {
+            for variant in case.op.variants(Site::on(precision, queue.gpu()), &shapes) {
+                let bench = Bench::new(&queue, &*case.op, (precision, variant), &data)?;
+                rows.push(measure(bench, &case)?);
+            }
+            if precision == Precision::F32
+                && let Some(bench) = Bench::composed(&queue, &*case.op, &data)?
+            {
+                rows.push(measure(bench, &case)?);
             }
         }
     }

@@ -5,17 +5,17 @@
 //! do, and `--device plan` makes them for a GPU that is not there: both give predicted times, and
 //! say so. What must move at least is on the kernels' cards; what a device can, in [`model`].
 
-mod cards;
+pub mod cards;
 mod compare;
 pub mod format;
 mod measure;
 pub mod model;
 mod record;
-mod sample;
+pub mod sample;
 mod show;
 mod table;
 mod trace;
-mod train;
+pub mod train;
 
 use std::path::{Path, PathBuf};
 
