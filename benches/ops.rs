@@ -185,7 +185,7 @@ fn spread(results: &Path, start: SystemTime, line: &Line) -> Option<Spread> {
 }
 
 /// The rows, Markdown: how fast, of what is possible how much, and how much faster than the other
-/// ops.
+/// ops. Cards count whole tiles of a kernel: what is smaller than one may be above its floor.
 fn table(results: &Path, start: SystemTime, model: &Model, lines: &[Line]) -> String {
     let mut page = String::from(
         "| op | case | face | ms (p10-p90) | GFLOP/s | GB/s | % of floor | binds | \
