@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::data::pack;
+use crate::data::{inspect, pack, slide};
 use crate::demo;
 use crate::device::cpu::{join_pool, keep_memory};
 use crate::error::{Error, Result};
@@ -94,6 +94,10 @@ enum Command {
 enum DataCommand {
     /// Puts tiles and RNA into one memory-mapped file.
     Pack(Box<pack::PackArgs>),
+    /// Cuts whole slides into tiles of tissue.
+    Cut(Box<slide::SlideArgs>),
+    /// Says what is in a file or folder: shapes, ranges, missing values, units, genes, images.
+    Inspect(Box<inspect::InspectArgs>),
 }
 
 #[derive(Subcommand)]
@@ -128,6 +132,8 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Config(args) => print(&args.run()?),
         Command::Data(DataCommand::Pack(args)) => pack::run(&args),
+        Command::Data(DataCommand::Cut(args)) => print(&slide::run(&args)?),
+        Command::Data(DataCommand::Inspect(args)) => print(&inspect::run(&args)?),
         Command::Eval(EvalCommand::Fd(args)) => print(&eval::fd::run(&args)?),
         Command::Train(args) => command::run(&args),
         Command::Export(args) => command::export(&args),

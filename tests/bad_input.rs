@@ -10,8 +10,9 @@ use std::fs;
 use std::path::Path;
 
 use data_set::{SIDE, Set, gzip, write_set};
-use genevar::data::pack::{BuildSpec, GeneRule, Notice, Pack, RnaSource, build};
+use genevar::data::pack::{BuildSpec, Cut, GeneRule, Notice, Pack, RnaSource, build};
 use genevar::data::pairs::{Join, Unit};
+use genevar::data::source::RnaOptions;
 use genevar::data::tiles::TileColumns;
 use genevar::error::{Error, Result};
 use genevar::io::images::{self, Expect, Rgb};
@@ -136,12 +137,14 @@ fn spec(folder: &Path, set: &Set) -> BuildSpec {
         table: set.table.clone(),
         folder: folder.to_path_buf(),
         columns: TileColumns { row: "row".into(), ..TileColumns::default() },
-        rna: RnaSource::Csr { counts: set.counts.clone(), genes: set.genes.clone() },
+        rna: RnaSource {
+            files: vec![(String::new(), set.counts.clone())],
+            options: RnaOptions { genes_table: Some(set.genes.clone()), ..Default::default() },
+        },
         join: Join::Row,
         unit: Unit::Section,
         free: Vec::new(),
-        tile_px: SIDE,
-        downscale: 1,
+        cut: Cut::exact(SIDE, 1),
         quality: Some(90),
         genes: None,
         rule: GeneRule::Detected,
@@ -186,7 +189,7 @@ fn the_set_is_good_before_it_is_spoilt() {
 fn tile_tables_that_do_not_fit_their_data() {
     spoilt(&["c.png", "cannot read"], |at, _, _| fs::remove_file(at.join("c.png")).unwrap());
     spoilt(&["b.png", "0 bytes"], |at, _, _| fs::write(at.join("b.png"), b"").unwrap());
-    spoilt(&["a.png", "64x64", "expected 32x32"], |_, _, s| s.tile_px = 32);
+    spoilt(&["a.png", "64x64", "expected 32x32"], |_, _, s| s.cut.tile_px = 32);
     spoilt(&["tiles.tsv:1:", "no column \"splat\"", "did you mean \"split\""], |_, _, s| {
         s.columns.split = "splat".into();
     });

@@ -52,7 +52,7 @@ fn stage(device: &Device) -> BetaVaeStage {
     let config = config();
     let genes = (0..GENES).map(|g| format!("G{g}")).collect();
     let (mean, sd) = (vec![0.0; GENES], vec![1.0; GENES]);
-    let norm = RnaNorm { genes, scaling: scaling(&config.data), mean, sd };
+    let norm = RnaNorm { genes, scaling: scaling(&config.data), units: None, mean, sd };
     let mut stage =
         BetaVaeStage::with_inputs(&config, norm, profiles(48), Some(profiles(9))).unwrap();
     stage.place(device).unwrap();

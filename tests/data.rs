@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 
 use data_set::{SIDE, Set, gzip, write_set};
 use genevar::data::genes::GeneMap;
-use genevar::data::pack::{BuildSpec, FreeSource, GeneRule, Notice, Pack, RnaSource, build};
+use genevar::data::pack::{BuildSpec, Cut, FreeSource, GeneRule, Notice, Pack, RnaSource, build};
 use genevar::data::pairs::{Join, Unit};
 use genevar::data::rna::{Expression, RnaNorm, Scaling};
+use genevar::data::source::RnaOptions;
 use genevar::data::tiles::TileColumns;
 use genevar::io::images::{self, Expect, Rgb};
 use genevar::io::safetensors::{Store, TensorFile, Writer};
@@ -24,12 +25,14 @@ fn spec(folder: &Path, set: &Set) -> BuildSpec {
         table: set.table.clone(),
         folder: folder.to_path_buf(),
         columns: TileColumns { class: "class".into(), row: "row".into(), ..Default::default() },
-        rna: RnaSource::Csr { counts: set.counts.clone(), genes: set.genes.clone() },
+        rna: RnaSource {
+            files: vec![(String::new(), set.counts.clone())],
+            options: RnaOptions { genes_table: Some(set.genes.clone()), ..Default::default() },
+        },
         join: Join::Row,
         unit: Unit::Section,
         free: Vec::new(),
-        tile_px: SIDE,
-        downscale: 1,
+        cut: Cut::exact(SIDE, 1),
         quality: None,
         genes: None,
         rule: GeneRule::Detected,
@@ -90,7 +93,8 @@ fn genes_are_chosen_on_training_samples_and_totals_stay_those_of_all_genes() {
 fn a_jpeg_pack_is_close_small_and_shrinks_by_area() {
     let folder = tempfile::tempdir().unwrap();
     let set = write_set(folder.path());
-    let spec = BuildSpec { quality: Some(95), downscale: 2, ..spec(folder.path(), &set) };
+    let spec =
+        BuildSpec { quality: Some(95), cut: Cut::exact(SIDE, 2), ..spec(folder.path(), &set) };
     let report = build(&spec).unwrap();
     assert_eq!(report.bytes, std::fs::metadata(&spec.out).unwrap().len());
     let pack = Pack::open(&spec.out).unwrap();
@@ -140,12 +144,13 @@ fn tiles_of_a_patient_share_one_profile_of_a_gzipped_table() {
     let set = write_set(folder.path());
     let table = folder.path().join("bulk.tsv.gz");
     gzip(&table, "id\tcohort\tA\tB\nP2\tx\t-1.5\t2\nP1\ty\t0.25\t4\nP9\ty\t1\t1\n");
-    let dense = DenseSpec {
+    let options = RnaOptions {
         annotations: vec!["cohort".into()],
-        allow_negative: true,
-        ..DenseSpec::default()
+        orientation: Some(Orientation::SamplesByGenes),
+        units: Some("log".parse().unwrap()),
+        ..Default::default()
     };
-    let rna = RnaSource::Dense { path: table, spec: dense };
+    let rna = RnaSource { files: vec![(String::new(), table)], options };
     let spec = BuildSpec { rna, join: Join::Patient, ..spec(folder.path(), &set) };
     let report = build(&spec).unwrap();
     assert_eq!((report.samples, report.genes), (2, 2));

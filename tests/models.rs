@@ -436,7 +436,8 @@ fn prior_stage(steps: u64) -> (BetaVaeStage, Tensor) {
     let stage = &mut config.train.beta_vae;
     (stage.steps, stage.batch, stage.lr, stage.checkpoint_every) = (steps, 32, 3e-3, 25);
     let genes = (0..24).map(|i| format!("G{i}")).collect();
-    let norm = RnaNorm { genes, scaling: Scaling::LOG, mean: vec![0.0; 24], sd: vec![1.0; 24] };
+    let (mean, sd) = (vec![0.0; 24], vec![1.0; 24]);
+    let norm = RnaNorm { genes, scaling: Scaling::LOG, units: None, mean, sd };
     let all = profiles(192, 24);
     let (train, held) = (all.rows(0, 160).unwrap(), all.rows(160, 32).unwrap());
     (BetaVaeStage::with_inputs(&config, norm, train, Some(held.clone())).unwrap(), held)

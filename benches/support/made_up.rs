@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use genevar::Result;
 use genevar::config::Config;
-use genevar::data::pack::{BuildSpec, GeneRule, Notice, Pack, RnaSource, build};
+use genevar::data::pack::{BuildSpec, Cut, GeneRule, Notice, Pack, RnaSource, build};
 use genevar::data::pairs::{Join, Unit};
+use genevar::data::source::RnaOptions;
 use genevar::data::tiles::TileColumns;
 use genevar::io::images::{self, Rgb};
-use genevar::io::tables::DenseSpec;
 use genevar::tensor::{Purpose, Stream};
 
 /// Tiles with a profile.
@@ -39,12 +39,14 @@ pub fn pack(folder: &Path, config: &Config) -> Result<Pack> {
         table: file("tiles.tsv", &tiles),
         folder: folder.to_path_buf(),
         columns: TileColumns::default(),
-        rna: RnaSource::Dense { path: file("rna.tsv", &rna), spec: DenseSpec::default() },
+        rna: RnaSource {
+            files: vec![(String::new(), file("rna.tsv", &rna))],
+            options: RnaOptions::default(),
+        },
         join: Join::Tile,
         unit: Unit::Section,
         free: Vec::new(),
-        tile_px: side,
-        downscale: 1,
+        cut: Cut::exact(side, 1),
         quality: None,
         genes: None,
         rule: GeneRule::Detected,

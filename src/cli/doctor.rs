@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crate::device::Device;
 use crate::device::cuda::{self, Facts, Gpu};
 use crate::device::launch;
+use crate::device::openslide;
 use crate::error::Result;
 use crate::ops::elementwise::Affine;
 use crate::ops::run_on;
@@ -18,6 +19,7 @@ pub fn examine() -> String {
     let plural = if threads == 1 { "" } else { "s" };
     line(&mut out, "processor", &format!("{threads} thread{plural}, {}", vectors()));
     line(&mut out, "kernels", &kernels());
+    line(&mut out, "OpenSlide", &slides());
     match cuda::survey() {
         Err(e) => line(&mut out, "driver", &e.to_string()),
         Ok((version, gpus)) => {
@@ -67,6 +69,14 @@ fn kernels() -> String {
             "{entries} in {files} files, not compiled: run tools/setup, which fetches NVRTC, and \
              build again; the CPU works without"
         ),
+    }
+}
+
+/// Whether whole-slide images can be read.
+fn slides() -> String {
+    match openslide::version() {
+        Ok(version) => format!("{version}: whole-slide images can be cut into tiles"),
+        Err(e) => format!("{e}; only whole-slide images (.svs ...) need it"),
     }
 }
 

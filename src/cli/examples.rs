@@ -18,7 +18,11 @@ Examples:
 /// `data`.
 pub const DATA: &str = "\
 Examples:
-  genevar data pack --tiles tiles --table tiles.tsv --rna counts.tsv.gz --out mine.safetensors";
+  genevar data inspect counts.tsv.gz tiles adata.h5ad --out look.png
+  genevar data cut slides --mpp 0.5 --out tiles
+  genevar data pack --tiles tiles --table tiles.tsv --rna counts.tsv.gz --out mine.safetensors
+  genevar data pack --tiles tiles --table tiles.tsv --rna gdc-download --gdc tpm --join patient \\
+      --gene-map genes.tsv --crop grid --mpp 0.5 --out mine.safetensors";
 
 /// `train`.
 pub const TRAIN: &str = "\
@@ -53,6 +57,7 @@ Examples:
   genevar sample --checkpoint runs/mine --rna profiles.tsv --n 8 --seed 1 --out tiles
   genevar sample --checkpoint runs/mine --rna profiles.tsv --rows 0-3,P17 --device cuda --out tiles
   genevar sample --checkpoint runs/mine --rna profiles.tsv --n 10000 --shard 2/8 --out tiles
+  genevar sample --checkpoint runs/mine --rna xena.tsv.gz --units log2-tpm --min-matched 0.8 --out t
   genevar sample --checkpoint b.safetensors --class 207 --n 4 --out dogs";
 
 /// `eval`.

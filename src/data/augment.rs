@@ -1,4 +1,4 @@
-//! Image operators: flips and rotations, free crops, area downscaling, blur. The counterfactual
+//! Image operators: flips and rotations, free crops, resampling, blur. The counterfactual
 //! ones are ops (`ops::augment`).
 //!
 //! Images stay 8-bit RGB between operators; inside one they are f32 in 0..255. Every random number
@@ -86,6 +86,55 @@ pub fn downscale(image: &Rgb, factor: usize) -> Result<Rgb> {
         }
     }
     Rgb::new(w, h, data)
+}
+
+/// Resamples to `width` x `height` pixels, which must not be 0: linear between pixels where it
+/// grows, and where it shrinks the mean of what a pixel covers, weighted by a triangle twice as
+/// wide.
+pub fn resize(image: &Rgb, width: usize, height: usize) -> Result<Rgb> {
+    if [width, height, image.width, image.height].contains(&0) {
+        let what = format!("{}x{} pixels to {width}x{height}", image.width, image.height);
+        return Err(Error::shape("resize", what));
+    }
+    if (width, height) == (image.width, image.height) {
+        return Ok(image.clone());
+    }
+    let across = taps(image.width, width);
+    let mut rows = Vec::with_capacity(3 * width * image.height);
+    for line in image.data.chunks(3 * image.width) {
+        for (first, weights) in &across {
+            let mut sum = [0f32; 3];
+            for (k, weight) in weights.iter().enumerate() {
+                let at = 3 * (first + k);
+                (0..3).for_each(|c| sum[c] += weight * f32::from(line[at + c]));
+            }
+            rows.extend(sum);
+        }
+    }
+    let mut data = Vec::with_capacity(3 * width * height);
+    for (first, weights) in taps(image.height, height) {
+        for i in 0..3 * width {
+            let line = |(k, weight): (usize, &f32)| weight * rows[(first + k) * 3 * width + i];
+            let sum: f32 = weights.iter().enumerate().map(line).sum();
+            data.push((sum + 0.5).clamp(0.0, 255.0) as u8);
+        }
+    }
+    Rgb::new(width, height, data)
+}
+
+/// For each of `to` pixels, the first of the `from` pixels it is made of and their weights.
+fn taps(from: usize, to: usize) -> Vec<(usize, Vec<f32>)> {
+    let step = from as f64 / to as f64;
+    let reach = step.max(1.0);
+    let one = |i: usize| {
+        let middle = (i as f64 + 0.5) * step;
+        let first = (middle - reach).floor().max(0.0) as usize;
+        let last = ((middle + reach).ceil() as usize).min(from);
+        let weight = |p: usize| (1.0 - ((p as f64 + 0.5 - middle) / reach).abs()).max(0.0);
+        let sum: f64 = (first..last).map(weight).sum();
+        (first, (first..last).map(|p| (weight(p) / sum) as f32).collect())
+    };
+    (0..to).map(one).collect()
 }
 
 /// Standard deviation of the grey values of a window: near 0 on glass, above 10 on tissue.
@@ -191,6 +240,22 @@ mod tests {
         let sharp = noise(16, 16);
         let sd = |x: &Rgb| grey_sd(x, 0, 0, 16, 16);
         assert!(sd(&blur(&sharp, 1.0)) < 0.5 * sd(&sharp));
+    }
+
+    #[test]
+    fn resizing_keeps_flat_images_means_and_ramps() {
+        let flat = Rgb::filled(7, 5, [10, 200, 33]);
+        assert_eq!(resize(&flat, 13, 3).unwrap(), Rgb::filled(13, 3, [10, 200, 33]));
+        let image = noise(40, 40);
+        let mean =
+            |x: &Rgb| x.data.iter().map(|&v| f64::from(v)).sum::<f64>() / x.data.len() as f64;
+        assert!((mean(&resize(&image, 13, 17).unwrap()) - mean(&image)).abs() < 4.0);
+        assert_eq!(resize(&image, 40, 40).unwrap(), image);
+        let ramp = Rgb::new(4, 1, [0u8, 40, 80, 120].iter().flat_map(|&v| [v; 3]).collect());
+        let wide = resize(&ramp.unwrap(), 8, 1).unwrap();
+        let first: Vec<u8> = wide.data.iter().step_by(3).copied().collect();
+        assert_eq!(first, [0, 10, 30, 50, 70, 90, 110, 120]);
+        assert!(resize(&image, 0, 3).is_err());
     }
 
     #[test]

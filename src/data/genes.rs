@@ -1,13 +1,15 @@
-//! Finding a model's genes in somebody's table, by symbol, with a report of what was not found.
+//! Finding a model's genes in somebody's table, with a report of what was not found.
 //!
 //! A missing gene enters as z = 0, its training mean. Input dropout shows the beta-VAE just that,
 //! for half of its inputs at a time: so half of the genes is the least that a profile may have by
 //! default (`data.min_gene_match`). Below it a table is nearly always a panel, another species, or
 //! in other identifiers, and the profile would be mostly invented.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
+use crate::data::ids::{IdKind, bare, kind};
 use crate::error::{Error, Result};
 
 /// What a mapping found.
@@ -28,7 +30,8 @@ impl fmt::Display for GeneReport {
         let total = self.matched + self.missing.len();
         write!(f, "{} of {total} genes matched", self.matched)?;
         if !self.missing.is_empty() {
-            write!(f, ", {} missing ({})", self.missing.len(), some(&self.missing))?;
+            let (n, list) = (self.missing.len(), some(&self.missing));
+            write!(f, ", {n} missing ({list}): read as their training means")?;
         }
         if !self.duplicated.is_empty() {
             write!(f, ", {} duplicated ({})", self.duplicated.len(), some(&self.duplicated))?;
@@ -47,20 +50,21 @@ pub struct GeneMap {
 }
 
 impl GeneMap {
-    /// Maps `model` onto `table`, symbols compared exactly but for surrounding blanks.
+    /// Maps `model` onto `table`, Ensembl identifiers compared without version, others exactly but
+    /// for surrounding blanks.
     ///
     /// # Errors
     /// No common genes, fewer than the share `min_match` of the model's genes, or a gene of the
     /// model that the table has twice.
     pub fn new(model: &[String], table: &[String], min_match: f64) -> Result<Self> {
-        let mut places: HashMap<&str, Vec<usize>> = HashMap::new();
+        let mut places: HashMap<Cow<'_, str>, Vec<usize>> = HashMap::new();
         for (i, gene) in table.iter().enumerate() {
-            places.entry(gene.trim()).or_default().push(i);
+            places.entry(bare(gene)).or_default().push(i);
         }
         let mut report = GeneReport::default();
         let mut columns = Vec::with_capacity(model.len());
         for gene in model {
-            let found = places.get(gene.trim()).map(Vec::as_slice).unwrap_or_default();
+            let found = places.get(&bare(gene)).map(Vec::as_slice).unwrap_or_default();
             columns.push(found.first().copied());
             match found.len() {
                 0 => report.missing.push(gene.clone()),
@@ -71,8 +75,8 @@ impl GeneMap {
                 }
             }
         }
-        let used: HashSet<&str> = model.iter().map(|g| g.trim()).collect();
-        report.unused = table.iter().filter(|g| !used.contains(g.trim())).count();
+        let used: HashSet<Cow<'_, str>> = model.iter().map(|g| bare(g)).collect();
+        report.unused = table.iter().filter(|g| !used.contains(&bare(g))).count();
         refuse(model, table, min_match, &report)?;
         Ok(Self { columns, report })
     }
@@ -110,19 +114,21 @@ fn refuse(model: &[String], table: &[String], min_match: f64, report: &GeneRepor
 }
 
 /// The likeliest reason for a poor match.
-fn hint(model: &[String], table: &[String]) -> &'static str {
+fn hint(model: &[String], table: &[String]) -> String {
+    let (wanted, have) = (kind(model), kind(table));
+    if wanted != have {
+        return format!(
+            "the model wants {wanted}, the table has {have}: give a table of both with --gene-map"
+        );
+    }
     let upper: HashSet<String> = table.iter().map(|g| g.trim().to_uppercase()).collect();
     let same_letters = model.iter().filter(|g| upper.contains(&g.trim().to_uppercase())).count();
-    if table.iter().filter(|g| g.starts_with("ENS")).count() * 2 > table.len() {
-        "the table uses Ensembl identifiers: translate them to gene symbols"
-    } else if table.iter().filter(|g| g.parse::<u64>().is_ok()).count() * 2 > table.len() {
-        "the table uses Entrez numbers: translate them to gene symbols"
-    } else if same_letters * 2 > model.len() {
-        "the symbols differ in upper and lower case: is the table of another species?"
-    } else {
-        "check that the table holds human gene symbols and lies the way round that was said \
-         (samples by genes, or genes by samples)"
+    if same_letters * 2 > model.len() {
+        return "the symbols differ in upper and lower case: is the table of another species?"
+            .into();
     }
+    let other = if wanted == IdKind::Symbol { "human gene symbols" } else { "genes" };
+    format!("check that the table holds {other}, and which way round it lies (--orientation)")
 }
 
 /// The first few of a list.
@@ -160,7 +166,7 @@ mod tests {
         assert!(error(&["ACTB", "ERBB2"]).contains("50.0 % of"));
         assert!(error(&["ACTB", "ERBB2", "CD3E", "ERBB2"]).contains("duplicate genes"));
         assert!(error(&["Actb", "Erbb2", "Cd3e"]).contains("another species"));
-        assert!(error(&["ENSG01", "ENSG02"]).contains("Ensembl"));
+        assert!(error(&["ENSG00000000001", "ENSG00000000002"]).contains("Ensembl"));
         assert!(error(&["s1", "s2"]).contains("no common genes"));
     }
 }

@@ -4,9 +4,15 @@
 //! and names; what enters it is files whose faults are reported by file, row and gene.
 
 pub mod augment;
+pub mod expression;
 pub mod genes;
+pub mod ids;
+pub mod inspect;
 pub mod loader;
 pub mod pack;
 pub mod pairs;
 pub mod rna;
+pub mod slide;
+pub mod source;
 pub mod tiles;
+pub mod units;

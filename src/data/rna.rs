@@ -1,170 +1,20 @@
-//! Expression matrices, samples by genes, and their normalisation.
+//! How expression becomes the input of a model.
 //!
 //! Counts are scaled to ten thousand a sample, log1p is taken, and each gene is standardised with
 //! the TRAINING samples' mean and deviation (algorithm.md 3.2). The statistics travel in the
 //! checkpoint as two tensors and a JSON value, so a profile is always seen as in training.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::data::genes::GeneMap;
+use crate::data::units::{Log, Units};
 use crate::error::{Error, Result, Within};
 use crate::io::safetensors::TensorFile;
-use crate::io::tables::{Dense, Table};
 use crate::tensor::Tensor;
 
-#[derive(Clone, Debug)]
-enum Matrix {
-    /// Row-major, `samples * genes`.
-    Dense(Vec<f32>),
-    /// Compressed rows.
-    Sparse { starts: Vec<usize>, columns: Vec<u32>, values: Vec<f32> },
-}
-
-/// An expression matrix.
-#[derive(Clone, Debug)]
-pub struct Expression {
-    /// Row names.
-    pub samples: Vec<String>,
-    /// Column names.
-    pub genes: Vec<String>,
-    /// Sum of each row over all genes that were measured, kept when genes are left out.
-    pub totals: Vec<f64>,
-    matrix: Matrix,
-}
-
-impl Expression {
-    /// From row-major values; `totals` are the rows' sums unless given.
-    pub fn new(
-        samples: Vec<String>,
-        genes: Vec<String>,
-        values: Vec<f32>,
-        totals: Option<Vec<f64>>,
-    ) -> Result<Self> {
-        let width = genes.len();
-        if values.len() != samples.len() * width
-            || totals.as_ref().is_some_and(|t| t.len() != samples.len())
-        {
-            let what = format!("{} values for {}x{width}", values.len(), samples.len());
-            return Err(Error::shape("expression", what));
-        }
-        let sum = |row: &[f32]| row.iter().map(|&v| f64::from(v)).sum();
-        let totals = totals.unwrap_or_else(|| values.chunks(width.max(1)).map(sum).collect());
-        Ok(Self { samples, genes, totals, matrix: Matrix::Dense(values) })
-    }
-
-    /// From a dense table.
-    pub fn from_dense(table: Dense) -> Result<Self> {
-        Self::new(table.samples, table.genes, table.values, None)
-    }
-
-    /// From compressed sparse counts (`indptr`, `indices`, `counts`, `shape`) and a gene table with
-    /// a `symbol` column, in the order of the matrix's columns. Samples are named by row number.
-    ///
-    /// # Errors
-    /// Missing tensors, indices out of range or order, duplicate symbols, another number of genes.
-    pub fn read_csr(counts: &Path, genes: &Path) -> Result<Self> {
-        let file = TensorFile::open(counts)?;
-        let bad = |what: String| Error::file(counts, what, "write the counts again");
-        let shape = file.u32s("shape")?;
-        let &[rows, width] = shape.as_slice() else {
-            return Err(bad("\"shape\" does not hold rows and columns".into()));
-        };
-        let (rows, width) = (rows as usize, width as usize);
-        let starts: Vec<usize> = file.u32s("indptr")?.iter().map(|&v| v as usize).collect();
-        let columns = file.u32s("indices")?;
-        let values: Vec<f32> = file.u32s("counts")?.iter().map(|&v| v as f32).collect();
-        let ordered = starts.is_sorted() && starts.first() == Some(&0);
-        if starts.len() != rows + 1 || !ordered || starts.last() != Some(&columns.len()) {
-            return Err(bad(format!("\"indptr\" does not describe {rows} rows")));
-        }
-        if values.len() != columns.len() {
-            return Err(bad(format!("{} counts for {} indices", values.len(), columns.len())));
-        }
-        if let Some(at) = columns.iter().position(|&c| c as usize >= width) {
-            return Err(bad(format!("index {at} names column {} of {width}", columns[at])));
-        }
-        let symbols = read_symbols(genes)?;
-        if symbols.len() != width {
-            let what = format!("lists {} genes, {} has {width}", symbols.len(), counts.display());
-            return Err(Error::file(genes, what, "give the gene list of that matrix"));
-        }
-        let total = |r: usize| values[starts[r]..starts[r + 1]].iter().map(|&v| f64::from(v)).sum();
-        let totals = (0..rows).map(total).collect();
-        let samples = (0..rows).map(|r| r.to_string()).collect();
-        Ok(Self {
-            samples,
-            genes: symbols,
-            totals,
-            matrix: Matrix::Sparse { starts, columns, values },
-        })
-    }
-
-    /// Number of samples.
-    pub fn len(&self) -> usize {
-        self.samples.len()
-    }
-
-    /// Whether there are no samples.
-    pub fn is_empty(&self) -> bool {
-        self.samples.is_empty()
-    }
-
-    /// One sample's values, in the order of `genes`.
-    pub fn row(&self, i: usize) -> Vec<f32> {
-        let width = self.genes.len();
-        match &self.matrix {
-            Matrix::Dense(values) => values[i * width..(i + 1) * width].to_vec(),
-            Matrix::Sparse { starts, columns, values } => {
-                let mut row = vec![0.0; width];
-                for at in starts[i]..starts[i + 1] {
-                    row[columns[at] as usize] += values[at];
-                }
-                row
-            }
-        }
-    }
-
-    /// The same samples with the genes at `columns` only; the totals stay those of all genes.
-    pub fn select(&self, columns: &[usize]) -> Result<Self> {
-        let pick = |i| {
-            let row = self.row(i);
-            columns.iter().map(move |&c| row[c]).collect::<Vec<f32>>()
-        };
-        let values = (0..self.len()).flat_map(pick).collect();
-        let genes = columns.iter().map(|&c| self.genes[c].clone()).collect();
-        Self::new(self.samples.clone(), genes, values, Some(self.totals.clone()))
-    }
-
-    /// Position of a sample; a missing one is an error with the nearest name.
-    pub fn find(&self, sample: &str) -> Result<usize> {
-        self.samples.iter().position(|s| s == sample).ok_or_else(|| {
-            let near = self.samples.iter().max_by(|a, b| {
-                let score = |s: &str| strsim::jaro_winkler(s, sample);
-                score(a).total_cmp(&score(b))
-            });
-            let near = near.map_or(String::new(), |n| format!("; the nearest name is \"{n}\""));
-            let what = format!("no sample \"{sample}\" in the table{near}");
-            Error::data(what, "name a row of the table")
-        })
-    }
-}
-
-/// The `symbol` column of a gene table, without duplicates.
-pub fn read_symbols(path: &Path) -> Result<Vec<String>> {
-    let table = Table::read(path)?;
-    let c = table.column("symbol")?;
-    let mut seen = std::collections::HashMap::new();
-    for (i, cells) in table.rows.iter().enumerate() {
-        if let Some(first) = seen.insert(cells[c].trim().to_string(), i) {
-            let what = format!("gene \"{}\" is also in line {}", cells[c], table.line(first));
-            return Err(table.error(i, what, "keep one of them"));
-        }
-    }
-    Ok(table.rows.iter().map(|cells| cells[c].trim().to_string()).collect())
-}
+pub use crate::data::expression::{Expression, read_symbols};
 
 /// How a value becomes an input: what is done before it is standardised, and the guards after.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -193,6 +43,19 @@ impl Scaling {
         let x = if self.counts_per > 0.0 { x * self.counts_per / total } else { x };
         if self.log1p { x.ln_1p() } else { x }
     }
+
+    /// Refuses what makes no sense of values in `units`: the logarithm of a logarithm.
+    ///
+    /// # Errors
+    /// Logs that would be scaled as counts, or whose log would be taken.
+    pub fn check(self, units: Units) -> Result<()> {
+        if units.log == Log::None || (self.counts_per == 0.0 && !self.log1p) {
+            return Ok(());
+        }
+        let key = if self.log1p { "data.log1p" } else { "data.counts_per" };
+        let what = format!("would transform values that are logarithms already ({units})");
+        Err(Error::config(key, what, "set data.counts_per = 0 and data.log1p = false"))
+    }
 }
 
 /// How a model's RNA input is made: genes, scaling, and the training samples' statistics.
@@ -202,6 +65,8 @@ pub struct RnaNorm {
     pub genes: Vec<String>,
     /// What is done before standardising.
     pub scaling: Scaling,
+    /// What the values were before that, where it is known.
+    pub units: Option<Units>,
     /// Mean of each gene over the training samples.
     pub mean: Vec<f32>,
     /// Deviation of each gene, at least the floor.
@@ -212,6 +77,8 @@ pub struct RnaNorm {
 struct NormHead {
     genes: Vec<String>,
     scaling: Scaling,
+    #[serde(default)]
+    units: Option<Units>,
 }
 
 impl RnaNorm {
@@ -241,7 +108,7 @@ impl RnaNorm {
             square.iter().zip(&mean).map(variance).map(|v| (v.sqrt() as f32).max(scaling.sd_floor));
         let sd = sd.collect();
         let mean = mean.iter().map(|&m| m as f32).collect();
-        Ok(Self { genes: x.genes.clone(), scaling, mean, sd })
+        Ok(Self { genes: x.genes.clone(), scaling, units: None, mean, sd })
     }
 
     /// One sample's input: values in the order of `genes` (NaN: missing) and the sample's total.
@@ -285,9 +152,14 @@ impl RnaNorm {
         let n = self.genes.len();
         let mean = Tensor::new(self.mean.clone(), [n])?;
         let sd = Tensor::new(self.sd.clone(), [n])?;
-        let head = NormHead { genes: self.genes.clone(), scaling: self.scaling };
+        let head = NormHead { genes: self.genes.clone(), scaling: self.scaling, units: self.units };
         let json = serde_json::to_string(&head).map_err(|e| Error::Internal(e.to_string()))?;
         Ok(([("rna.mean", mean), ("rna.sd", sd)], json))
+    }
+
+    /// What a table's values must be: what was recorded, or what the scaling implies.
+    pub fn wants(&self) -> Option<Units> {
+        self.units.or((self.scaling.counts_per > 0.0).then_some(Units::COUNTS))
     }
 
     /// From a file written with [`RnaNorm::to_parts`].
@@ -314,7 +186,7 @@ impl RnaNorm {
         if sd.iter().any(|&s| s.is_nan() || s <= 0.0) || mean.iter().any(|m| !m.is_finite()) {
             return Err(bad("\"rna.mean\" or \"rna.sd\" hold impossible values".into()));
         }
-        Ok(Self { genes: head.genes, scaling: head.scaling, mean, sd })
+        Ok(Self { genes: head.genes, scaling: head.scaling, units: head.units, mean, sd })
     }
 }
 

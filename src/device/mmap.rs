@@ -14,7 +14,13 @@ use crate::tensor::{DType, Remote, Tensor};
 
 /// The bytes of a file, paged in on demand and shared between processes.
 #[derive(Debug)]
-pub struct Mapped(memmap2::Mmap);
+pub struct Mapped(Bytes);
+
+#[derive(Debug)]
+enum Bytes {
+    File(memmap2::Mmap),
+    Held(Vec<u8>),
+}
 
 impl Mapped {
     /// Maps `path`. A file that cannot be opened, is not a plain file or is empty is an error.
@@ -35,7 +41,12 @@ impl Mapped {
         // a `&[u8]` only if another program rewrote the file in place; this crate never does: every
         // file it writes is renamed over the old name, which leaves an open mapping as it was.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
-        Ok(Self(map))
+        Ok(Self(Bytes::File(map)))
+    }
+
+    /// Bytes in memory in the place of a file's: what a compressed file held.
+    pub fn held(bytes: Vec<u8>) -> Self {
+        Self(Bytes::Held(bytes))
     }
 }
 
@@ -43,7 +54,10 @@ impl Deref for Mapped {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Bytes::File(map) => map,
+            Bytes::Held(bytes) => bytes,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ pub mod cuda;
 pub mod kernel;
 pub mod mmap;
 pub mod nvtx;
+pub mod openslide;
 pub mod pack;
 pub mod panel;
 mod place;

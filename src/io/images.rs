@@ -5,7 +5,7 @@
 //! than converted: a silent conversion of CMYK or 16-bit data changes the stain.
 
 use std::fs;
-use std::io::Cursor;
+use std::io::{Cursor, Read};
 use std::path::Path;
 
 use image::codecs::jpeg::JpegEncoder;
@@ -115,6 +115,32 @@ pub fn read(path: impl AsRef<Path>, expect: Expect) -> Result<Rgb> {
     let path = path.as_ref();
     let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
     decode(&bytes, path, expect)
+}
+
+/// Whether a file begins as an image that is read here.
+pub fn is_image(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = fs::File::open(path).and_then(|f| f.take(8).read_to_end(&mut start));
+    let known: [&[u8]; 4] = [b"\x89PNG", b"\xFF\xD8\xFF", b"II*\0", b"MM\0*"];
+    read.is_ok() && known.iter().any(|k| start.starts_with(k))
+}
+
+/// Whether a file is named as an image that is read here.
+pub fn named_image(path: &Path) -> bool {
+    let end = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+    path.is_file() && end.is_some_and(|e| matches!(&*e, "png" | "jpg" | "jpeg" | "tif" | "tiff"))
+}
+
+/// Width and height of an image, by its header alone.
+///
+/// # Errors
+/// Files that are no images.
+pub fn size(path: &Path) -> Result<(u32, u32)> {
+    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
+    let reader = reader.map_err(|e| Error::io("read", path, e))?;
+    reader
+        .into_dimensions()
+        .map_err(|e| Error::file(path, format!("not a readable image: {e}"), "replace the file"))
 }
 
 /// Decodes the bytes of an image file; `path` is for messages only.

@@ -1,9 +1,10 @@
-//! Files: tables, images, safetensors, and the one way anything is written.
+//! Files: tables, images, safetensors, HDF5, and the one way anything is written.
 //!
 //! Every reader turns bad input into an error that names the file, the line or tensor, and what to
 //! do; every writer goes through [`atomic`], so nothing is ever left half-written.
 
 pub mod atomic;
+pub mod hdf5;
 pub mod images;
 pub mod safetensors;
 pub mod tables;

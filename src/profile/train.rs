@@ -220,6 +220,7 @@ fn prior(config: &Config, data: &Data) -> Result<BetaVaeStage> {
     let norm = RnaNorm {
         genes: (0..genes).map(|g| format!("G{g}")).collect(),
         scaling: scaling(&config.data),
+        units: None,
         mean: vec![0.0; genes],
         sd: vec![1.0; genes],
     };

@@ -15,13 +15,13 @@ use crate::config::draw::DrawOptions;
 use crate::config::{RnaEncoding, SampleConfig};
 use crate::data::genes::GeneMap;
 use crate::data::loader::from_tensor;
-use crate::data::pack::Pack;
 use crate::data::rna::Expression;
+use crate::data::source::{Rna, RnaOptions, Wanted};
 use crate::error::{Error, Result, Within};
 use crate::io::atomic;
 use crate::io::images::{Rgb, grid, write_png};
-use crate::io::safetensors::{Store, TensorFile, Writer};
-use crate::io::tables::{DenseSpec, Orientation, check_file_name, read_dense};
+use crate::io::safetensors::{Store, Writer};
+use crate::io::tables::check_file_name;
 use crate::tensor::Tensor;
 use crate::train::place::PlaceOptions;
 use crate::train::system::System;
@@ -38,22 +38,20 @@ pub struct SampleArgs {
     /// Trained system: the folder of `genevar train`, or a bundle file.
     #[arg(long)]
     checkpoint: PathBuf,
-    /// RNA: a table (CSV or TSV, may be .gz) with gene symbols, or a pack.
+    /// RNA: a table (TSV or CSV, may be .gz), AnnData (.h5ad), safetensors, a pack, or a folder of
+    /// GDC STAR counts.
     #[arg(long, required_unless_present = "class")]
     rna: Option<PathBuf>,
     /// What a class-conditional transformer is to draw: numbers or names of classes, separated by
     /// commas. With --rna, for its Phi, one class.
     #[arg(long, value_delimiter = ',')]
     class: Vec<String>,
-    /// The table has a gene in each row and a sample in each column.
+    #[command(flatten)]
+    read: RnaOptions,
+    /// Share of the model's genes that the table must hold; the checkpoint's data.min_gene_match
+    /// unless given.
     #[arg(long)]
-    genes_in_rows: bool,
-    /// Columns of text that describe a sample (cohort, patient), separated by commas.
-    #[arg(long, value_delimiter = ',')]
-    annotations: Vec<String>,
-    /// Negative values are right: log ratios, batch-corrected logs.
-    #[arg(long)]
-    allow_negative: bool,
+    min_matched: Option<f64>,
     /// Rows to draw for: numbers from 0, ranges (0-3) or sample names, separated by commas.
     /// Default: all.
     #[arg(long)]
@@ -143,10 +141,15 @@ pub struct Profiles {
 impl Profiles {
     /// Encodes rows of an expression matrix.
     pub fn encode(system: &System, x: &Expression, rows: &[usize]) -> Result<Self> {
+        let genes = &system.prior()?.norm.genes;
+        let map = GeneMap::new(genes, &x.genes, system.config.data.min_gene_match)?;
+        Self::mapped(system, x, rows, &map)
+    }
+
+    /// Encodes rows of a matrix in which the system's genes were found.
+    fn mapped(system: &System, x: &Expression, rows: &[usize], map: &GeneMap) -> Result<Self> {
         let prior = system.prior()?;
-        let norm = &prior.norm;
-        let map = GeneMap::new(&norm.genes, &x.genes, system.config.data.min_gene_match)?;
-        let inputs = norm.apply(x, rows, &map)?;
+        let inputs = prior.norm.apply(x, rows, map)?;
         Ok(Self {
             names: rows.iter().map(|&r| x.samples[r].clone()).collect(),
             z: prior.condition(&inputs)?,
@@ -221,7 +224,7 @@ fn of_rna(
     system: &mut System,
     classes: &[Class],
 ) -> Result<(Profiles, Vec<usize>)> {
-    let x = expression(args, path)?;
+    let (x, map, said) = expression(args, path, system)?;
     let rows = match &args.rows {
         None => (0..x.len()).collect(),
         Some(text) => pick_rows(text, &x.samples)?,
@@ -231,8 +234,8 @@ fn of_rna(
     }
     let labels = classes::one_for_all(system, classes, rows.len())?;
     args.place.place(system)?;
-    let profiles = Profiles::encode(system, &x, &rows).within(path.display())?;
-    Ok((Profiles { labels, ..profiles }, rows))
+    let profiles = Profiles::mapped(system, &x, &rows, &map).within(path.display())?;
+    Ok((Profiles { labels, report: said.join("\n"), ..profiles }, rows))
 }
 
 /// What is kept of a tile that was written.
@@ -258,24 +261,19 @@ fn settings(args: &SampleArgs, base: &SampleConfig) -> Result<SampleConfig> {
     args.draw.over(base)
 }
 
-/// The RNA of a pack (its images that have RNA) or of a table.
-fn expression(args: &SampleArgs, path: &Path) -> Result<Expression> {
-    if is_pack(path) {
-        let pack = Pack::open(path)?;
-        let with: Vec<usize> = (0..pack.len()).filter(|&i| pack.rna_row(i).is_some()).collect();
-        return pack.expression(&with);
+/// The RNA as the system wants it, where its genes are, and what to say of it.
+fn expression(
+    args: &SampleArgs,
+    path: &Path,
+    system: &System,
+) -> Result<(Expression, GeneMap, Vec<String>)> {
+    let norm = &system.prior()?.norm;
+    let wanted = Wanted { genes: &norm.genes, units: norm.wants(), ..Wanted::default() };
+    let least = args.min_matched.unwrap_or(system.config.data.min_gene_match);
+    if !(0.0..=1.0).contains(&least) {
+        return Err(Error::config("--min-matched", format!("{least}"), "give a share, 0 to 1"));
     }
-    let orientation = match args.genes_in_rows {
-        true => Orientation::GenesBySamples,
-        false => Orientation::SamplesByGenes,
-    };
-    let (annotations, allow_negative) = (args.annotations.clone(), args.allow_negative);
-    let spec = DenseSpec { orientation, annotations, allow_negative };
-    Expression::from_dense(read_dense(path, &spec)?)
-}
-
-fn is_pack(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e == "safetensors") && TensorFile::open(path).is_ok()
+    Rna::read(path, &args.read, wanted)?.fit(wanted, least)
 }
 
 /// `0-3,7,C6_10x14` as row numbers, in the order given, each once.

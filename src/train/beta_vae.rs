@@ -104,6 +104,7 @@ pub(super) fn untrained(config: &Config, seed: u64) -> Result<Trained> {
     let norm = RnaNorm {
         genes: (0..n).map(|g| format!("G{g}")).collect(),
         scaling: scaling(&config.data),
+        units: None,
         mean: vec![0.0; n],
         sd: vec![1.0; n],
     };
@@ -133,7 +134,7 @@ fn means(model: &BetaVae, inputs: &Tensor) -> Result<Tensor> {
 pub fn scaling(c: &DataConfig) -> Scaling {
     Scaling {
         counts_per: c.counts_per,
-        log1p: true,
+        log1p: c.log1p,
         sd_floor: c.sigma_floor as f32,
         clip: c.z_clip as f32,
     }
@@ -168,7 +169,9 @@ impl BetaVaeStage {
         }
         let all = pack.expression(&one_a_sample(pack, &pack.split("train")?))?;
         let rows: Vec<usize> = (0..all.len()).collect();
-        let norm = RnaNorm::fit(&all, &rows, scaling(&config.data))?;
+        let scaling = scaling(&config.data);
+        pack.units().map_or(Ok(()), |units| scaling.check(units))?;
+        let norm = RnaNorm { units: pack.units(), ..RnaNorm::fit(&all, &rows, scaling)? };
         let map = GeneMap::new(&norm.genes, pack.genes(), config.data.min_gene_match)?;
         let train = norm.apply(&all, &rows, &map)?;
         let held = one_a_sample(pack, &pack.split("val").unwrap_or_default());

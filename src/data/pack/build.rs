@@ -5,35 +5,26 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 
+use super::cut::Cut;
 use super::free::{self, Block, FreeSource};
-use super::{FORMAT, NO_LABEL, NO_ROW, OVER, VERSION};
-use crate::data::augment::downscale;
+use super::store::{Images, Listing, to_json};
+use super::{FORMAT, OVER, VERSION};
 use crate::data::pairs::{self, Join, Unit};
 use crate::data::rna::{Expression, Scaling};
+use crate::data::source::{Rna, RnaOptions, Wanted};
 use crate::data::tiles::{Tile, TileColumns, TileTable};
-use crate::error::{Error, Result, Within};
-use crate::io::images::{self, Expect, Rgb};
+use crate::data::units::{Log, Quantity, Units};
+use crate::error::{Error, Result};
 use crate::io::safetensors::{Store, Writer};
-use crate::io::tables::{self, DenseSpec};
 use crate::tensor::Tensor;
 
 /// Where the RNA comes from.
-#[derive(Clone, Debug)]
-pub enum RnaSource {
-    /// Sparse counts and their gene list.
-    Csr {
-        /// A safetensors file with `indptr`, `indices`, `counts`, `shape`.
-        counts: PathBuf,
-        /// A table with a `symbol` column.
-        genes: PathBuf,
-    },
-    /// A table of numbers.
-    Dense {
-        /// TSV or CSV, plain or gzip.
-        path: PathBuf,
-        /// How to read it.
-        spec: DenseSpec,
-    },
+#[derive(Clone, Debug, Default)]
+pub struct RnaSource {
+    /// Files and folders, each with what is put before its samples' names.
+    pub files: Vec<(String, PathBuf)>,
+    /// How they are read.
+    pub options: RnaOptions,
 }
 
 /// Which genes are kept when fewer than all are.
@@ -73,10 +64,8 @@ pub struct BuildSpec {
     pub unit: Unit,
     /// Whole sections to cut free crops from.
     pub free: Vec<FreeSource>,
-    /// Side of a tile file in pixels.
-    pub tile_px: usize,
-    /// Whole factor by which tiles and crops are shrunk.
-    pub downscale: usize,
+    /// How image files become tiles; free crops are shrunk by the same factor.
+    pub cut: Cut,
     /// JPEG quality of the store, or None for raw pixels.
     pub quality: Option<u8>,
     /// How many genes to keep; None keeps all.
@@ -102,6 +91,8 @@ pub struct Report {
     pub genes: usize,
     /// Samples of RNA kept.
     pub samples: usize,
+    /// What was found and done while the RNA was read.
+    pub said: Vec<String>,
     /// Side of the images in pixels.
     pub tile_size: usize,
     /// Size of the file.
@@ -113,33 +104,42 @@ pub struct Report {
 /// # Errors
 /// Whatever is wrong with the input (see the readers); a pack without room for its tiles.
 pub fn build(spec: &BuildSpec) -> Result<Report> {
-    let size = tile_size(spec)?;
+    let size = spec.cut.side()?;
+    if spec.quality.is_some_and(|q| q == 0 || q > 100) {
+        return Err(Error::config("quality", "out of range", "use 1 to 100"));
+    }
     let tiles = TileTable::read(&spec.table, &spec.folder, &spec.columns)?;
     pairs::check_splits(&tiles, spec.unit, &["train"])?;
-    let rna = read_rna(&spec.rna)?;
+    let Read { rna, units, said } = read_rna(&spec.rna, &expected(spec.join, &tiles))?;
     let joined = pairs::join(&tiles, &rna.samples, spec.join)?;
-    let genes = choose_genes(spec, &rna, &train_rows(&tiles, &joined))?;
+    let counts = units == Some(Units::COUNTS) && can_be_stored(&rna);
+    let genes = choose_genes(spec, &rna, &train_rows(&tiles, &joined), units)?;
 
     let mut writer = Writer::new();
     let rows = Rows::new(&joined);
-    add_rna(&mut writer, &rna, &rows.used, &genes, matches!(spec.rna, RnaSource::Csr { .. }))?;
-    add_head(&mut writer, spec, &tiles, size)?;
-
-    let expect = Expect::tile(spec.tile_px, spec.tile_px);
-    let load = |i: usize| downscale(&tiles.load(i, expect)?, spec.downscale);
-    let paired: Vec<Rgb> =
-        (0..tiles.tiles.len()).into_par_iter().map(load).collect::<Result<_>>()?;
-    let mut images = Images::new(spec.quality);
-    images.extend(&paired)?;
-    drop(paired);
-
-    let mut listed = Listing::default();
-    for (tile, row) in tiles.tiles.iter().zip(&rows.of) {
-        listed.push(tile.clone(), Some(*row));
+    add_rna(&mut writer, &rna, &rows.used, &genes, counts)?;
+    // Counts that are stored as counts need no word.
+    if let Some(units) = units.filter(|_| !counts) {
+        writer.meta("rna.units", units.to_string());
     }
-    let mut report = Report { genes: genes.len(), samples: rows.used.len(), ..Report::default() };
-    for tile in &tiles.tiles {
-        *report.paired.entry(tile.split.clone()).or_default() += 1;
+    let scales = spec.cut.scales(&tiles)?;
+    add_head(&mut writer, spec, spec.cut.um_per_px(&tiles, &scales)?, size);
+
+    let mut images = Images::new(spec.quality);
+    let cut = |i: usize| -> Result<Vec<(String, Vec<u8>)>> {
+        let tiles = spec.cut.tiles(&tiles, i, scales[i])?;
+        tiles.into_iter().map(|(place, image)| Ok((place, images.encode(&image)?))).collect()
+    };
+    let cut: Vec<_> = (0..tiles.tiles.len()).into_par_iter().map(cut).collect::<Result<_>>()?;
+    let mut listed = Listing::default();
+    let mut report =
+        Report { genes: genes.len(), samples: rows.used.len(), said, ..Report::default() };
+    for ((tile, row), cut) in tiles.tiles.iter().zip(&rows.of).zip(cut) {
+        for (place, encoded) in cut {
+            images.push(encoded);
+            listed.push(Tile { name: tile.name.clone() + &place, ..tile.clone() }, Some(*row));
+            *report.paired.entry(tile.split.clone()).or_default() += 1;
+        }
     }
     let base = writer.size() + images.size() + listed.size();
     let room = spec.max_bytes.checked_sub(base).ok_or_else(|| {
@@ -156,22 +156,66 @@ pub fn build(spec: &BuildSpec) -> Result<Report> {
     Ok(report)
 }
 
-fn tile_size(spec: &BuildSpec) -> Result<usize> {
-    if spec.downscale == 0 || spec.tile_px == 0 || !spec.tile_px.is_multiple_of(spec.downscale) {
-        let what = format!("{}-pixel tiles do not shrink by {}", spec.tile_px, spec.downscale);
-        return Err(Error::config("downscale", what, "use a divisor of the tile size"));
-    }
-    if spec.quality.is_some_and(|q| q == 0 || q > 100) {
-        return Err(Error::config("quality", "out of range", "use 1 to 100"));
-    }
-    Ok(spec.tile_px / spec.downscale)
+/// What was read, and what to say of it.
+struct Read {
+    rna: Expression,
+    units: Option<Units>,
+    said: Vec<String>,
 }
 
-fn read_rna(source: &RnaSource) -> Result<Expression> {
-    match source {
-        RnaSource::Csr { counts, genes } => Expression::read_csr(counts, genes),
-        RnaSource::Dense { path, spec } => Expression::from_dense(tables::read_dense(path, spec)?),
+/// Names that samples have when tiles find them by name.
+fn expected(join: Join, tiles: &TileTable) -> Vec<String> {
+    let stem = |name: &str| name.rsplit_once('.').map_or(name, |(stem, _)| stem).to_string();
+    let names = tiles.tiles.iter().flat_map(|t| match join {
+        Join::Row => Vec::new(),
+        Join::Tile => vec![t.name.clone(), stem(&t.name)],
+        Join::Patient => vec![t.patient.clone()],
+    });
+    names.collect()
+}
+
+/// All files of a source as one matrix of the genes that all of them have.
+fn read_rna(source: &RnaSource, samples: &[String]) -> Result<Read> {
+    let mut parts = Vec::new();
+    let mut said = Vec::new();
+    for (prefix, path) in &source.files {
+        let strip = |s: &String| s.strip_prefix(prefix.as_str()).map(String::from);
+        let samples: Vec<String> = samples.iter().filter_map(strip).collect();
+        let wanted = Wanted { samples: &samples, ..Wanted::default() };
+        let mut part = Rna::read(path, &source.options, wanted)?;
+        part.x.samples.iter_mut().for_each(|s| s.insert_str(0, prefix));
+        said.push(format!("{}: {}", path.display(), part.said.join("; ")));
+        parts.push(part);
     }
+    let mut parts = parts.into_iter();
+    let first = parts.next().ok_or_else(|| {
+        Error::config("--rna", "names no file", "give a table, an .h5ad, a folder of STAR counts")
+    })?;
+    let (mut rna, units) = (first.x, first.units);
+    for part in parts {
+        if part.units != units {
+            let name = |u: Option<Units>| u.map_or("of unknown units".into(), |u| u.to_string());
+            let what = format!(
+                "{} is {}, {} is {}",
+                source.files[0].1.display(),
+                name(units),
+                part.path.display(),
+                name(part.units)
+            );
+            return Err(Error::data(what, "give files of the same units, or pack them apart"));
+        }
+        rna = rna.joined(&part.x)?;
+    }
+    if source.files.len() > 1 {
+        said.push(format!("together: {} samples x {} genes", rna.len(), rna.genes.len()));
+    }
+    Ok(Read { rna, units, said })
+}
+
+/// Whether values are whole numbers that fit the store of counts.
+fn can_be_stored(rna: &Expression) -> bool {
+    let fits = |v: &f32| v.fract() == 0.0 && (0.0..4e9).contains(v);
+    (0..rna.len()).all(|i| rna.totals[i] < 4e9 && rna.row(i).iter().all(fits))
 }
 
 /// Samples of the training tiles, each once, in order.
@@ -184,7 +228,12 @@ fn train_rows(tiles: &TileTable, joined: &[usize]) -> Vec<usize> {
 }
 
 /// Columns of the genes to keep, in the order of the matrix. Only training samples are looked at.
-fn choose_genes(spec: &BuildSpec, rna: &Expression, train: &[usize]) -> Result<Vec<usize>> {
+fn choose_genes(
+    spec: &BuildSpec,
+    rna: &Expression,
+    train: &[usize],
+    units: Option<Units>,
+) -> Result<Vec<usize>> {
     let all = rna.genes.len();
     let wanted = spec.genes.unwrap_or(all);
     if wanted == 0 || wanted > all {
@@ -194,8 +243,11 @@ fn choose_genes(spec: &BuildSpec, rna: &Expression, train: &[usize]) -> Result<V
     if wanted == all {
         return Ok((0..all).collect());
     }
-    let counts = matches!(spec.rna, RnaSource::Csr { .. });
-    let scaling = if counts { Scaling::COUNTS } else { Scaling::LOG };
+    let scaling = match units.map(|u| (u.quantity, u.log)) {
+        Some((Quantity::Counts, Log::None)) => Scaling::COUNTS,
+        Some((_, Log::None)) => Scaling::FPKM,
+        _ => Scaling::LOG,
+    };
     let (mut sum, mut square) = (vec![0f64; all], vec![0f64; all]);
     for &r in train {
         for (g, v) in rna.row(r).into_iter().enumerate() {
@@ -272,22 +324,15 @@ fn add_rna(
     Ok(())
 }
 
-fn add_head(writer: &mut Writer, spec: &BuildSpec, tiles: &TileTable, size: usize) -> Result<()> {
+fn add_head(writer: &mut Writer, spec: &BuildSpec, um_per_px: Option<f64>, size: usize) {
     writer.meta("format", FORMAT);
     writer.meta("version", VERSION);
     writer.meta("tile_size", size.to_string());
     writer.meta("licence", spec.notice.licence.clone());
     writer.meta("notice", spec.notice.text.clone());
-    if tiles.table.header.iter().any(|h| h == "um_per_px") {
-        // Scanners calibrate to about a per cent; a change of magnification is far more.
-        let um = tiles.numbers("um_per_px")?;
-        if um.iter().any(|v| (v / um[0] - 1.0).abs() > 0.05) {
-            let what = "the tiles have different micrometres a pixel (column um_per_px)";
-            return Err(Error::file(&spec.table, what, "rescale them to one, or pack them apart"));
-        }
-        writer.meta("um_per_px", (um[0] * spec.downscale as f64).to_string());
+    if let Some(um) = um_per_px {
+        writer.meta("um_per_px", um.to_string());
     }
-    Ok(())
 }
 
 type Parts<'a> = (&'a mut Images, &'a mut Listing, &'a mut Report);
@@ -313,7 +358,7 @@ fn add_free(
     let taken = corners(tiles, &spec.free)?;
     let mut left = room;
     let mut full = false;
-    for block in free::blocks(&spec.free, &taken, spec.tile_px, spec.downscale)? {
+    for block in free::blocks(&spec.free, &taken, spec.cut.tile_px, spec.cut.downscale)? {
         let Block { id, source, image, .. } = block;
         let encoded = images.encode(&image)?;
         let cost = images.cost(&encoded) + Listing::cost(&id);
@@ -343,133 +388,4 @@ fn corners(tiles: &TileTable, sources: &[FreeSource]) -> Result<Vec<Vec<(f64, f6
         (0..tiles.tiles.len()).filter(inside).map(|i| (x[i], y[i])).collect()
     };
     Ok(sources.iter().map(of).collect())
-}
-
-/// The image store while it grows.
-struct Images {
-    quality: Option<u8>,
-    encoded: Vec<Vec<u8>>,
-    /// Bytes that all JPEGs so far begin with.
-    common: usize,
-}
-
-impl Images {
-    fn new(quality: Option<u8>) -> Self {
-        Self { quality, encoded: Vec::new(), common: usize::MAX }
-    }
-
-    fn encode(&self, image: &Rgb) -> Result<Vec<u8>> {
-        match self.quality {
-            Some(q) => images::encode_jpeg(image, q),
-            None => Ok(image.data.clone()),
-        }
-    }
-
-    fn extend(&mut self, all: &[Rgb]) -> Result<()> {
-        let encoded: Vec<Vec<u8>> =
-            all.par_iter().map(|i| self.encode(i)).collect::<Result<_>>().within("encoding")?;
-        encoded.into_iter().for_each(|e| self.push(e));
-        Ok(())
-    }
-
-    fn push(&mut self, bytes: Vec<u8>) {
-        let common = match self.encoded.first() {
-            Some(first) => first.iter().zip(&bytes).take_while(|(a, b)| a == b).count(),
-            None => bytes.len(),
-        };
-        self.common = self.common.min(common);
-        self.encoded.push(bytes);
-    }
-
-    /// Bytes that one more image takes, its offset included.
-    fn cost(&self, bytes: &[u8]) -> u64 {
-        let shared = if self.quality.is_some() { self.common } else { 0 };
-        bytes.len().saturating_sub(shared) as u64 + 4
-    }
-
-    fn size(&self) -> u64 {
-        self.encoded.iter().map(|e| self.cost(e)).sum::<u64>() + 1024
-    }
-
-    fn store(self, writer: &mut Writer, size: usize) -> Result<()> {
-        let n = self.encoded.len();
-        if self.quality.is_none() {
-            return writer.u8s("image.raw", &[n, size, size, 3], self.encoded.concat());
-        }
-        let head = self.encoded.first().map_or(Vec::new(), |e| e[..self.common].to_vec());
-        let mut bytes = Vec::new();
-        let mut offsets = vec![0u32];
-        for e in &self.encoded {
-            bytes.extend_from_slice(&e[self.common..]);
-            offsets.push(u32::try_from(bytes.len()).map_err(|_| {
-                let what = "the tiles take more than 4 GB";
-                Error::data(what, "split the data over several packs")
-            })?);
-        }
-        writer.u8s("image.head", &[head.len()], head)?;
-        writer.u32s("image.offsets", &[n + 1], &offsets)?;
-        let length = bytes.len();
-        writer.u8s("image.bytes", &[length], bytes)
-    }
-}
-
-/// The per-image columns while they grow.
-#[derive(Default)]
-struct Listing {
-    tiles: Vec<Tile>,
-    rows: Vec<u32>,
-}
-
-impl Listing {
-    fn push(&mut self, tile: Tile, row: Option<u32>) {
-        self.tiles.push(tile);
-        self.rows.push(row.unwrap_or(NO_ROW));
-    }
-
-    /// Bytes of one image's columns and name: four labels, a row, the name in JSON in JSON.
-    fn cost(id: &str) -> u64 {
-        (4 * 2 + 4 + id.len() + 5) as u64
-    }
-
-    /// Bytes of all columns, and some for the header.
-    fn size(&self) -> u64 {
-        self.tiles.iter().map(|t| Self::cost(&t.name)).sum::<u64>() + 4096
-    }
-
-    fn store(&self, writer: &mut Writer) -> Result<()> {
-        let ids: Vec<&String> = self.tiles.iter().map(|t| &t.name).collect();
-        writer.meta("ids", to_json(&ids)?);
-        writer.u32s("image.row", &[self.rows.len()], &self.rows)?;
-        self.column(writer, ("splits", "image.split"), |t| &t.split)?;
-        self.column(writer, ("classes", "image.class"), |t| &t.class)?;
-        self.column(writer, ("sections", "image.section"), |t| &t.section)?;
-        self.column(writer, ("patients", "image.patient"), |t| &t.patient)
-    }
-
-    fn column(
-        &self,
-        writer: &mut Writer,
-        (names, column): (&str, &str),
-        of: impl Fn(&Tile) -> &String,
-    ) -> Result<()> {
-        let mut distinct: Vec<&String> = self.tiles.iter().map(&of).collect();
-        distinct.sort_unstable();
-        distinct.dedup();
-        distinct.retain(|d| !d.is_empty());
-        if distinct.len() >= NO_LABEL as usize {
-            let what = format!("{} different {names}", distinct.len());
-            return Err(Error::data(what, "split the data over several packs"));
-        }
-        let label = |t: &Tile| match distinct.binary_search(&of(t)) {
-            Ok(i) => i as u16,
-            Err(_) => NO_LABEL as u16,
-        };
-        let labels: Vec<u16> = self.tiles.iter().map(label).collect();
-        writer.meta(names, to_json(&distinct)?);
-        writer.u16s(column, &[labels.len()], &labels)
-    }
-}
-
-fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
-    serde_json::to_string(value).map_err(|e| Error::Internal(e.to_string()))
 }

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{BuildSpec, FreeSource, GeneRule, Notice, RnaSource, build};
+use super::{BuildSpec, Crop, Cut, FreeSource, GeneRule, Notice, RnaSource, build};
 use crate::data::pairs::{Join, Unit};
+use crate::data::source::RnaOptions;
 use crate::data::tiles::TileColumns;
 use crate::error::{Error, Result};
-use crate::io::tables::{DenseSpec, Orientation};
 
 /// Builds a pack from a tile folder, its table and an expression matrix.
 #[derive(Clone, Debug, clap::Args)]
@@ -17,27 +17,18 @@ pub struct PackArgs {
     /// Table with one row a tile (TSV or CSV, plain or gzip).
     #[arg(long)]
     pub table: PathBuf,
-    /// Sparse counts (.safetensors) or a dense table of expression.
-    #[arg(long)]
-    pub rna: PathBuf,
-    /// Gene list of sparse counts: a table with a `symbol` column.
-    #[arg(long)]
-    pub genes_table: Option<PathBuf>,
+    /// RNA: a table (TSV or CSV, may be .gz), AnnData (.h5ad), safetensors, or a folder of GDC STAR
+    /// counts. May be repeated; PREFIX=FILE puts PREFIX before the names of its samples.
+    #[arg(long, required = true)]
+    pub rna: Vec<String>,
+    #[command(flatten)]
+    pub(crate) read: RnaOptions,
     /// Pack file to write.
     #[arg(long)]
     pub out: PathBuf,
     /// How tiles find their RNA.
     #[arg(long, value_enum, default_value = "tile")]
     pub join: Join,
-    /// Which way round a dense table lies.
-    #[arg(long, value_enum, default_value = "samples-by-genes")]
-    pub orientation: Orientation,
-    /// Text columns of a dense table, comma-separated.
-    #[arg(long, value_delimiter = ',')]
-    pub annotations: Vec<String>,
-    /// Accept negative values in a dense table (logs).
-    #[arg(long)]
-    pub allow_negative: bool,
     /// Column of tile file names.
     #[arg(long, default_value = "tile")]
     pub tile_column: String,
@@ -62,9 +53,22 @@ pub struct PackArgs {
     /// Whole-section image to cut free crops from, as SECTION=PATH; may be repeated.
     #[arg(long)]
     pub free: Vec<String>,
-    /// Side of the tile files in pixels.
+    /// Side of a tile in pixels, before it is shrunk.
     #[arg(long, default_value_t = 256)]
     pub tile_px: usize,
+    /// How tiles are cut from larger images.
+    #[arg(long, value_enum, default_value = "exact")]
+    pub crop: Crop,
+    /// Tiles of an image with `--crop random`.
+    #[arg(long, default_value_t = 1)]
+    pub crops: usize,
+    /// Micrometres a pixel that images are brought to first (0.5 is 20x); needs theirs, from the
+    /// column um_per_px of the table or `--tile-mpp`.
+    #[arg(long)]
+    pub mpp: Option<f64>,
+    /// Micrometres a pixel of the image files, where the table does not say.
+    #[arg(long)]
+    pub tile_mpp: Option<f64>,
     /// Whole factor to shrink by.
     #[arg(long, default_value_t = 1)]
     pub downscale: usize,
@@ -95,6 +99,7 @@ pub fn run(args: &PackArgs) -> Result<()> {
         let parts: Vec<String> = m.iter().map(|(k, n)| format!("{k} {n}")).collect();
         parts.join(", ")
     };
+    report.said.iter().for_each(|line| println!("{line}"));
     println!("{} ({:.2} MB)", args.out.display(), report.bytes as f64 / 1e6);
     println!("  tiles with RNA   {}", list(&report.paired));
     println!("  free crops       {} ({} left out)", list(&report.free), report.left_out);
@@ -121,12 +126,18 @@ fn spec(args: &PackArgs) -> Result<BuildSpec> {
             class: args.class_column.clone(),
             row,
         },
-        rna: rna_source(args)?,
+        rna: rna_source(args),
         join: args.join,
         unit: args.unit,
         free: args.free.iter().map(|f| free_source(f)).collect::<Result<_>>()?,
-        tile_px: args.tile_px,
-        downscale: args.downscale,
+        cut: Cut {
+            tile_px: args.tile_px,
+            downscale: args.downscale,
+            crop: args.crop,
+            crops: args.crops,
+            mpp: args.mpp,
+            um_per_px: args.tile_mpp,
+        },
         quality: Some(args.quality).filter(|&q| q > 0),
         genes: Some(args.genes).filter(|&g| g > 0),
         rule: args.gene_rule,
@@ -135,20 +146,13 @@ fn spec(args: &PackArgs) -> Result<BuildSpec> {
     })
 }
 
-fn rna_source(args: &PackArgs) -> Result<RnaSource> {
-    if args.rna.extension().is_some_and(|e| e == "safetensors") {
-        let Some(genes) = args.genes_table.clone() else {
-            let what = "sparse counts carry no gene names";
-            return Err(Error::config("--genes-table", what, "give the table of gene symbols"));
-        };
-        return Ok(RnaSource::Csr { counts: args.rna.clone(), genes });
-    }
-    let spec = DenseSpec {
-        orientation: args.orientation,
-        annotations: args.annotations.clone(),
-        allow_negative: args.allow_negative,
+fn rna_source(args: &PackArgs) -> RnaSource {
+    // A file whose name holds "=" is meant as it is.
+    let one = |text: &String| match text.split_once('=') {
+        Some((prefix, path)) if !Path::new(text).exists() => (prefix.to_string(), path.into()),
+        _ => (String::new(), text.into()),
     };
-    Ok(RnaSource::Dense { path: args.rna.clone(), spec })
+    RnaSource { files: args.rna.iter().map(one).collect(), options: args.read.clone() }
 }
 
 fn free_source(text: &str) -> Result<FreeSource> {

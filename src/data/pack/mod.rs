@@ -6,7 +6,9 @@
 
 mod build;
 mod cli;
+mod cut;
 mod free;
+mod store;
 
 use std::path::Path;
 
@@ -14,10 +16,12 @@ use rayon::prelude::*;
 
 pub use build::{BuildSpec, GeneRule, Notice, Report, RnaSource, build};
 pub use cli::{PackArgs, run};
+pub use cut::{Crop, Cut};
 pub use free::FreeSource;
 
 use crate::data::pairs::empty_split;
 use crate::data::rna::Expression;
+use crate::data::units::Units;
 use crate::error::{Error, Result};
 use crate::io::images::{self, Expect, Rgb};
 use crate::io::safetensors::TensorFile;
@@ -151,6 +155,12 @@ impl Pack {
     /// Micrometres a pixel, if the builder knew.
     pub fn um_per_px(&self) -> Option<f64> {
         self.file.metadata().get("um_per_px").and_then(|s| s.parse().ok())
+    }
+
+    /// What the RNA values are, if the builder knew; counts are whole numbers, and need no word.
+    pub fn units(&self) -> Option<Units> {
+        let recorded = self.file.metadata().get("rna.units").and_then(|s| s.parse().ok());
+        recorded.or_else(|| (!self.file.contains("rna.values")).then_some(Units::COUNTS))
     }
 
     /// The genes, in the order of the counts.

@@ -7,10 +7,12 @@
 mod write;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use flate2::read::MultiGzDecoder;
 use half::{bf16, f16};
 use serde::Deserialize;
 
@@ -39,6 +41,26 @@ struct Entry {
     data_offsets: (usize, usize),
 }
 
+/// The most that a compressed file may hold, in bytes.
+const MAX_UNZIPPED: u64 = 4 << 30;
+
+/// The bytes of a file as they are, or, if it was compressed, as they were.
+fn unpacked(map: Mapped, path: &Path) -> Result<Mapped> {
+    if !map.starts_with(&[0x1F, 0x8B]) {
+        return Ok(map);
+    }
+    let mut bytes = Vec::new();
+    let mut plain = MultiGzDecoder::new(&*map).take(MAX_UNZIPPED + 1);
+    plain.read_to_end(&mut bytes).map_err(|e| {
+        let what = format!("cannot be read to its end ({e})");
+        Error::file(path, what, "fetch or compress it again")
+    })?;
+    if bytes.len() as u64 > MAX_UNZIPPED {
+        return Err(Error::file(path, "unpacks to more than 4 GiB", "unpack it with gunzip"));
+    }
+    Ok(Mapped::held(bytes))
+}
+
 /// An open file, mapped into memory.
 #[derive(Debug)]
 pub struct TensorFile {
@@ -58,7 +80,7 @@ impl TensorFile {
     /// overlap, or lie outside the file are named.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let map = Arc::new(Mapped::open(path)?);
+        let map = Arc::new(unpacked(Mapped::open(path)?, path)?);
         let (header, data) = split_header(&map, path)?;
         let (entries, metadata) = parse_header(header, path)?;
         let file = Self { path: path.to_path_buf(), map, data, entries, metadata };

@@ -1,0 +1,241 @@
+//! Every reader of data on input that is cut, bent or made up: an answer or an error, never a
+//! panic, and memory in bounds. `PROPTEST_CASES` says how many inputs (default 256 a reader).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use genevar::data::ids::IdMap;
+use genevar::data::inspect;
+use genevar::data::source::{Rna, RnaOptions, Wanted};
+use genevar::io::images::{self, Expect, Rgb};
+use genevar::io::safetensors::{Store, TensorFile, Writer};
+use genevar::io::tables::Table;
+use genevar::tensor::Tensor;
+use proptest::prelude::*;
+
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    FOLDER.get_or_init(|| tempfile::tempdir().unwrap()).path()
+}
+
+/// Writes bytes to a file of its own for each reader.
+fn file(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder().join(name);
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// What a person would be told; an internal error is a fault of ours.
+fn judged<T>(result: genevar::error::Result<T>) -> Result<(), TestCaseError> {
+    if let Err(e) = result {
+        prop_assert_eq!(e.exit_code(), 2, "{}", e);
+        prop_assert!(!e.to_string().is_empty());
+    }
+    Ok(())
+}
+
+/// Reads it in every way that data are read.
+fn read(path: &Path) -> Result<(), TestCaseError> {
+    let options = RnaOptions { allow_negative: true, ..RnaOptions::default() };
+    let genes = ["ACTB".to_string(), "ERBB2".to_string()];
+    let wanted = Wanted { genes: &genes, ..Wanted::default() };
+    let rna = Rna::read(path, &options, wanted);
+    if let Ok(rna) = &rna {
+        (0..rna.x.len()).for_each(|i| assert_eq!(rna.x.row(i).len(), rna.x.genes.len()));
+    }
+    judged(rna.and_then(|rna| rna.fit(wanted, 0.5)))?;
+    let args = inspect::InspectArgs::of(path);
+    judged(inspect::run(&args))?;
+    memory_is_in_bounds()
+}
+
+/// The most memory that this process ever held, where the system tells.
+fn memory_is_in_bounds() -> Result<(), TestCaseError> {
+    let Ok(status) = fs::read_to_string("/proc/self/status") else { return Ok(()) };
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or("0 kB");
+    let kb: u64 = peak.trim().trim_end_matches(" kB").trim().parse().unwrap();
+    prop_assert!(kb < 2 << 20, "{} kB", kb);
+    Ok(())
+}
+
+/// A change of a good file.
+#[derive(Clone, Debug)]
+enum Bend {
+    Cut(prop::sample::Index),
+    Set(prop::sample::Index, u8),
+    /// Eight bytes of a header turned into a huge or odd number.
+    Number(prop::sample::Index, u64),
+    Repeat(prop::sample::Index, prop::sample::Index),
+}
+
+fn bend() -> impl Strategy<Value = Bend> {
+    let at = any::<prop::sample::Index>;
+    let number = prop::sample::select(vec![0, 1, u64::MAX, u64::MAX / 2, 1 << 32, 1 << 48, 7]);
+    prop_oneof![
+        1 => at().prop_map(Bend::Cut),
+        4 => (at(), any::<u8>()).prop_map(|(i, v)| Bend::Set(i, v)),
+        2 => (at(), number).prop_map(|(i, v)| Bend::Number(i, v)),
+        1 => (at(), at()).prop_map(|(a, b)| Bend::Repeat(a, b)),
+    ]
+}
+
+fn bent(good: &[u8], bends: &[Bend]) -> Vec<u8> {
+    let mut bytes = good.to_vec();
+    for bend in bends {
+        if bytes.is_empty() {
+            break;
+        }
+        let n = bytes.len();
+        match bend {
+            Bend::Cut(at) => bytes.truncate(at.index(n)),
+            Bend::Set(at, v) => bytes[at.index(n)] = *v,
+            Bend::Number(at, v) => {
+                let at = at.index(n);
+                let end = (at + 8).min(n);
+                bytes[at..end].copy_from_slice(&v.to_le_bytes()[..end - at]);
+            }
+            Bend::Repeat(a, b) => {
+                let (a, b) = (a.index(n), b.index(n));
+                let part = bytes[a.min(b)..a.max(b)].to_vec();
+                bytes.splice(a..a, part);
+            }
+        }
+    }
+    bytes
+}
+
+fn fixture(name: &str) -> Vec<u8> {
+    let at = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/h5ad").join(name);
+    fs::read(at).unwrap()
+}
+
+fn tensors() -> Vec<u8> {
+    let mut writer = Writer::new();
+    let x = Tensor::new((0..12).map(|v| v as f32).collect(), [4, 3]).unwrap();
+    writer.tensor("X", &x, Store::Full).unwrap();
+    writer.meta("genes", r#"["ACTB","ERBB2","TP53"]"#);
+    let path = folder().join("whole.safetensors");
+    writer.save(&path).unwrap();
+    fs::read(path).unwrap()
+}
+
+/// Cells that tables are made of: numbers, words, nothing, quotes, marks, huge and odd numbers.
+fn cell() -> impl Strategy<Value = String> {
+    let odd = [
+        "",
+        "NA",
+        "NaN",
+        "inf",
+        "-inf",
+        "1e999",
+        "-0",
+        "1,5",
+        "\"",
+        "\"a\tb\"",
+        "'",
+        "\u{feff}",
+        "ACTB",
+        "ERBB2",
+        "ENSG00000141510.18",
+        "7157",
+        "x\"y",
+        "  3 ",
+        "0x10",
+        "1e-400",
+        "gene_id",
+        "unstranded",
+        "gene_name",
+        "symbol",
+        "#",
+        "é\u{0301}",
+    ];
+    prop_oneof![
+        4 => (0u32..100_000).prop_map(|v| v.to_string()),
+        1 => any::<f32>().prop_map(|v| v.to_string()),
+        3 => prop::sample::select(odd.to_vec()).prop_map(String::from),
+        1 => "[a-zA-Z0-9 .-]{0,12}",
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_bytes_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        for name in ["r.tsv", "r.csv.gz", "r.h5ad", "r.safetensors", "r.png", "r.jpg", "r.tiff"] {
+            read(&file(name, &bytes))?;
+        }
+        let starts: [&[u8]; 5] =
+            [b"\x1f\x8b\x08", b"\x89HDF\r\n\x1a\n", b"\x89PNG\r\n\x1a\n", b"II*\0", b"\xff\xd8"];
+        for start in starts {
+            read(&file("start.bin", &[start, &bytes].concat()))?;
+        }
+    }
+
+    #[test]
+    fn odd_tables_are_answered(
+        rows in prop::collection::vec(prop::collection::vec(cell(), 0..6), 0..7),
+        tab in prop::sample::select(vec!["\t", ",", ";"]),
+        end in prop::sample::select(vec!["\n", "\r\n"]),
+    ) {
+        let text: Vec<String> = rows.iter().map(|r| r.join(tab)).collect();
+        let path = file("odd.tsv", text.join(end).as_bytes());
+        read(&path)?;
+        judged(Table::read(&path))?;
+        judged(IdMap::read(&path))?;
+        let star = folder().join("star");
+        fs::create_dir_all(&star).unwrap();
+        fs::write(star.join("a.star_gene_counts.tsv"), text.join(end)).unwrap();
+        read(&star)?;
+    }
+
+    #[test]
+    fn bent_anndata_is_answered(
+        which in prop::sample::select(vec!["dense", "csr", "csc", "latest"]),
+        bends in prop::collection::vec(bend(), 1..6),
+    ) {
+        let good = fixture(&format!("{which}.h5ad"));
+        read(&file("bent.h5ad", &bent(&good, &bends)))?;
+    }
+
+    #[test]
+    fn bent_tensors_are_answered(
+        bends in prop::collection::vec(bend(), 1..5),
+        zip in any::<bool>(),
+    ) {
+        let mut bytes = bent(&tensors(), &bends);
+        if zip {
+            let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            std::io::Write::write_all(&mut out, &bytes).unwrap();
+            bytes = out.finish().unwrap();
+        }
+        let path = file("bent.safetensors", &bytes);
+        judged(TensorFile::open(&path))?;
+        read(&path)?;
+    }
+
+    #[test]
+    fn bent_images_are_answered(
+        kind in prop::sample::select(vec![0, 1, 2]),
+        bends in prop::collection::vec(bend(), 1..5),
+    ) {
+        let image = Rgb::filled(16, 16, [200, 100, 150]);
+        let good = match kind {
+            0 => images::encode_png(&image).unwrap(),
+            1 => images::encode_jpeg(&image, 80).unwrap(),
+            _ => {
+                let mut out = std::io::Cursor::new(Vec::new());
+                let to = image::codecs::tiff::TiffEncoder::new(&mut out);
+                let colour = image::ExtendedColorType::Rgb8;
+                image::ImageEncoder::write_image(to, &image.data, 16, 16, colour).unwrap();
+                out.into_inner()
+            }
+        };
+        let bytes = bent(&good, &bends);
+        judged(images::decode(&bytes, Path::new("x"), Expect::any()))?;
+        read(&file(["b.png", "b.jpg", "b.tiff"][kind], &bytes))?;
+    }
+}
