@@ -58,7 +58,10 @@ Examples:
   genevar sample --checkpoint runs/mine --rna profiles.tsv --rows 0-3,P17 --device cuda --out tiles
   genevar sample --checkpoint runs/mine --rna profiles.tsv --n 10000 --shard 2/8 --out tiles
   genevar sample --checkpoint runs/mine --rna xena.tsv.gz --units log2-tpm --min-matched 0.8 --out t
-  genevar sample --checkpoint b.safetensors --class 207 --n 4 --out dogs";
+  genevar sample --checkpoint b.safetensors --class 207 --n 4 --out dogs
+  genevar sample --checkpoint runs/mine --rna profiles.tsv --rows P17 --set ERBB2=+2sd --out what-if
+  genevar sample --checkpoint runs/mine --rna profiles.tsv --set CD3E=0 --set CD8A=0 --out no-t
+  genevar sample --checkpoint runs/mine --rna profiles.tsv --between P3 P17 --steps 7 --out strip";
 
 /// `eval`.
 pub const EVAL: &str = "\

@@ -44,6 +44,12 @@ impl Scaling {
         if self.log1p { x.ln_1p() } else { x }
     }
 
+    /// The value that [`Scaling::apply`] turns into `level`.
+    pub fn undo(self, level: f64, total: f64) -> f64 {
+        let x = if self.log1p { level.exp_m1() } else { level };
+        if self.counts_per > 0.0 { x * total / self.counts_per } else { x }
+    }
+
     /// Refuses what makes no sense of values in `units`: the logarithm of a logarithm.
     ///
     /// # Errors

@@ -274,11 +274,26 @@ pub fn adapt(
     if open(table.log) && model.log != Log::None || open(model.log) && table.log != Log::None {
         return Ok((x, format!("{said}, taken for {model}")));
     }
-    if !known || open(table.log) || open(model.log) {
+    if !turns(table, model) {
         return Err(mismatch(table, model));
     }
-    let x = x.mapped(|v| redo(undo(v, table.log), model.log));
+    let x = x.mapped(|v| restated(v, Some(table), Some(model)));
     Ok((x, format!("{said}, turned into {model}")))
+}
+
+/// Whether values of one are turned into the other by a log alone.
+fn turns(from: Units, to: Units) -> bool {
+    let open = [from.log, to.log].contains(&Log::Unstated);
+    from.quantity == to.quantity && from.quantity != Quantity::Unstated && !open
+}
+
+/// A value in one table's units as [`adapt`] turns it into another's; units that it takes for each
+/// other leave it as it is.
+pub fn restated(v: f64, from: Option<Units>, to: Option<Units>) -> f64 {
+    match (from, to) {
+        (Some(a), Some(b)) if a.log != b.log && turns(a, b) => redo(undo(v, a.log), b.log),
+        _ => v,
+    }
 }
 
 fn undo(v: f64, log: Log) -> f64 {
@@ -358,6 +373,11 @@ mod tests {
         assert!(said.contains("turned into tpm"), "{said}");
         let (y, _) = adapt(x.clone(), units("counts"), units("ln-counts")).unwrap();
         assert_eq!(y.row(0)[1], 2f32.ln());
+        assert_eq!(restated(3.0, units("log2-tpm"), units("tpm")), 7.0);
+        assert_eq!(restated(7.0, units("tpm"), units("log2-tpm")), 3.0);
+        for (from, to) in [("log", "log2-tpm"), ("tpm", "tpm"), ("linear", "counts")] {
+            assert_eq!(restated(3.0, units(from), units(to)), 3.0);
+        }
         for (table, model) in
             [("tpm", "counts"), ("log2-fpkm", "log2-tpm"), ("log", "counts"), ("linear", "log2")]
         {

@@ -5,10 +5,8 @@
 //! written at the end, each file whole: tiles.png, metrics.json, report.html.
 
 mod assets;
-mod lettering;
 mod memory;
 mod page;
-mod pictures;
 pub mod scratch;
 mod settings;
 
@@ -25,11 +23,11 @@ use crate::eval::paint::Painter;
 use crate::eval::trial::{Exhibit, Outcome, Trial};
 use crate::io::atomic;
 use crate::io::images::{Rgb, write_png};
+use crate::io::sheet::{Group, sheet, spread};
 use crate::train::interrupt::Interrupt;
 use crate::train::system::System;
 use assets::Assets;
 use page::Story;
-use pictures::{Group, sheet, spread};
 use scratch::{Curves, Scratch};
 
 /// Bootstrap repetitions of each distance: they cost time.
@@ -128,7 +126,7 @@ fn first_tiles(trial: &Trial<'_>, dir: &Path, outcome: &Outcome) -> Result<Rgb> 
     let painted = painter.paint(&exhibit.real.select(&which), &exhibit.name)?;
     let rows =
         vec![exhibit.real.tiles.select(&which).images().to_vec(), painted.own.images().to_vec()];
-    let group = Group { title: exhibit.name.clone(), rows };
+    let group = Group::new(&exhibit.name, rows);
     sheet(&["real", "trained here"], &[group])
 }
 
@@ -142,7 +140,7 @@ fn gallery(outcome: &Outcome) -> Result<Rgb> {
             if !which.is_empty() {
                 let place = exhibit.name.split(" (").nth(1).unwrap_or_default();
                 let title = format!("{} {class}", place.trim_end_matches(')'));
-                groups.push(Group { title, rows: rows(exhibit, &which) });
+                groups.push(Group::new(&title, rows(exhibit, &which)));
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::device::cpu::each;
 use crate::error::{Result, Within};
 use crate::io::images::Rgb;
 use crate::models::msvq::Msvq;
-use crate::sample::command::Profiles;
+use crate::sample::profiles::Profiles;
 use crate::sample::{Graphs, Sampler, Subject};
 use crate::tensor::Tensor;
 use crate::train::interrupt::Interrupt;

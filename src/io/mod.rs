@@ -6,5 +6,7 @@
 pub mod atomic;
 pub mod hdf5;
 pub mod images;
+pub mod lettering;
 pub mod safetensors;
+pub mod sheet;
 pub mod tables;

@@ -1,6 +1,6 @@
 //! What a class-conditional transformer draws: its own in place of RNA.
 
-use super::command::Profiles;
+use super::profiles::Profiles;
 use crate::config::RnaEncoding;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -59,8 +59,12 @@ pub fn profiles(system: &System, classes: &[Class]) -> Result<Profiles> {
         z: Tensor::zeros(DType::F32, [n, system.config.beta_vae.latent]),
         inputs: Tensor::zeros(DType::F32, [n, 0]),
         labels: classes.iter().map(|class| class.number as i32).collect(),
-        report: format!("{n} of {} classes", system.config.ar.classes),
     })
+}
+
+/// What is drawn, for people.
+pub fn report(system: &System, classes: &[Class]) -> String {
+    format!("{} of {} classes", classes.len(), system.config.ar.classes)
 }
 
 /// One class for all profiles of a table, where the system wants a class.

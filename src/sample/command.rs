@@ -1,36 +1,30 @@
 //! `genevar sample`: tiles for rows of an RNA table, as PNG files, a grid and a record.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
 
 use super::classes::{self, Class};
-use super::{Graphs, Sampler, Subject, Tile, side_by_side};
+use super::edit::{self, Edit, Table};
+use super::job::{Job, TILES_A_ROW, real_tiles};
+use super::output::{Drawn, Output, Shard};
+use super::profiles::Profiles;
+use super::{Graphs, Sampler, Subject};
+use crate::config::SampleConfig;
 use crate::config::draw::DrawOptions;
-use crate::config::{RnaEncoding, SampleConfig};
 use crate::data::genes::GeneMap;
-use crate::data::loader::from_tensor;
-use crate::data::rna::Expression;
+use crate::data::ids::read_map;
+use crate::data::rna::{Expression, RnaNorm};
 use crate::data::source::{Rna, RnaOptions, Wanted};
+use crate::data::units::Units;
 use crate::error::{Error, Result, Within};
-use crate::io::atomic;
-use crate::io::images::{Rgb, grid, write_png};
-use crate::io::safetensors::{Store, Writer};
 use crate::io::tables::check_file_name;
-use crate::tensor::Tensor;
 use crate::train::place::PlaceOptions;
 use crate::train::system::System;
 
-/// Tiles that one row of a table may have: tile numbers are row * this + n.
-const TILES_A_ROW: u64 = 1 << 20;
-/// Most tiles shown in the grid, and the pixels between them.
-const GRID_ROWS: usize = 16;
-const GRID_GAP: usize = 2;
+/// Most tiles of a strip.
+const STEPS: usize = 512;
 
 /// Arguments of `genevar sample`.
 #[derive(Args, Debug)]
@@ -56,9 +50,23 @@ pub struct SampleArgs {
     /// Default: all.
     #[arg(long)]
     rows: Option<String>,
-    /// Tiles for each row.
+    /// Tiles for each row; with --between strips.
     #[arg(long, default_value_t = 4)]
     n: usize,
+    /// Changes a gene and draws each tile twice, as it is and edited, with the same random numbers:
+    /// +2sd or -1sd moves it from its own value by deviations of the training samples, as the
+    /// checkpoint keeps them; a number is a value in the table's units. May be given several times.
+    /// edits.json tells what changed.
+    #[arg(long, value_name = "GENE=CHANGE", value_parser = Edit::parse, requires = "rna")]
+    set: Vec<Edit>,
+    /// Draws strips from one row's profile to another's, in equal steps of z, each strip with the
+    /// random numbers of a tile of the first.
+    #[arg(long, num_args = 2, value_names = ["ROW_A", "ROW_B"], requires = "rna",
+        conflicts_with_all = ["rows", "set"])]
+    between: Vec<String>,
+    /// Tiles of a strip, both ends among them.
+    #[arg(long, default_value_t = 5, requires = "between")]
+    steps: usize,
     /// Seed of all random numbers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -78,173 +86,126 @@ pub struct SampleArgs {
     out: PathBuf,
 }
 
-/// A part of the tiles of a large job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shard {
-    /// From 1.
-    number: usize,
-    of: usize,
-}
-
-impl Shard {
-    fn parse(text: &str) -> std::result::Result<Self, String> {
-        let parts = text.split_once('/').map(|(a, b)| (a.parse(), b.parse()));
-        match parts {
-            Some((Ok(number), Ok(of))) if (1..=of).contains(&number) => Ok(Self { number, of }),
-            _ => Err("give a part and how many there are, as 1/4 to 4/4".into()),
-        }
-    }
-
-    /// Its stretch of `n` tiles.
-    fn range(self, n: usize) -> Range<usize> {
-        n * (self.number - 1) / self.of..n * self.number / self.of
-    }
-}
-
-/// The record of a run, `samples.json`, or of a part, `samples-2-of-4.json`.
-#[derive(Serialize)]
-struct Record<'a> {
-    checkpoint: String,
-    /// The table of RNA, where there was one.
-    rna: Option<String>,
-    genes: String,
-    seed: u64,
-    #[serde(flatten)]
-    draw: &'a SampleConfig,
-    seconds_per_tile: f64,
-    tiles: Vec<TileRecord<'a>>,
-}
-
-#[derive(Serialize)]
-struct TileRecord<'a> {
-    file: String,
-    sample: &'a str,
-    row: usize,
-    tile: u64,
-    tokens: Vec<i32>,
-}
-
-/// RNA of some samples, as the system reads it.
-pub struct Profiles {
-    /// Sample names.
-    pub names: Vec<String>,
-    /// z [N, latent].
-    pub z: Tensor,
-    /// Standardised expression [N, genes].
-    pub inputs: Tensor,
-    /// A class number a row, where the transformer is conditioned on them.
-    pub labels: Vec<i32>,
-    /// What became of the genes, for people.
-    pub report: String,
-}
-
-impl Profiles {
-    /// Encodes rows of an expression matrix.
-    pub fn encode(system: &System, x: &Expression, rows: &[usize]) -> Result<Self> {
-        let genes = &system.prior()?.norm.genes;
-        let map = GeneMap::new(genes, &x.genes, system.config.data.min_gene_match)?;
-        Self::mapped(system, x, rows, &map)
-    }
-
-    /// Encodes rows of a matrix in which the system's genes were found.
-    fn mapped(system: &System, x: &Expression, rows: &[usize], map: &GeneMap) -> Result<Self> {
-        let prior = system.prior()?;
-        let inputs = prior.norm.apply(x, rows, map)?;
-        Ok(Self {
-            names: rows.iter().map(|&r| x.samples[r].clone()).collect(),
-            z: prior.condition(&inputs)?,
-            inputs,
-            labels: Vec::new(),
-            report: map.report.to_string(),
-        })
-    }
-
-    /// What row `i` is drawn for, as tile number `id`.
-    pub fn subject(&self, system: &System, i: usize, id: u64) -> Result<Subject> {
-        let other = match system.config.ar.rna {
-            RnaEncoding::BetaVae => None,
-            RnaEncoding::Linear => Some(self.inputs.rows(i, 1)?),
-            RnaEncoding::ClassLabel => {
-                let fix =
-                    "name a class with --class, or draw with a model whose ar.rna is beta_vae";
-                let none = || Error::config("ar.rna", "is class_label, which reads no RNA", fix);
-                Some(Tensor::new_i32(vec![*self.labels.get(i).ok_or_else(none)?], [1])?)
-            }
-        };
-        Ok(Subject { id, z: self.z.rows(i, 1)?, other })
-    }
-}
-
 /// Runs the command.
+///
+/// # Errors
+/// Whatever is wrong with system, table or options, before anything is written; a full disk.
 pub fn run(args: &SampleArgs) -> Result<()> {
     let mut system = System::load(&args.checkpoint)?;
     let settings = settings(args, &system.config.sample)?;
     let classes = classes::pick(&system, &args.class)?;
-    let (profiles, rows) = match &args.rna {
-        Some(path) => of_rna(args, path, &mut system, &classes)?,
+    let mut told = Told::default();
+    let job = match &args.rna {
+        Some(path) => of_rna(args, path, (&mut system, &classes), &mut told)?,
         None => {
             args.place.place(&mut system)?;
-            let rows = classes.iter().map(|class| class.number).collect();
-            (classes::profiles(&system, &classes)?, rows)
+            let rows: Vec<usize> = classes.iter().map(|class| class.number).collect();
+            let report = classes::report(&system, &classes);
+            let profiles = classes::profiles(&system, &classes)?;
+            let mut job = Job::rows(&system, &profiles, None, (&rows, args.n))?;
+            job.report = report;
+            job
         }
     };
-    eprintln!("{}", profiles.report);
-    atomic::create_folder(&args.out)?;
-    let mut subjects = Vec::with_capacity(rows.len() * args.n);
-    for (i, &row) in rows.iter().enumerate() {
-        for j in 0..args.n as u64 {
-            subjects.push(profiles.subject(&system, i, row as u64 * TILES_A_ROW + j)?);
-        }
-    }
-    let part = args.shard.map_or(0..subjects.len(), |s| s.range(subjects.len()));
-    let subjects = &subjects[part.clone()];
+    eprintln!("{}", job.report);
+    job.changes.iter().for_each(|change| eprintln!("{}", change.sentence(&told.unit)));
+    let drawn = Drawn {
+        checkpoint: args.checkpoint.display().to_string(),
+        rna: args.rna.as_ref().map(|path| path.display().to_string()),
+        genes: &job.report,
+        seed: args.seed,
+        settings: &settings,
+    };
+    let all = job.items.len();
+    let part = (args.shard.map_or(0..all, |s| s.range(all)), args.shard);
+    let out = Output::new(&job, drawn, part, args.out.clone(), args.tensors.clone())?;
+    let subjects: Vec<Subject> = out.items().iter().map(|item| item.subject.clone()).collect();
     let (refiner, device) = (system.refiner(args.seed), system.device.clone());
     let graphs = Graphs::default();
     let sampler = Sampler { refiner, ar: &system.ar, settings: &settings, device, graphs };
     let bar = progress(subjects.len() as u64);
     let started = std::time::Instant::now();
-    let out = Written { args, settings: &settings, rows: &rows, profiles: &profiles, part };
-    let done: Mutex<BTreeMap<usize, Done>> = Mutex::default();
-    sampler.stream(subjects, &|i, tile| {
-        let written = out.write(i, &tile)?;
-        done.lock().unwrap_or_else(PoisonError::into_inner).insert(i, written);
+    sampler.stream(&subjects, &|i, tile| {
+        out.write(i, &tile)?;
         bar.inc(1);
         Ok(())
     })?;
-    let seconds = started.elapsed().as_secs_f64();
+    let seconds = started.elapsed().as_secs_f64() / subjects.len().max(1) as f64;
     bar.finish();
-    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    out.finish(subjects, done, seconds / subjects.len().max(1) as f64)
+    out.finish(seconds, (!args.set.is_empty()).then_some((&told.unit, &told.deviations)))
 }
 
-/// The profiles of the wanted rows of a table or a pack, and their numbers.
+/// What a record says of numbers.
+#[derive(Default)]
+struct Told {
+    /// Units of the table.
+    unit: String,
+    /// Where deviations come from.
+    deviations: String,
+}
+
+/// The job of a table or a pack.
 fn of_rna(
     args: &SampleArgs,
     path: &Path,
-    system: &mut System,
-    classes: &[Class],
-) -> Result<(Profiles, Vec<usize>)> {
-    let (x, map, said) = expression(args, path, system)?;
-    let rows = match &args.rows {
-        None => (0..x.len()).collect(),
-        Some(text) => pick_rows(text, &x.samples)?,
-    };
+    (system, classes): (&mut System, &[Class]),
+    told: &mut Told,
+) -> Result<Job> {
+    let read = Read::from(args, path, system)?;
+    let (x, map) = (&read.x, &read.map);
+    let rows = rows(args, &x.samples)?;
     for &r in &rows {
         check_file_name(&x.samples[r]).within(path.display())?;
     }
+    let ids = read_map(args.read.gene_map.as_ref())?;
     let labels = classes::one_for_all(system, classes, rows.len())?;
     args.place.place(system)?;
-    let profiles = Profiles::mapped(system, &x, &rows, &map).within(path.display())?;
-    Ok((Profiles { labels, report: said.join("\n"), ..profiles }, rows))
+    let profiles = Profiles::mapped(system, x, &rows, map).within(path.display())?;
+    let profiles = Profiles { labels, ..profiles };
+    let norm = &system.prior()?.norm;
+    let real = |rows: &[usize]| match args.shard {
+        None => real_tiles(path, rows, system.config.msvq.image),
+        Some(_) => Ok(Vec::new()),
+    };
+    let mut job = if let [from, to] = rows[..]
+        && !args.between.is_empty()
+    {
+        let strips = vec![from; args.n];
+        let others = vec![to; args.n];
+        let job = Job::between(system, &profiles, (from, args.n), args.steps)?;
+        job.beside([real(&strips)?, real(&others)?])
+    } else if args.set.is_empty() {
+        let job = Job::rows(system, &profiles, None, (&rows, args.n))?;
+        job.beside([real(&rows)?, Vec::new()])
+    } else {
+        let units = (read.units, norm.wants());
+        let table = Table { x, rows: &rows, map, ids: ids.as_ref(), units };
+        let (edited, changes) = edit::apply(system, &table, &profiles, &args.set)?;
+        let title = if let [one] = &args.set[..] { one.title() } else { "edited".into() };
+        let job = Job::rows(system, &profiles, Some((&edited, &title)), (&rows, args.n))?;
+        told.unit =
+            read.units.or(norm.wants()).map_or("(units not stated)".into(), |u| u.to_string());
+        told.deviations = deviations(norm, &args.checkpoint);
+        let mut job = job.beside([real(&rows)?, Vec::new()]);
+        job.changes = changes;
+        job
+    };
+    job.report = read.said.join("\n");
+    Ok(job)
 }
 
-/// What is kept of a tile that was written.
-struct Done {
-    tokens: Vec<i32>,
-    /// For the grid.
-    image: Option<Rgb>,
-    /// For --tensors.
-    tile: Option<Tile>,
+/// Where the deviations of `--set` come from.
+fn deviations(norm: &RnaNorm, checkpoint: &Path) -> String {
+    let scaling = norm.scaling;
+    let scaled = match scaling.counts_per > 0.0 {
+        true => format!("{} x / sum of the sample", scaling.counts_per),
+        false => "x".to_string(),
+    };
+    let level = if scaling.log1p { format!("ln(1 + {scaled})") } else { scaled };
+    format!(
+        "rna.sd of the stage beta_vae in {}: of {level}, over the training samples",
+        checkpoint.display()
+    )
 }
 
 /// A bar with rate and remaining time; silent where nobody looks.
@@ -258,22 +219,55 @@ fn settings(args: &SampleArgs, base: &SampleConfig) -> Result<SampleConfig> {
     if args.n == 0 || args.n as u64 >= TILES_A_ROW {
         return Err(Error::config("--n", format!("{} tiles a row", args.n), "give 1 to 1048575"));
     }
+    if !(2..=STEPS).contains(&args.steps) {
+        let what = format!("a strip of {} tiles", args.steps);
+        return Err(Error::config("--steps", what, format!("give 2 to {STEPS}")));
+    }
     args.draw.over(base)
 }
 
-/// The RNA as the system wants it, where its genes are, and what to say of it.
-fn expression(
-    args: &SampleArgs,
-    path: &Path,
-    system: &System,
-) -> Result<(Expression, GeneMap, Vec<String>)> {
-    let norm = &system.prior()?.norm;
-    let wanted = Wanted { genes: &norm.genes, units: norm.wants(), ..Wanted::default() };
-    let least = args.min_matched.unwrap_or(system.config.data.min_gene_match);
-    if !(0.0..=1.0).contains(&least) {
-        return Err(Error::config("--min-matched", format!("{least}"), "give a share, 0 to 1"));
+/// RNA as the system wants it.
+struct Read {
+    x: Expression,
+    /// What the values were before.
+    units: Option<Units>,
+    /// Where the system's genes are.
+    map: GeneMap,
+    /// What is said of it.
+    said: Vec<String>,
+}
+
+impl Read {
+    fn from(args: &SampleArgs, path: &Path, system: &System) -> Result<Self> {
+        let norm = &system.prior()?.norm;
+        let wanted = Wanted { genes: &norm.genes, units: norm.wants(), ..Wanted::default() };
+        let least = args.min_matched.unwrap_or(system.config.data.min_gene_match);
+        if !(0.0..=1.0).contains(&least) {
+            return Err(Error::config("--min-matched", format!("{least}"), "give a share, 0 to 1"));
+        }
+        let rna = Rna::read(path, &args.read, wanted)?;
+        let units = rna.units;
+        let (x, map, said) = rna.fit(wanted, least)?;
+        Ok(Self { x, units, map, said })
     }
-    Rna::read(path, &args.read, wanted)?.fit(wanted, least)
+}
+
+/// The rows that are drawn for.
+fn rows(args: &SampleArgs, names: &[String]) -> Result<Vec<usize>> {
+    if let [a, b] = &args.between[..] {
+        let end = |text: &str| match pick_rows(text, names).as_deref() {
+            Ok([row]) => Ok(*row),
+            _ => {
+                let fix = format!("use 0 to {} or a sample's name", names.len().saturating_sub(1));
+                Err(Error::config("--between", format!("{text:?} is no row of the table"), fix))
+            }
+        };
+        return Ok(vec![end(a)?, end(b)?]);
+    }
+    match &args.rows {
+        None => Ok((0..names.len()).collect()),
+        Some(text) => pick_rows(text, names),
+    }
 }
 
 /// `0-3,7,C6_10x14` as row numbers, in the order given, each once.
@@ -299,107 +293,9 @@ fn pick_rows(text: &str, names: &[String]) -> Result<Vec<usize>> {
     }
 }
 
-/// What is known of the tiles beside themselves.
-struct Written<'a> {
-    args: &'a SampleArgs,
-    settings: &'a SampleConfig,
-    rows: &'a [usize],
-    profiles: &'a Profiles,
-    /// Which of all tiles these are.
-    part: Range<usize>,
-}
-
-impl Written<'_> {
-    /// The sample of tile `i` of the part, and its file.
-    fn name(&self, i: usize) -> (&str, String) {
-        let (at, n) = (self.part.start + i, self.args.n);
-        let sample = &self.profiles.names[at / n];
-        (sample, format!("{sample}_{}.png", at % n))
-    }
-
-    /// Writes a tile.
-    fn write(&self, i: usize, tile: &Tile) -> Result<Done> {
-        let image = from_tensor(&tile.pixels)?.swap_remove(0);
-        write_png(self.args.out.join(self.name(i).1), &image)?;
-        let shown = self.args.shard.is_none() && i < self.args.n * GRID_ROWS;
-        Ok(Done {
-            tokens: tile.tokens.i32s()?.to_vec(),
-            image: shown.then_some(image),
-            tile: self.args.tensors.is_some().then(|| tile.clone()),
-        })
-    }
-
-    /// Writes the numbers of all tiles where they were asked for.
-    fn write_tensors(&self, subjects: &[Subject], done: &BTreeMap<usize, Done>) -> Result<()> {
-        let Some(path) = &self.args.tensors else { return Ok(()) };
-        let tiles: Vec<&Tile> = done.values().filter_map(|d| d.tile.as_ref()).collect();
-        let all = |of: fn(&Tile) -> &Tensor| side_by_side(tiles.iter().map(|t| of(t)));
-        let mut writer = Writer::new();
-        let z = side_by_side(subjects.iter().map(|s| &s.z))?;
-        writer.tensor("z", &z, Store::Full)?;
-        writer.tensor("tokens", &all(|t| &t.tokens)?, Store::Full)?;
-        writer.tensor("latent", &all(|t| &t.latent)?, Store::Full)?;
-        writer.tensor("pixels", &all(|t| &t.pixels)?, Store::Full)?;
-        writer.meta("seed", self.args.seed.to_string());
-        let ids: Vec<String> = subjects.iter().map(|s| s.id.to_string()).collect();
-        writer.meta("ids", ids.join(" "));
-        writer.save(path).map(drop)
-    }
-
-    /// Writes grid and record.
-    fn finish(
-        &self,
-        subjects: &[Subject],
-        done: BTreeMap<usize, Done>,
-        seconds_per_tile: f64,
-    ) -> Result<()> {
-        self.write_tensors(subjects, &done)?;
-        let mut images: Vec<Rgb> = Vec::new();
-        let mut records = Vec::with_capacity(done.len());
-        for ((i, done), subject) in done.into_iter().zip(subjects) {
-            let (sample, file) = self.name(i);
-            let row = self.rows[(self.part.start + i) / self.args.n];
-            images.extend(done.image);
-            records.push(TileRecord { file, sample, row, tile: subject.id, tokens: done.tokens });
-        }
-        let name = match self.args.shard {
-            None => {
-                let grid = grid(&images, self.args.n, GRID_GAP)?;
-                write_png(self.args.out.join("grid.png"), &grid)?;
-                "samples.json".to_string()
-            }
-            Some(Shard { number, of }) => format!("samples-{number}-of-{of}.json"),
-        };
-        let record = Record {
-            checkpoint: self.args.checkpoint.display().to_string(),
-            rna: self.args.rna.as_ref().map(|path| path.display().to_string()),
-            genes: self.profiles.report.clone(),
-            seed: self.args.seed,
-            draw: self.settings,
-            seconds_per_tile,
-            tiles: records,
-        };
-        let json = serde_json::to_vec_pretty(&record)
-            .map_err(|e| Error::Internal(format!("{name}: {e}")))?;
-        atomic::write(self.args.out.join(name), &json)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shards_are_all_tiles_once() {
-        for (n, of) in [(0, 3), (1, 4), (7, 3), (12, 4)] {
-            let parts = (1..=of).flat_map(|number| Shard { number, of }.range(n));
-            assert!(parts.eq(0..n), "{n} tiles in {of} parts");
-        }
-        assert_eq!(Shard::parse("2/4"), Ok(Shard { number: 2, of: 4 }));
-        for bad in ["", "4", "0/4", "5/4", "1/0", "a/b", "-1/2"] {
-            assert!(Shard::parse(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn rows_are_numbers_ranges_and_names() {

@@ -4,8 +4,13 @@
 //! by one, spread over the cores, on a GPU some at a time, by kernels that sum the numbers of a
 //! sample in an order of its own. So neither the batch nor the number of threads changes a bit of
 //! any of them.
+
 pub mod classes;
 pub mod command;
+mod edit;
+mod job;
+mod output;
+pub mod profiles;
 mod replay;
 
 pub use replay::{Cost, Graphs};

@@ -1,4 +1,4 @@
-//! Words on pictures: capital letters and digits of five by seven dots.
+//! Words on pictures: capital letters, digits and signs of five by seven dots.
 
 use crate::error::Result;
 use crate::io::images::Rgb;
@@ -9,7 +9,7 @@ const STEP: usize = WIDE + 1;
 const HIGH: usize = 7;
 
 /// Rows of each letter from the top, the leftmost dot being bit 4.
-const LETTERS: [(char, [u8; HIGH]); 38] = [
+const LETTERS: [(char, [u8; HIGH]); 52] = [
     ('A', [0x0e, 0x11, 0x11, 0x1f, 0x11, 0x11, 0x11]),
     ('B', [0x1e, 0x11, 0x11, 0x1e, 0x11, 0x11, 0x1e]),
     ('C', [0x0e, 0x11, 0x10, 0x10, 0x10, 0x11, 0x0e]),
@@ -48,7 +48,23 @@ const LETTERS: [(char, [u8; HIGH]); 38] = [
     ('9', [0x0e, 0x11, 0x11, 0x0f, 0x01, 0x02, 0x0c]),
     (',', [0x00, 0x00, 0x00, 0x00, 0x0c, 0x04, 0x08]),
     ('-', [0x00, 0x00, 0x00, 0x1f, 0x00, 0x00, 0x00]),
+    ('+', [0x00, 0x04, 0x04, 0x1f, 0x04, 0x04, 0x00]),
+    ('=', [0x00, 0x00, 0x1f, 0x00, 0x1f, 0x00, 0x00]),
+    ('.', [0x00, 0x00, 0x00, 0x00, 0x00, 0x0c, 0x0c]),
+    ('_', [0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x1f]),
+    (':', [0x00, 0x0c, 0x0c, 0x00, 0x0c, 0x0c, 0x00]),
+    ('/', [0x01, 0x01, 0x02, 0x04, 0x08, 0x10, 0x10]),
+    ('(', [0x02, 0x04, 0x08, 0x08, 0x08, 0x04, 0x02]),
+    (')', [0x08, 0x04, 0x02, 0x02, 0x02, 0x04, 0x08]),
+    ('%', [0x18, 0x19, 0x02, 0x04, 0x08, 0x13, 0x03]),
+    ('#', [0x0a, 0x0a, 0x1f, 0x0a, 0x1f, 0x0a, 0x0a]),
+    ('*', [0x00, 0x04, 0x15, 0x0e, 0x15, 0x04, 0x00]),
+    ('>', [0x08, 0x04, 0x02, 0x01, 0x02, 0x04, 0x08]),
+    ('<', [0x02, 0x04, 0x08, 0x10, 0x08, 0x04, 0x02]),
+    ('|', [0x04, 0x04, 0x04, 0x04, 0x04, 0x04, 0x04]),
 ];
+/// What stands for any other sign.
+const UNKNOWN: [u8; HIGH] = [0x1f, 0x11, 0x11, 0x11, 0x11, 0x11, 0x1f];
 
 /// Width of `text` in pixels, a dot being `dot` pixels wide.
 pub fn width(text: &str, dot: usize) -> usize {
@@ -60,8 +76,8 @@ pub fn height(dot: usize) -> usize {
     HIGH * dot
 }
 
-/// Writes `text` in dark grey with its top left corner at `at`. Small letters become capitals; what
-/// is neither letter nor digit becomes a blank.
+/// Writes `text` in dark grey with its top left corner at `at`. Small letters become capitals, a
+/// sign that has no letter here becomes a box.
 ///
 /// # Errors
 /// `Shape` when it leaves the image.
@@ -69,7 +85,10 @@ pub fn write(image: &mut Rgb, text: &str, at: (usize, usize), dot: usize) -> Res
     let ink = Rgb::filled(dot, dot, [50; 3]);
     for (i, c) in text.chars().enumerate() {
         let c = c.to_ascii_uppercase();
-        let Some((_, rows)) = LETTERS.iter().find(|(l, _)| *l == c) else { continue };
+        if c.is_whitespace() {
+            continue;
+        }
+        let rows = LETTERS.iter().find(|(l, _)| *l == c).map_or(&UNKNOWN, |(_, rows)| rows);
         for (y, row) in rows.iter().enumerate() {
             for x in (0..WIDE).filter(|x| row >> (WIDE - 1 - x) & 1 == 1) {
                 image.paste(&ink, at.0 + (i * STEP + x) * dot, at.1 + y * dot)?;
@@ -92,8 +111,12 @@ mod tests {
         let dark = image.data.chunks(3).filter(|p| p[0] == 50).count();
         assert!(dark > 300, "{dark}");
         assert!(write(&mut Rgb::filled(w - 1, h, [255; 3]), text, (0, 0), 2).is_err());
-        let mut names: Vec<char> = LETTERS.iter().map(|(c, _)| *c).collect();
-        names.dedup();
+        let names: std::collections::BTreeSet<char> = LETTERS.iter().map(|(c, _)| *c).collect();
         assert_eq!(names.len(), LETTERS.len());
+        let shapes: std::collections::BTreeSet<_> = LETTERS.iter().map(|(_, rows)| rows).collect();
+        assert_eq!(shapes.len(), LETTERS.len(), "two letters look alike");
+        let mut strange = Rgb::filled(width("é", 1), height(1), [255; 3]);
+        write(&mut strange, "é", (0, 0), 1).unwrap();
+        assert_eq!(strange.data.chunks(3).filter(|p| p[0] == 50).count(), 20, "a box");
     }
 }
