@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(256, 1) ada_block_fwd(
     up(hold, h, rows, [&](unsigned r, unsigned j, float sum) {
         wide[r * hidden + j] = from_float<T>(gelu(sum));
     });
-    grid_barrier(gate, 6);
+    grid_barrier_last(gate, 6);
     down(hold, wide, rows, [&](unsigned r, unsigned j, float sum) {
         const unsigned at = r * c + j;
         y[at] = from_float<T>(fmaf(to_float(gate2[r / n * c + j]), sum, middle[at]));

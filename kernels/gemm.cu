@@ -25,7 +25,8 @@ __device__ __forceinline__ void tiles(void* shared, const T* a, const T* b, floa
 }
 
 // matmul_mma_fwd: y = residual + gate * act(op(a) op(b) + bias), kept = the argument of act; with
-// splits > 1 sums over a part of k each go to `part`, for matmul_join_fwd.
+// splits > 1 sums over a part of k each go to `part`, for matmul_join_fwd. With piece > 0 all rows
+// of so many columns of y lie before those of the next ones.
 //   for    T: bf16; S: 64, 128; TA: false, true; TB: false, true
 //   floor  bytes = batch*(m*k + k*n)*s + (biased + gates)*n*max(2 - splits, 0)*s
 //            + max(2 - splits, 0)*batch*m*n*(1 + keep + added)*s
@@ -38,7 +39,8 @@ __device__ __forceinline__ void tiles(void* shared, const T* a, const T* b, floa
 //          permuted: no bank conflicts. Lines that do not begin at multiples of 16 bytes come as
 //          single elements.
 //   code   tensor cores, 16-byte loads
-//   slack  2.1 for max(m, n) <= S (lines may begin inside sectors); 4.2 for max(m, n) <= 2*S;
+//   slack  17 for piece/16*16 < piece and max(m, n) <= 2*S (pieces begin inside sectors);
+//          2.1 for max(m, n) <= S (lines may begin inside sectors); 4.2 for max(m, n) <= 2*S;
 //          300 beyond (an operand is read for every tile across it)
 //   bits   fixed order of k, no atomics: repeatable
 template <class T, int S, bool TA, bool TB>
@@ -52,11 +54,11 @@ __global__ void __launch_bounds__(128, 2) matmul_mma_fwd(
     const T* __restrict__ residual,   // [added*batch*m*n]
     const T* __restrict__ gate,       // [gates*n]
     int batch, int m, int n, int k, int splits, int keep, int biased, int added, int gates,
-    int act) {
+    int act, int piece) {
     using Block = MmaBlock<S, S, TA, TB>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Finish<T> finish = finish_of(y, kept, bias, residual, gate, batch * m, n, keep, biased,
-                                       added, gates, act);
+                                       added, gates, act, piece);
     tiles<Block, T>(shared, a, b, part, finish, {batch, m, n, k, splits});
 }
 
@@ -72,7 +74,8 @@ __global__ void __launch_bounds__(128, 2) matmul_mma_fwd(
 //          registers. k goes by in steps of 16 through two stages; the next one's loads wait in
 //          registers. Turned over or not, no bank conflicts.
 //   code   16-byte loads
-//   slack  2.1 for max(m, n) <= S (lines may begin inside sectors); 4.2 for max(m, n) <= 2*S;
+//   slack  17 for piece/16*16 < piece and max(m, n) <= 2*S (pieces begin inside sectors);
+//          2.1 for max(m, n) <= S (lines may begin inside sectors); 4.2 for max(m, n) <= 2*S;
 //          300 beyond (an operand is read for every tile across it)
 //   bits   fixed order of k, no atomics: repeatable
 template <class T, int S, bool TA, bool TB>
@@ -86,11 +89,11 @@ __global__ void __launch_bounds__(256, 2) matmul_fma_fwd(
     const T* __restrict__ residual,   // [added*batch*m*n]
     const T* __restrict__ gate,       // [gates*n]
     int batch, int m, int n, int k, int splits, int keep, int biased, int added, int gates,
-    int act) {
+    int act, int piece) {
     using Block = FmaBlock<S, TA, TB>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Finish<T> finish = finish_of(y, kept, bias, residual, gate, batch * m, n, keep, biased,
-                                       added, gates, act);
+                                       added, gates, act, piece);
     tiles<Block, T>(shared, a, b, part, finish, {batch, m, n, k, splits});
 }
 
@@ -102,7 +105,8 @@ __global__ void __launch_bounds__(256, 2) matmul_fma_fwd(
 //   plan   the grid strides over four neighbours at a time; single elements where rows or
 //          addresses are odd
 //   code   16-byte loads
-//   slack  3 (absent parts of the epilogue are computed too, bias and gate are read by every row)
+//   slack  17 for piece/16*16 < piece (pieces begin inside sectors); 3 beyond (absent
+//          parts of the epilogue are computed too, bias and gate are read by every row)
 //   bits   parts are added in their order: repeatable
 template <class T>
 __global__ void __launch_bounds__(256) matmul_join_fwd(
@@ -112,9 +116,10 @@ __global__ void __launch_bounds__(256) matmul_join_fwd(
     const T*     __restrict__ bias,       // [biased*cols]
     const T*     __restrict__ residual,   // [added*rows*cols]
     const T*     __restrict__ gate,       // [gates*cols]
-    int rows, int cols, int splits, int keep, int biased, int added, int gates, int act) {
+    int rows, int cols, int splits, int keep, int biased, int added, int gates, int act,
+    int piece) {
     const Finish<T> finish = finish_of(y, kept, bias, residual, gate, rows, cols, keep, biased,
-                                       added, gates, act);
+                                       added, gates, act, piece);
     const unsigned size = static_cast<unsigned>(rows) * cols;
     auto each = [&](auto w) {
         constexpr int N = decltype(w)::value;
@@ -149,7 +154,8 @@ __global__ void __launch_bounds__(256) matmul_join_fwd(
 //          all rows at once: every weight is read once. Then a shuffle tree over the lanes and the
 //          slices of the block in their order.
 //   code   16-byte loads
-//   slack  2.1 for R*groups <= 4; 3.1 for R*groups <= 8; 9.1 for R*groups <= 16; 300 beyond (few
+//   slack  17 for piece/16*16 < piece and R*groups <= 16 (pieces begin inside sectors);
+//          2.1 for R*groups <= 4; 3.1 for R*groups <= 8; 9.1 for R*groups <= 16; 300 beyond (few
 //          is read by every warp, a shared `many` for every group)
 //   bits   fixed shuffle tree, slices in order, no atomics: repeatable, and a row's do not depend
 //          on the rows beside it
@@ -163,13 +169,13 @@ __global__ void __launch_bounds__(256, R < 8 ? 3 : 2) matmul_dot_fwd(
     const T* __restrict__ residual,   // [added*total*cols]
     const T* __restrict__ gate,       // [gates*(cols + swapped*(rows - cols))]
     int groups, int rows, int total, int cols, int k, int slices, int shared, int swapped,
-    int keep, int biased, int added, int gates, int act) {
+    int keep, int biased, int added, int gates, int act, int piece) {
     constexpr int C = R < 16 ? 4 : 2;
     __shared__ float hold[WARPS][WARP];
     const Thin<T> all(few, many, rows, total, cols, k, shared, swapped);
     const Finish<T> finish =
         finish_of(y, kept, bias, residual, gate, swapped ? groups * cols : total,
-                  swapped ? rows : cols, keep, biased, added, gates, act);
+                  swapped ? rows : cols, keep, biased, added, gates, act, piece);
     const bool packets = all.packets();
     const unsigned warp = threadIdx.x / WARP;
     const unsigned slice = warp % slices, slots = WARPS / slices;
@@ -197,7 +203,8 @@ __global__ void __launch_bounds__(256, R < 8 ? 3 : 2) matmul_dot_fwd(
 //          as they come, since the order of k is free: no shared memory, every weight read once.
 //          Then the slices of the block in their order.
 //   code   tensor cores, 16-byte loads
-//   slack  2.1 for R*groups <= 8; 3.1 for R*groups <= 16; 5.1 for R*groups <= 32; 300 beyond (few
+//   slack  17 for piece/16*16 < piece and R*groups <= 32 (pieces begin inside sectors);
+//          2.1 for R*groups <= 8; 3.1 for R*groups <= 16; 5.1 for R*groups <= 32; 300 beyond (few
 //          is read by every warp, a shared `many` for every group)
 //   bits   fixed order of k, slices in order, no atomics: repeatable, and a row's do not depend on
 //          the rows beside it
@@ -211,12 +218,12 @@ __global__ void __launch_bounds__(256, R < 32 ? 3 : 2) matmul_dot_mma_fwd(
     const T* __restrict__ residual,   // [added*total*cols]
     const T* __restrict__ gate,       // [gates*(cols + swapped*(rows - cols))]
     int groups, int rows, int total, int cols, int k, int slices, int shared, int swapped,
-    int keep, int biased, int added, int gates, int act) {
+    int keep, int biased, int added, int gates, int act, int piece) {
     __shared__ float hold[WARPS][R / 4][WARP];
     const Thin<T> all(few, many, rows, total, cols, k, shared, swapped);
     const Finish<T> finish =
         finish_of(y, kept, bias, residual, gate, swapped ? groups * cols : total,
-                  swapped ? rows : cols, keep, biased, added, gates, act);
+                  swapped ? rows : cols, keep, biased, added, gates, act, piece);
     const bool packets = all.packets();
     const unsigned warp = threadIdx.x / WARP;
     const unsigned slice = warp % slices, slots = WARPS / slices;

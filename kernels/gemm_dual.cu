@@ -49,9 +49,11 @@ struct PairFinish {
     // Rows that share a row of the gate, rows and columns of y.
     unsigned each, rows, cols;
     int act;
+    // As of Finish.
+    unsigned piece;
 
     __device__ __forceinline__ bool fours() const {
-        return cols % 4 == 0 &&
+        return cols % 4 == 0 && piece % 4 == 0 &&
                aligned(y, dy, kept, bias, residual, dresidual, gate, dgate);
     }
 
@@ -83,8 +85,10 @@ struct PairFinish {
         }
         if (residual != nullptr) add(v, load<N>(residual + at));
         if (dresidual != nullptr) add(d, load<N>(dresidual + at));
-        store(y + at, v);
-        store(dy + at, d);
+        const unsigned to =
+            piece == 0 ? at : (col / piece * rows + row) * piece + col % piece;
+        store(y + to, v);
+        store(dy + to, d);
     }
 
     template <int N>
@@ -143,7 +147,7 @@ template <class T>
 __device__ __forceinline__ PairFinish<T> pair_finish_of(
     T* y, T* dy, T* kept, const T* bias, const T* residual, const T* dresidual, const T* gate,
     const T* dgate, int rows, int cols, int keep, int biased, int added, int dadded, int gates,
-    int dgates, int act) {
+    int dgates, int act, int piece) {
     return {y,
             dy,
             keep ? kept : nullptr,
@@ -155,11 +159,12 @@ __device__ __forceinline__ PairFinish<T> pair_finish_of(
             gates ? static_cast<unsigned>(rows) / gates : 1,
             static_cast<unsigned>(rows),
             static_cast<unsigned>(cols),
-            act};
+            act,
+            static_cast<unsigned>(piece)};
 }
 
 // linear_dual_mma_fwd: a layer, y = residual + gate act(x w^T + bias), and its tangent
-// along dx and those of residual and gate; kept = the argument of act.
+// along dx and those of residual and gate; kept = the argument of act; piece as of matmul_mma_fwd.
 //   for    T: bf16; S: 64, 128
 //   floor  bytes = (2*rows + cols)*k*s + biased*cols*s + (gates + dgates)*cols*s
 //            + rows*cols*s*(2 + keep + added + dadded);
@@ -169,7 +174,8 @@ __device__ __forceinline__ PairFinish<T> pair_finish_of(
 //   plan   as matmul_mma_fwd of gemm.cu, S/2 rows of x and as many of dx to a tile, so that both
 //          share one read of the weights; no bank conflicts
 //   code   tensor cores, 16-byte loads
-//   slack  2.6 for max(2*rows, cols) <= S (lines may begin inside sectors); 5.2 for
+//   slack  17 for piece/16*16 < piece and max(2*rows, cols) <= 2*S (pieces begin inside
+//          sectors); 2.6 for max(2*rows, cols) <= S (lines may begin inside sectors); 5.2 for
 //          max(2*rows, cols) <= 2*S; 300 beyond (an operand is read for every tile across it)
 //   bits   fixed order of k, no atomics: repeatable
 template <class T, int S>
@@ -186,12 +192,12 @@ __global__ void __launch_bounds__(128, 2) linear_dual_mma_fwd(
     const T* __restrict__ gate,        // [gates*cols]
     const T* __restrict__ dgate,       // [dgates*cols]
     int rows, int cols, int k, int keep, int biased, int added, int dadded, int gates, int dgates,
-    int act) {
+    int act, int piece) {
     using Block = MmaBlock<S, S, false, true>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const PairFinish<T> finish =
         pair_finish_of(y, dy, kept, bias, residual, dresidual, gate, dgate, rows, cols, keep,
-                       biased, added, dadded, gates, dgates, act);
+                       biased, added, dadded, gates, dgates, act, piece);
     pair_tiles<Block>(shared, x, dx, w, k, finish);
 }
 
@@ -205,7 +211,8 @@ __global__ void __launch_bounds__(128, 2) linear_dual_mma_fwd(
 //   plan   as matmul_fma_fwd of gemm.cu, S/2 rows of x and as many of dx to a tile; no bank
 //          conflicts
 //   code   16-byte loads
-//   slack  2.6 for max(2*rows, cols) <= S (lines may begin inside sectors); 5.2 for
+//   slack  17 for piece/16*16 < piece and max(2*rows, cols) <= 2*S (pieces begin inside
+//          sectors); 2.6 for max(2*rows, cols) <= S (lines may begin inside sectors); 5.2 for
 //          max(2*rows, cols) <= 2*S; 300 beyond (an operand is read for every tile across it)
 //   bits   fixed order of k, no atomics: repeatable
 template <class T, int S>
@@ -222,11 +229,11 @@ __global__ void __launch_bounds__(256, S < 128 ? 2 : 1) linear_dual_fma_fwd(
     const T* __restrict__ gate,        // [gates*cols]
     const T* __restrict__ dgate,       // [dgates*cols]
     int rows, int cols, int k, int keep, int biased, int added, int dadded, int gates, int dgates,
-    int act) {
+    int act, int piece) {
     using Block = FmaBlock<S, false, true>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const PairFinish<T> finish =
         pair_finish_of(y, dy, kept, bias, residual, dresidual, gate, dgate, rows, cols, keep,
-                       biased, added, dadded, gates, dgates, act);
+                       biased, added, dadded, gates, dgates, act, piece);
     pair_tiles<Block>(shared, x, dx, w, k, finish);
 }

@@ -78,7 +78,8 @@ __device__ __forceinline__ void multiply_all(Space<Block>& space, const Finish<T
 //          m64n128k16. The next tile's operands come while this one's sums are stored, through a
 //          slab of their own; no bank conflicts.
 //   code   tensor cores, 16-byte loads
-//   slack  2.1 for max(m, n) <= 128 (lines may begin inside sectors); 4.2 for max(m, n) <= 256;
+//   slack  17 for piece/16*16 < piece and max(m, n) <= 256 (pieces begin inside sectors);
+//          2.1 for max(m, n) <= 128 (lines may begin inside sectors); 4.2 for max(m, n) <= 256;
 //          300 beyond (an operand is read for every tile across it)
 //   bits   fixed order of k, no atomics: repeatable
 template <class T, bool TA, bool TB>
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(288, 1) matmul_wgmma_fwd(
     const T* __restrict__ residual,   // [added*batch*m*n]
     const T* __restrict__ gate,       // [gates*n]
     int batch, int m, int n, int k, int splits, int keep, int biased, int added, int gates,
-    int act) {
+    int act, int piece) {
     using Block = GroupBlock<TA, TB>;
     extern __shared__ uint4 shared[];
     // Boxes are permuted by address: they begin at multiples of 1024.
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(288, 1) matmul_wgmma_fwd(
         fetch_all<Block, TA, TB>(space, a, b, sizes);
     } else if (threadIdx.x < Block::THREADS) {
         const Finish<T> finish = finish_of(y, kept, bias, residual, gate, batch * m, n, keep,
-                                           biased, added, gates, act);
+                                           biased, added, gates, act, piece);
         multiply_all(space, finish, part, sizes);
     }
 }

@@ -442,10 +442,12 @@ fn keys_and_values_are_written_where_they_belong() {
 fn a_graph_draws_the_tiles_of_its_eager_twin() {
     let Some(device) = cuda() else { return };
     let Device::Cuda(queue) = &device else { panic!("not a GPU") };
-    for precision in [Precision::F32, Precision::Bf16] {
+    use Precision::{Bf16, F32};
+    // Blocks in one launch, whose blocks wait for each other, are recorded too.
+    for (precision, few) in [(F32, 0), (Bf16, 0), (F32, 36), (Bf16, 36)] {
         let s = system_in(&device, precision);
         let subjects = |first: u64| (first..first + 3).map(|i| s.subject(i)).collect::<Vec<_>>();
-        let (refiner, settings) = (s.refiner(), settings());
+        let (refiner, settings) = (s.refiner(), SampleConfig { few, ..settings() });
         let (device, graphs) = (device.clone(), Graphs::default());
         let mut sampler = Sampler { refiner, ar: &s.ar, settings: &settings, device, graphs };
         let draw = |s: &Sampler<'_>, first: u64| -> Vec<_> {
@@ -456,7 +458,7 @@ fn a_graph_draws_the_tiles_of_its_eager_twin() {
         assert_eq!(sampler.graphs.cost(3), None);
         let first = draw(&sampler, 40);
         let cost = sampler.graphs.cost(3).unwrap();
-        eprintln!("{precision:?}: {cost:?}, {} scales", s.ar.scales());
+        eprintln!("{precision:?}, few {few}: {cost:?}, {} scales", s.ar.scales());
         let counts = || [queue.launches(), queue.allocations(), queue.uploads(), queue.fetches()];
         // Another seed, other tiles and conditions: the same graph.
         sampler.refiner.seed = SEED + 1;

@@ -304,7 +304,7 @@ fn products_begin_at_any_address() {
                 let (mut kept, mut part) = (SliceMut::none(&q), SliceMut::none(&q));
                 gemm::$entry::<$t, $side, false, true>(
                     &q, grid, y, &mut kept, &mut part, a, w, &no, &no, &no, 1, m, n, k, 1, 0, 0,
-                    0, 0, 0,
+                    0, 0, 0, 0,
                 )
             });
         };
@@ -320,7 +320,7 @@ fn products_begin_at_any_address() {
                 let mut kept = SliceMut::none(&q);
                 gemm::$entry::<$t, 8>(
                     &q, grid, y, &mut kept, a, w, &no, &no, &no, 1, m, m, n, k, 2, 0, 0, 0, 0, 0,
-                    0, 0,
+                    0, 0, 0,
                 )
             });
         };
@@ -440,6 +440,7 @@ fn a_product_by_wgmma_does_not_depend_on_the_number_of_blocks() {
             1,
             0,
             1,
+            0,
             0,
             0,
             0,

@@ -21,10 +21,18 @@ struct Finish {
     int act;
     // What rows are counted from.
     unsigned row0;
+    // Columns of y that lie together, all rows of them before those of the next ones; 0: all.
+    unsigned piece = 0, rows = 0;
 
     // Whether four neighbours can be moved at once.
     __device__ __forceinline__ bool fours() const {
-        return cols % 4 == 0 && aligned(y, kept, bias, residual, gate);
+        return cols % 4 == 0 && piece % 4 == 0 && aligned(y, kept, bias, residual, gate);
+    }
+
+    // Where a sum lies in y.
+    __device__ __forceinline__ unsigned place(unsigned row, unsigned col) const {
+        if (piece == 0) return (row0 + row) * cols + col;
+        return (col / piece * rows + row0 + row) * piece + col % piece;
     }
 
     // The same for rows counted from row `first`.
@@ -72,7 +80,7 @@ struct Finish {
 #pragma unroll
             for (int i = 0; i < N; ++i) v.at[i] += b.residual.at[i];
         }
-        store(y + at, v);
+        store(y + place(row, col), v);
     }
 
     template <int N>
@@ -85,7 +93,7 @@ struct Finish {
 template <class T>
 __device__ __forceinline__ Finish<T> finish_of(
     T* y, T* kept, const T* bias, const T* residual, const T* gate, int rows, int cols, int keep,
-    int biased, int added, int gates, int act) {
+    int biased, int added, int gates, int act, int piece) {
     return {y,
             keep ? kept : nullptr,
             biased ? bias : nullptr,
@@ -94,7 +102,9 @@ __device__ __forceinline__ Finish<T> finish_of(
             gates ? static_cast<unsigned>(rows) / gates : 1,
             static_cast<unsigned>(cols),
             act,
-            0};
+            0,
+            static_cast<unsigned>(piece),
+            static_cast<unsigned>(rows)};
 }
 
 // Where the sums over a part of k go: as they are to lines of `cols`.

@@ -16,6 +16,15 @@ __device__ __forceinline__ void grid_barrier(int* gate, int turn) {
     __syncthreads();
 }
 
+// The last barrier of a launch: as grid_barrier, and leaves `gate` 0 as it was found.
+__device__ __forceinline__ void grid_barrier_last(int* gate, int turn) {
+    grid_barrier(gate, turn);
+    // Who comes here as the last one knows that nobody waits any more.
+    if (threadIdx.x == 0 && atomicAdd(gate, 1) == (turn + 1) * static_cast<int>(gridDim.x) - 1) {
+        *gate = 0;
+    }
+}
+
 // Asks for the 128-byte line of an address to be brought into the L2 cache.
 __device__ __forceinline__ void prefetch(const void* at) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(at));

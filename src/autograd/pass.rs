@@ -127,6 +127,11 @@ impl Pass {
         self.tape.is_some()
     }
 
+    /// Whether a parameter's gradient will be asked for.
+    pub fn tracks(&self, p: &Param) -> bool {
+        self.records() && self.tracked.contains(&p.key().0)
+    }
+
     /// A leaf whose gradient will be asked for.
     pub fn leaf(&self, value: Tensor) -> Var {
         let node = self.tape.as_ref().map(|t| t.borrow_mut().leaf());
@@ -142,7 +147,7 @@ impl Pass {
     /// A parameter as a variable.
     pub fn param(&self, p: &Param) -> Var {
         let value = p.value();
-        let node = self.tape.as_ref().filter(|_| self.tracked.contains(&p.key().0)).map(|t| {
+        let node = self.tape.as_ref().filter(|_| self.tracks(p)).map(|t| {
             let tape = &mut *t.borrow_mut();
             match tape.params.get(&p.key()) {
                 Some(&i) => i,

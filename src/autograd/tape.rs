@@ -4,8 +4,10 @@ use std::collections::HashMap;
 
 use super::param::Param;
 use super::pass::Var;
+use crate::device::Device;
 use crate::error::{Error, Result, Within};
 use crate::ops::elementwise::ADD;
+use crate::ops::layout::stacked;
 use crate::ops::{DynOp, Saved, call};
 use crate::tensor::Tensor;
 
@@ -38,23 +40,68 @@ impl Tape {
         let mut grads: Vec<Option<Tensor>> = Vec::new();
         grads.resize_with(self.nodes.len(), || None);
         grads[from] = Some(seed);
+        let mut parts = Parts::default();
         while let Some(node) = self.nodes.pop() {
             let at = self.nodes.len();
-            let Some((op, saved)) = node.made_by else { continue };
-            let Some(g) = grads[at].take() else { continue };
+            let (whole, entries) = (grads[at].take(), parts.of(at)?);
+            let Some((op, saved)) = node.made_by else {
+                // A leaf keeps its gradient.
+                grads[at] = sum(whole, entries.map(|e| stacked(&e)).transpose()?)?;
+                continue;
+            };
             let want: Vec<bool> = node.parents.iter().map(Option::is_some).collect();
-            let found =
-                op.vjp(&saved, &g, &want).within(format_args!("backward of {}", op.name()))?;
+            let found = match (whole, entries) {
+                (None, None) => continue,
+                (Some(g), None) => match (op.part(), &node.parents[..]) {
+                    (Some(index), [Some(of)]) => {
+                        parts.add(*of, (index, saved.shape(0).dims()[0]), g)?;
+                        continue;
+                    }
+                    _ => op.vjp(&saved, &g, &want),
+                },
+                (None, Some(entries)) => op.vjp_of_parts(&saved, &entries, &want),
+                (whole, Some(entries)) => {
+                    let g = sum(whole, Some(stacked(&entries)?))?;
+                    g.map_or(Ok(Vec::new()), |g| op.vjp(&saved, &g, &want))
+                }
+            };
+            let found = found.within(format_args!("backward of {}", op.name()))?;
             for (parent, g) in node.parents.iter().zip(found) {
-                if let (Some(p), Some(g)) = (parent, g) {
-                    grads[*p] = Some(match grads[*p].take() {
-                        Some(sum) => call(&ADD, &[&sum, &g])?,
-                        None => g,
-                    });
+                if let Some(p) = parent {
+                    grads[*p] = sum(grads[*p].take(), g)?;
                 }
             }
         }
         Ok(Gradients { grads, params: self.params })
+    }
+}
+
+/// The sum of gradients that are there.
+fn sum(a: Option<Tensor>, b: Option<Tensor>) -> Result<Option<Tensor>> {
+    match (a, b) {
+        (Some(a), Some(b)) => call(&ADD, &[&a, &b]).map(Some),
+        (a, b) => Ok(a.or(b)),
+    }
+}
+
+/// Gradients of entries of the outermost axis of a node's result, until all have come.
+#[derive(Default)]
+struct Parts(HashMap<usize, Vec<Option<Tensor>>>);
+
+impl Parts {
+    /// Adds the gradient of entry `index` of so many.
+    fn add(&mut self, node: usize, (index, count): (usize, usize), g: Tensor) -> Result<()> {
+        let all = self.0.entry(node).or_insert_with(|| vec![None; count]);
+        all[index] = sum(all[index].take(), Some(g))?;
+        Ok(())
+    }
+
+    /// Those of a node, zeros where none came; `None` where there are none at all.
+    fn of(&mut self, node: usize) -> Result<Option<Vec<Tensor>>> {
+        let Some(all) = self.0.remove(&node) else { return Ok(None) };
+        let Some(like) = all.iter().flatten().next().cloned() else { return Ok(None) };
+        let zeros = || Device::of([&like]).put(&Tensor::zeros(like.dtype(), like.shape()));
+        all.into_iter().map(|g| g.map_or_else(zeros, Ok)).collect::<Result<_>>().map(Some)
     }
 }
 

@@ -12,7 +12,7 @@ mod place;
 pub mod span;
 pub mod window;
 
-pub use place::{Device, Held, Meter, OnGpu, constant};
+pub use place::{Device, Held, Meter, OnGpu, constant, shared};
 
 /// Typed launchers of the CUDA kernels, written by `build.rs` from `kernels/*.cu`: a module a file,
 /// and the table of all entries.

@@ -103,6 +103,25 @@ pub fn constant(beside: &Tensor, t: &Tensor) -> Result<Tensor> {
     Tensor::away(held, t.shape())
 }
 
+/// Elements of `t` from `first` on as a tensor of this shape that shares them; `None` where they
+/// are in the CPU's memory.
+///
+/// # Errors
+/// More elements than there are.
+pub fn shared(t: &Tensor, first: usize, shape: &Shape) -> Result<Option<Tensor>> {
+    let len = shape.len();
+    let Some(any) = t.remote().map(|r| r.as_any()) else { return Ok(None) };
+    if first + len > t.len() {
+        let what = format!("{len} elements from {first} on of {}", t.shape());
+        return Err(Error::shape("part", what));
+    }
+    match (any.downcast_ref::<OnGpu>(), any.downcast_ref::<Planned>()) {
+        (Some(on), _) => Tensor::away(on.part(t, first, len), shape).map(Some),
+        (_, Some(planned)) => Tensor::away(planned.part(t, len), shape).map(Some),
+        _ => Ok(None),
+    }
+}
+
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -169,6 +188,15 @@ macro_rules! held {
             fn elements(&self) -> usize {
                 match self {
                     $(Self::$variant(buffer) => buffer.len(),)*
+                }
+            }
+
+            /// Some of the elements, which are those of a tensor.
+            fn part(&self, of: &Tensor, first: usize, len: usize) -> Self {
+                match self {
+                    $(Self::$variant(buffer) => {
+                        Self::$variant(buffer.part(of.clone(), first, len))
+                    })*
                 }
             }
         }
@@ -309,7 +337,8 @@ impl Meter {
         let bytes = (shape.len() * size).next_multiple_of(Self::GRAIN) as u64;
         let now = self.0.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.0.peak.fetch_max(now, Ordering::Relaxed);
-        Tensor::away(Planned { dtype, len: shape.len(), bytes, meter: self.clone() }, shape)
+        let planned = Planned { dtype, len: shape.len(), bytes, meter: self.clone(), _of: None };
+        Tensor::away(planned, shape)
     }
 }
 
@@ -320,6 +349,16 @@ struct Planned {
     len: usize,
     bytes: u64,
     meter: Meter,
+    /// What it is a part of, and only keeps.
+    _of: Option<Tensor>,
+}
+
+impl Planned {
+    /// A part of it, which takes no bytes of its own.
+    fn part(&self, of: &Tensor, len: usize) -> Self {
+        let meter = self.meter.clone();
+        Self { dtype: self.dtype, len, bytes: 0, meter, _of: Some(of.clone()) }
+    }
 }
 
 impl Drop for Planned {

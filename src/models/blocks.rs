@@ -6,7 +6,7 @@ use crate::error::{Error, Result, Within};
 use crate::nn::conv::Conv;
 use crate::nn::norm::GroupNorm;
 use crate::ops::attention::{Attention, Mask};
-use crate::ops::layout::{Narrow, Reshape};
+use crate::ops::layout::Reshape;
 
 /// y = shortcut(x) + conv(silu(norm(conv(silu(norm(x)))))), the shortcut being 1x1 where widths
 /// differ.
@@ -66,13 +66,12 @@ impl AttnBlock {
                 format!("{} is not a map", x.value().shape()),
             ));
         };
-        let qkv = self.qkv.forward(p, &self.norm.forward(p, x)?)?;
-        let part = |i: usize| -> Result<Var> {
-            let one = p.op(Narrow { axis: 3, start: i * c, len: c }, &[&qkv])?;
-            p.op(Reshape { to: [b, h * w, 1, c].into() }, &[&one])
-        };
+        let qkv = self.qkv.forward_parts(p, &self.norm.forward(p, x)?, 3)?;
+        let head = |x: &Var| p.op(Reshape { to: [b, h * w, 1, c].into() }, &[x]);
+        let qkv = qkv.iter().map(head).collect::<Result<Vec<_>>>()?;
         let op = Attention { scale: (self.channels as f64).powf(-0.5), mask: Mask::Full };
-        let y = p.op(op, &[&part(0)?, &part(1)?, &part(2)?]).within("attention block")?;
+        let qkv: Vec<&Var> = qkv.iter().collect();
+        let y = p.op(op, &qkv).within("attention block")?;
         let y = p.op(Reshape { to: [b, h, w, c].into() }, &[&y])?;
         self.proj.add_to(p, x, &y)
     }

@@ -10,7 +10,8 @@ use crate::autograd::{Param, Params, Pass, Var};
 use crate::config::{ArConfig, RnaEncoding};
 use crate::device::constant;
 use crate::error::{Error, Result, Within};
-use crate::nn::{AdaLn, Init, KvCache, Linear, Mlp, Onto, SelfAttention, norm_modulate};
+use crate::nn::{AdaLn, Init, Joined, KvCache, Linear, Mlp, Onto, SelfAttention, norm_modulate};
+use crate::ops::activation::Silu;
 use crate::ops::attention::Mask;
 use crate::ops::elementwise::{ADD, Affine, Mul};
 use crate::ops::embed::GatherRows;
@@ -90,6 +91,8 @@ pub struct MaskedAr {
     blocks: Vec<Block>,
     head_ada: AdaLn,
     head: Linear,
+    /// The tables of each scale.
+    joined: Vec<Joined>,
 }
 
 impl MaskedAr {
@@ -133,6 +136,7 @@ impl MaskedAr {
                 .collect(),
             head_ada: AdaLn::new(params, "head_ada", [c, 2], Init::Normal(sigma * cfg.adaln_gain)),
             head: Linear::new(params, "head", [c, dims.vocab], Init::Normal(sigma * cfg.head_gain)),
+            joined: dims.patch_nums.iter().map(|_| Joined::default()).collect(),
             cfg: cfg.clone(),
             dims: dims.clone(),
         };
@@ -177,7 +181,7 @@ impl MaskedAr {
     /// adaLN vectors for cond [B, C].
     pub fn modulation(&self, p: &Pass, cond: &Var) -> Result<Modulation> {
         let d = cond.dims();
-        let cond = p.op(Reshape { to: [d[0], 1, d[1]].into() }, &[cond])?;
+        let cond = p.op(Silu, &[&p.op(Reshape { to: [d[0], 1, d[1]].into() }, &[cond])?])?;
         let blocks = self.blocks.iter().map(|b| b.ada.forward(p, &cond));
         Ok(Modulation {
             blocks: blocks.collect::<Result<_>>()?,
@@ -221,6 +225,18 @@ impl MaskedAr {
         p.op(ADD, &[&pick(&self.pos, rows)?, &pick(&self.level, levels)?])
     }
 
+    /// The tables of one scale, added once while they are not trained.
+    fn tables_of(&self, p: &Pass, k: usize) -> Result<Var> {
+        let before = self.dims.patch_nums[..k].iter().map(|p| p * p).sum();
+        let levels = vec![k as i32; self.dims.patch_nums[k].pow(2)];
+        if p.tracks(&self.pos) || p.tracks(&self.level) {
+            return self.tables(p, before, levels);
+        }
+        let make = |_: &[Tensor]| Ok(self.tables(&Pass::eval(), before, levels)?.into_value());
+        let of = [&self.pos, &self.level].map(Param::value);
+        self.joined[k].get(of.into(), make).map(Var::constant)
+    }
+
     /// Teacher forcing: logits [B, L, V] for all scales in one pass.
     ///
     /// `features`, `r` [B, L - 1, d] and `keep` [B, L - 1, 1] hold scales 2..K side by side.
@@ -249,7 +265,8 @@ impl MaskedAr {
     }
 
     /// One decoding step: logits [B, n_k, V] of 0-based scale `k`, extending the caches (one a
-    /// block). `features` are None for the first scale, whose input is the condition.
+    /// block). `inputs` are None for the first scale, whose input is the condition; where it has
+    /// several streams of the same tiles, they are those of one.
     pub fn step(
         &self,
         p: &Pass,
@@ -258,11 +275,10 @@ impl MaskedAr {
         (modulation, caches): (&Modulation, &mut [KvCache]),
         inputs: Option<&Inputs<'_>>,
     ) -> Result<Var> {
-        let before = self.dims.patch_nums[..k].iter().map(|p| p * p).sum();
-        let tables = self.tables(p, before, vec![k as i32; self.dims.patch_nums[k].pow(2)])?;
+        let tables = self.tables_of(p, k)?;
         let mut x = match inputs {
             None => p.op(ADD, &[&self.start(p, cond)?, &tables])?,
-            Some(i) => self.words(p, i, &tables)?,
+            Some(i) => streams(p, &self.words(p, i, &tables)?, cond.dims()[0])?,
         };
         for ((block, m), cache) in self.blocks.iter().zip(&modulation.blocks).zip(caches) {
             x = block.forward(p, x, m, (Mask::Full, Some(cache)), None)?;
@@ -347,6 +363,18 @@ fn blend(p: &Pass, x: &Var, y: &Var, keep: &Tensor) -> Result<Var> {
     let keep = Var::constant(keep.clone());
     let rest = p.op(Affine { scale: -1.0, shift: 1.0 }, &[&keep])?;
     p.op(ADD, &[&p.op(Mul, &[x, &keep])?, &p.op(Mul, &[y, &rest])?])
+}
+
+/// x [B, n, C] for each stream of the same tiles, `rows` samples in all.
+fn streams(p: &Pass, x: &Var, rows: usize) -> Result<Var> {
+    match *x.dims() {
+        [b, n, c] if b != rows && b > 0 && rows.is_multiple_of(b) => {
+            let one = p.op(Reshape { to: [1, b, n, c].into() }, &[x])?;
+            let all = p.op(BroadcastTo { to: [rows / b, b, n, c].into() }, &[&one])?;
+            p.op(Reshape { to: [rows, n, c].into() }, &[&all])
+        }
+        _ => Ok(x.clone()),
+    }
 }
 
 /// Multiplies the first `rows` rows of a matrix by `gain`.

@@ -10,13 +10,14 @@ use crate::config::{FlowMode, MeanFlowConfig, TimePair};
 use crate::device::constant;
 use crate::error::{Result, Within};
 use crate::nn::{
-    AdaLn, CrossAttention, Init, Linear, Mlp, Onto, SelfAttention, Tables, layer_norm,
+    AdaLn, CrossAttention, Init, Linear, Mlp, Onto, SelfAttention, Stack, Tables, layer_norm,
     norm_modulate,
 };
 use crate::ops::activation::Silu;
 use crate::ops::attention::Mask;
 use crate::ops::elementwise::{ADD, Affine, Mul, SUB};
 use crate::ops::embed::{GatherRows, TimeEmbed};
+use crate::ops::gemm::Act;
 use crate::ops::layout::Reshape;
 use crate::ops::resample::{Map, Resample};
 use crate::tensor::{DType, Tensor};
@@ -48,7 +49,7 @@ impl Embedder {
         })
     }
     fn forward(&self, p: &Pass, x: &Var) -> Result<Var> {
-        self.1.forward(p, &p.op(Silu, &[&self.0.forward(p, x)?])?)
+        self.1.forward(p, &self.0.forward_act(p, x, Act::Silu)?)
     }
 }
 
@@ -93,6 +94,16 @@ pub struct Phi {
     blocks: Vec<Block>,
     out_ada: AdaLn,
     out: Linear,
+    /// Layers of all blocks that read c1, c2 and rho.
+    stacks: [Stack; 3],
+}
+
+/// What all blocks read.
+struct Read {
+    /// adaLN's vectors of each block and, last, of the output.
+    m: Vec<Vec<Var>>,
+    /// adaLN's vectors of cross-attention, and its keys and values, of each block that has it.
+    cross: Option<[Vec<Vec<Var>>; 2]>,
 }
 
 impl Phi {
@@ -129,6 +140,7 @@ impl Phi {
                 .collect(),
             out_ada: AdaLn::new(params, "out_ada", [w, 2], Init::Zero),
             out: Linear::new(params, "out", [w, dims.d], Init::Zero),
+            stacks: Default::default(),
             cfg: cfg.clone(),
             dims: dims.clone(),
         }
@@ -159,7 +171,7 @@ impl Phi {
         };
         let mut h = place(&self.f_in.forward(p, &flat(x.f, n)?)?, self.dims.side)?;
         let times = self.times(p, x)?;
-        let c1 = p.op(ADD, &[&self.z(p, x)?, &times])?;
+        let c1 = p.op(Silu, &[&p.op(ADD, &[&self.z(p, x)?, &times])?])?;
         let context = match self.cfg.mode {
             FlowMode::Vanilla => None,
             _ => {
@@ -167,15 +179,34 @@ impl Phi {
                 let rho = layer_norm(p, &place(&rho, side)?)?;
                 let up = Resample::new(Map::Bicubic, [side; 2], [self.dims.side; 2]);
                 let up = flat(&p.op(up, &[x.r_k])?, n)?;
-                Some((rho, p.op(ADD, &[&self.r_up.forward(p, &up)?, &times])?))
+                let c2 = p.op(ADD, &[&self.r_up.forward(p, &up)?, &times])?;
+                Some((rho, p.op(Silu, &[&c2])?))
             }
         };
-        for (i, block) in self.blocks.iter().enumerate() {
-            h = block.forward(p, h, &c1, context.as_ref()).within(format_args!("block {i}"))?;
+        let read = self.read(p, &c1, context.as_ref())?;
+        for (i, (block, m)) in self.blocks.iter().zip(&read.m).enumerate() {
+            let cross = read.cross.as_ref().map(|[m, kv]| [&m[i][..], &kv[i][..]]);
+            h = block.forward(p, h, m, cross).within(format_args!("block {i}"))?;
         }
-        let o = self.out_ada.forward(p, &c1)?;
+        let o = &read.m[self.blocks.len()];
         let u = p.wide(&self.out.forward(p, &norm_modulate(p, &h, &o[0], &o[1])?)?)?;
         p.op(Reshape { to: x.f.value().shape().clone() }, &[&u])
+    }
+
+    /// What the blocks read of c1 and of (rho, c2), made side by side.
+    fn read(&self, p: &Pass, c1: &Var, context: Option<&(Var, Var)>) -> Result<Read> {
+        let [of_c1, of_c2, of_rho] = &self.stacks;
+        let own = self.blocks.iter().map(|b| b.ada.layer()).chain([self.out_ada.layer()]);
+        let m = of_c1.pieces(p, c1, &own.collect::<Vec<_>>()).within("adaLN of c1")?;
+        let crosses: Option<Vec<_>> = self.blocks.iter().map(|b| b.cross.as_ref()).collect();
+        let (Some(crosses), Some((rho, c2))) = (crosses, context) else {
+            return Ok(Read { m, cross: None });
+        };
+        let (ada, kv): (Vec<_>, Vec<_>) =
+            crosses.iter().map(|(ada, cross)| (ada.layer(), cross.layer())).unzip();
+        let ada = of_c2.pieces(p, c2, &ada).within("adaLN of c2")?;
+        let kv = of_rho.pieces(p, rho, &kv).within("keys and values of r_k")?;
+        Ok(Read { m, cross: Some([ada, kv]) })
     }
 
     /// E_t(t) + E_r(r or t - r) + E_k(k) [B, 1, w]; the deterministic network has no times.
@@ -199,6 +230,9 @@ impl Phi {
 
     /// E_z of z, or of the learned null on rows that must not see it [B, 1, w].
     fn z(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
+        if self.cfg.rna && !x.null.contains(&true) && !p.tracks(&self.z_null) {
+            return self.e_z.forward(p, &each_alone(p, &x.z.clone().into())?);
+        }
         let keep = x.null.iter().map(|&n| f64::from(u8::from(self.cfg.rna && !n))).collect();
         let keep = Tensor::from_f64s(x.f.value().dtype(), keep, [x.null.len(), 1])?;
         let keep = constant(x.f.value(), &keep)?;
@@ -212,16 +246,14 @@ impl Phi {
 
 impl Block {
     /// adaLN order of the c1 set: scale, shift, gate of attention, then of the network; of the c2
-    /// set: the same of cross-attention.
-    fn forward(&self, p: &Pass, h: Var, c1: &Var, context: Option<&(Var, Var)>) -> Result<Var> {
-        let m = self.ada.forward(p, c1)?;
+    /// set: the same of cross-attention. Both conditions come through SiLU.
+    fn forward(&self, p: &Pass, h: Var, m: &[Var], context: Option<[&[Var]; 2]>) -> Result<Var> {
         let x = norm_modulate(p, &h, &m[0], &m[1])?;
         let onto = Onto { stream: &h, gate: &m[2] };
         let mut h = self.attn.forward(p, &x, (Mask::Full, None), &onto)?;
-        if let (Some((ada, cross)), Some((rho, c2))) = (&self.cross, context) {
-            let m = ada.forward(p, c2)?;
+        if let (Some((_, cross)), Some([m, kv])) = (&self.cross, context) {
             let x = norm_modulate(p, &h, &m[0], &m[1])?;
-            h = cross.forward(p, &x, rho, &Onto { stream: &h, gate: &m[2] })?;
+            h = cross.forward(p, &x, kv, &Onto { stream: &h, gate: &m[2] })?;
         }
         let x = norm_modulate(p, &h, &m[3], &m[4])?;
         self.mlp.forward(p, &x, &Onto { stream: &h, gate: &m[5] })

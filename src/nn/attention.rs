@@ -3,6 +3,8 @@
 //! Self-attention has VAR's options: a key bias fixed at zero, queries and keys of unit length per
 //! head with a learned temperature, and a cache of keys and values for scale-by-scale decoding.
 
+use super::linear::pieces;
+use super::tables::Joined;
 use super::transformer::EPS;
 use super::{Init, Linear, Mlp, Onto};
 use crate::autograd::{Param, Params, Pass, Var};
@@ -13,7 +15,7 @@ use crate::ops::ada_block::AdaBlock;
 use crate::ops::attention::{Attention, Mask};
 use crate::ops::elementwise::Mul;
 use crate::ops::gemm;
-use crate::ops::layout::{Concat, Narrow, Reshape};
+use crate::ops::layout::{Concat, Reshape};
 use crate::ops::norm::{HEAD_EPS, L2Normalize, LN_MAX_SCALE, UnitHeads};
 use crate::ops::{Room, run_into};
 use crate::tensor::{Shape, Tensor};
@@ -92,11 +94,6 @@ fn tokens(p: &Pass, x: &Var) -> Result<Var> {
     p.op(Reshape { to: [d[0], d[1], d[2] * d[3]].into() }, &[x])
 }
 
-/// Columns `i * len ..` of the last axis.
-pub(crate) fn columns(p: &Pass, x: &Var, i: usize, len: usize) -> Result<Var> {
-    p.op(Narrow { axis: x.dims().len() - 1, start: i * len, len }, &[x])
-}
-
 /// Self-attention.
 pub struct SelfAttention {
     qkv: Param,
@@ -106,6 +103,7 @@ pub struct SelfAttention {
     ln_scale: Option<Param>,
     proj: Linear,
     heads: usize,
+    bias: Joined,
 }
 
 impl SelfAttention {
@@ -125,6 +123,7 @@ impl SelfAttention {
             ln_scale: unit.then(|| p.constant("ln_scale", [heads, 1], 4f64.ln())),
             proj: Linear::new(p, "proj", [c, c], proj),
             heads,
+            bias: Joined::default(),
         })
     }
 
@@ -141,11 +140,22 @@ impl SelfAttention {
         self.proj.forward_onto(p, &y, onto)
     }
 
-    /// The biases of queries, keys and values [3 C]; keys have none.
-    fn bias(&self, p: &Pass, x: &Var) -> Result<Var> {
-        let zeros = Tensor::zeros(x.value().dtype(), [x.value().shape().last()]);
-        let no_bias = Var::constant(constant(x.value(), &zeros)?);
-        p.op(Concat { axis: 0 }, &[&p.param(&self.q_bias), &no_bias, &p.param(&self.v_bias)])
+    /// The biases of queries, keys and values [3 C]; keys have none. Joined once, unless
+    /// they learn.
+    fn bias(&self, p: &Pass) -> Result<Var> {
+        let own = [&self.q_bias, &self.v_bias];
+        let join = |p: &Pass, [q, v]: [Var; 2]| {
+            let zeros = Tensor::zeros(q.value().dtype(), q.value().shape());
+            let no_bias = Var::constant(constant(q.value(), &zeros)?);
+            p.op(Concat { axis: 0 }, &[&q, &no_bias, &v])
+        };
+        if own.iter().any(|bias| p.tracks(bias)) {
+            return join(p, own.map(|bias| p.param(bias)));
+        }
+        let make = |_: &[Tensor]| {
+            Ok(join(&Pass::eval(), own.map(|bias| bias.value().into()))?.into_value())
+        };
+        self.bias.get(own.map(Param::value).into(), make).map(Var::constant)
     }
 
     /// x through this attention and the network behind it, each under adaptive layer norm, in one
@@ -161,7 +171,7 @@ impl SelfAttention {
         let dims = [d[0], d[1], self.heads, d[2] / self.heads];
         let past = Tensor::zeros(x.value().dtype(), [d[0], 0, dims[2], dims[3]]);
         let past = Var::constant(constant(x.value(), &past)?);
-        let (qkv, bias) = (p.param(&self.qkv), self.bias(p, x)?);
+        let (qkv, bias) = (p.param(&self.qkv), self.bias(p)?);
         let layers = [&self.proj, mlp.up(), mlp.down()].map(|l| l.parts(p, x));
         let [proj, up, down] = layers;
         let (proj, up, down) = (proj?, up?, down?);
@@ -180,22 +190,28 @@ impl SelfAttention {
         Ok(y.into())
     }
 
-    fn attend(&self, p: &Pass, x: &Var, mask: Mask, cache: Option<&mut KvCache>) -> Result<Var> {
-        let c = x.value().shape().last();
-        let qkv = p.op(gemm::Linear, &[x, &p.param(&self.qkv), &self.bias(p, x)?])?;
-        let scale =
-            if self.ln_scale.is_some() { 1.0 } else { ((c / self.heads) as f64).powf(-0.5) };
-        let cache = match cache {
-            Some(cache) if !p.differentiates() && cache.in_place(&qkv) => {
+    fn attend(
+        &self,
+        p: &Pass,
+        x: &Var,
+        mask: Mask,
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<Var> {
+        let (c, unit) = (x.value().shape().last(), self.ln_scale.is_some());
+        let scale = if unit { 1.0 } else { ((c / self.heads) as f64).powf(-0.5) };
+        let (w, bias) = (p.param(&self.qkv), self.bias(p)?);
+        // On a GPU heads that need no pass of their own come out of the product apart.
+        let ready = !unit && cache.is_none() && x.value().remote().is_some();
+        let (q, k, v) = if p.differentiates() || ready {
+            self.parts(p, &pieces(p, [x, &w], Some(&bias), 3)?)?
+        } else {
+            let qkv = p.op(gemm::Linear, &[x, &w, &bias])?;
+            if let Some(cache) = cache.as_deref_mut().filter(|cache| cache.in_place(&qkv)) {
                 let (q, k, v) = self.parts_in_place(p, &qkv, cache)?;
                 let mask = Mask::First(cache.filled);
                 return tokens(p, &p.op(Attention { scale, mask }, &[&q, &k, &v])?);
             }
-            cache => cache,
-        };
-        let (q, k, v) = match p.differentiates() {
-            true => self.parts(p, &qkv, c)?,
-            false => self.parts_at_once(p, &qkv)?,
+            self.parts_at_once(p, &qkv)?
         };
         let (k, v) = match cache {
             Some(cache) => cache.extend(p, &k, &v)?,
@@ -206,10 +222,11 @@ impl SelfAttention {
 }
 
 impl SelfAttention {
-    /// Queries, keys and values of the projection [B, n, 3 C], by ops that have derivatives.
-    fn parts(&self, p: &Pass, qkv: &Var, c: usize) -> Result<(Var, Var, Var)> {
-        let part = |i| heads(p, &columns(p, qkv, i, c)?, self.heads);
-        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+    /// Queries, keys and values of the projection's pieces [B, n, C], by ops that have derivatives.
+    fn parts(&self, p: &Pass, qkv: &[Var]) -> Result<(Var, Var, Var)> {
+        let [q, k, v] = qkv else { return Err(Error::Internal("three pieces".into())) };
+        let part = |x: &Var| heads(p, x, self.heads);
+        let (q, k, v) = (part(q)?, part(k)?, part(v)?);
         let Some(ln_scale) = &self.ln_scale else { return Ok((q, k, v)) };
         let limit = Clamp { lo: f64::NEG_INFINITY, hi: LN_MAX_SCALE };
         let s = p.op(Exp, &[&p.op(limit, &[&p.param(ln_scale)])?])?;
@@ -266,16 +283,20 @@ impl CrossAttention {
         })
     }
 
-    /// x [B, n, C] asks, context [B, m, C] answers: [B, n, C], added to what it is put onto.
-    pub fn forward(&self, p: &Pass, x: &Var, context: &Var, onto: &Onto<'_>) -> Result<Var> {
+    /// The layer that makes keys and values of what answers, and that they are two.
+    pub fn layer(&self) -> (&Linear, usize) {
+        (&self.kv, 2)
+    }
+
+    /// x [B, n, C] asks, keys and values [B, m, C] answer: [B, n, C], added to what it is put onto.
+    pub fn forward(&self, p: &Pass, x: &Var, kv: &[Var], onto: &Onto<'_>) -> Result<Var> {
         let c = x.value().shape().last();
         let q = heads(p, &self.q.forward(p, x)?, self.heads)?;
-        let kv = self.kv.forward(p, context)?;
-        let k = heads(p, &columns(p, &kv, 0, c)?, self.heads)?;
-        let v = heads(p, &columns(p, &kv, 1, c)?, self.heads)?;
+        let kv = kv.iter().map(|x| heads(p, x, self.heads)).collect::<Result<Vec<_>>>()?;
+        let [k, v] = &kv[..] else { return Err(Error::Internal("two pieces".into())) };
         let scale = ((c / self.heads) as f64).powf(-0.5);
         let y =
-            p.op(Attention { scale, mask: Mask::Full }, &[&q, &k, &v]).within("cross-attention")?;
+            p.op(Attention { scale, mask: Mask::Full }, &[&q, k, v]).within("cross-attention")?;
         self.proj.forward_onto(p, &tokens(p, &y)?, onto)
     }
 }

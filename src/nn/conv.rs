@@ -1,9 +1,11 @@
 //! The convolution layer over channels-last maps.
 
 use crate::autograd::{Param, Params, Pass, Var};
-use crate::error::{Result, Within};
+use crate::error::{Error, Result, Within};
+use crate::nn::linear::{columns, pieces};
 use crate::nn::norm::GroupNorm;
 use crate::ops::conv::{Conv2d, FusedConv, NormedConv};
+use crate::ops::layout::Reshape;
 use crate::tensor::{DType, Tensor};
 
 /// How a kernel [out, kh, kw, in] and its bias start.
@@ -83,6 +85,22 @@ impl Conv {
     pub fn add_to(&self, p: &Pass, residual: &Var, x: &Var) -> Result<Var> {
         let op = FusedConv { conv: self.op.clone(), double: false };
         p.op(op, &[x, &p.param(&self.w), &p.param(&self.b), residual]).within(self.w.name())
+    }
+
+    /// Equal pieces of a 1 x 1 layer's result along the channels. On a GPU they come apart: none is
+    /// copied.
+    pub fn forward_parts(&self, p: &Pass, x: &Var, parts: usize) -> Result<Vec<Var>> {
+        let (w, b) = (p.param(&self.w), p.param(&self.b));
+        if x.value().remote().is_none() {
+            let all = self.forward(p, x)?;
+            let len = all.value().shape().last() / parts;
+            return (0..parts).map(|i| columns(p, &all, i, len)).collect();
+        }
+        let &[outs, _, _, ins] = w.dims() else {
+            return Err(Error::shape("conv", "a kernel has four axes"));
+        };
+        let w = p.op(Reshape { to: [outs, ins].into() }, &[&w])?;
+        pieces(p, [x, &w], Some(&b), parts).within(self.w.name())
     }
 
     /// The layer of the norm of x, and where there is a residual, that plus it. On a GPU a 3 x 3

@@ -1,9 +1,12 @@
 //! The linear layer and the ways to initialise a matrix.
 
+use super::tables::Joined;
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::device::constant;
 use crate::error::{Result, Within};
-use crate::ops::gemm::{self, Act, FusedLinear};
+use crate::ops::call;
+use crate::ops::gemm::{self, Act, FusedLinear, PartedLinear};
+use crate::ops::layout::{Concat, Narrow, Part};
 use crate::tensor::Tensor;
 
 /// How a matrix [out, in] starts.
@@ -52,6 +55,13 @@ impl Linear {
         .within(self.w.name())
     }
 
+    /// Equal pieces of the layer's result along the last axis. On a GPU they come apart: none is
+    /// copied.
+    pub fn forward_parts(&self, p: &Pass, x: &Var, parts: usize) -> Result<Vec<Var>> {
+        let b = self.b.as_ref().map(|b| p.param(b));
+        pieces(p, [x, &p.param(&self.w)], b.as_ref(), parts).within(self.w.name())
+    }
+
     /// act(x w^T + b), in one pass.
     pub fn forward_act(&self, p: &Pass, x: &Var, act: Act) -> Result<Var> {
         self.fused(p, act, x, &[])
@@ -78,6 +88,47 @@ impl Linear {
         let op = FusedLinear { act, keep: p.differentiates() };
         p.op(op, &[&[x, &w, &b], rest].concat()).within(self.w.name())
     }
+}
+
+/// Layers that read the same x, as one product: their matrices and biases are joined, once, while
+/// they are not trained.
+#[derive(Default)]
+pub struct Stack([Joined; 2]);
+
+impl Stack {
+    /// Equal pieces of the results of these layers, all of `parts` equal pieces each, in order.
+    pub fn pieces(&self, p: &Pass, x: &Var, of: &[(&Linear, usize)]) -> Result<Vec<Vec<Var>>> {
+        let biases: Option<Vec<&Param>> = of.iter().map(|(l, _)| l.b.as_ref()).collect();
+        let tracked = of.iter().any(|(l, _)| p.tracks(&l.w));
+        let (Some(biases), false, true) = (biases, tracked, x.value().remote().is_some()) else {
+            return of.iter().map(|(layer, parts)| layer.forward_parts(p, x, *parts)).collect();
+        };
+        let join = |kept: &Joined, all: Vec<&Param>| {
+            let make = |of: &[Tensor]| call(&Concat { axis: 0 }, &of.iter().collect::<Vec<_>>());
+            kept.get(all.into_iter().map(Param::value).collect(), make).map(Var::constant)
+        };
+        let w = join(&self.0[0], of.iter().map(|(l, _)| &l.w).collect())?;
+        let b = join(&self.0[1], biases)?;
+        let mut all = pieces(p, [x, &w], Some(&b), of.iter().map(|(_, parts)| parts).sum())?;
+        Ok(of.iter().map(|(_, parts)| all.drain(..*parts).collect()).collect())
+    }
+}
+
+/// Equal pieces of x w^T + b along the last axis.
+pub(super) fn pieces(p: &Pass, xw: [&Var; 2], b: Option<&Var>, parts: usize) -> Result<Vec<Var>> {
+    let all: Vec<&Var> = xw.into_iter().chain(b).collect();
+    if xw[0].value().remote().is_none() {
+        let all = p.op(gemm::Linear, &all)?;
+        let len = all.value().shape().last() / parts;
+        return (0..parts).map(|i| columns(p, &all, i, len)).collect();
+    }
+    let all = p.op(PartedLinear { parts }, &all)?;
+    (0..parts).map(|index| p.op(Part { index }, &[&all])).collect()
+}
+
+/// Columns `i * len ..` of the last axis.
+pub(super) fn columns(p: &Pass, x: &Var, i: usize, len: usize) -> Result<Var> {
+    p.op(Narrow { axis: x.dims().len() - 1, start: i * len, len }, &[x])
 }
 
 /// What a branch of a network is added to: stream + gate branch.

@@ -1,11 +1,9 @@
 //! The parts of an adaLN transformer block besides attention: the feed-forward network, the
 //! modulation vectors and the norm they act on.
 
-use super::attention::columns;
 use super::{Init, Linear, Onto};
 use crate::autograd::{Params, Pass, Var};
 use crate::error::Result;
-use crate::ops::activation::Silu;
 use crate::ops::gemm::Act;
 use crate::ops::norm::{AdaNorm, LayerNorm};
 
@@ -23,6 +21,7 @@ pub fn norm_modulate(p: &Pass, x: &Var, scale: &Var, shift: &Var) -> Result<Var>
 }
 
 /// Linear(SiLU(c)), cut into equal vectors along the last axis: adaLN's scales, shifts and gates.
+/// SiLU(c) is made once for all that share a condition.
 pub struct AdaLn {
     linear: Linear,
     parts: usize,
@@ -39,11 +38,14 @@ impl AdaLn {
         &self.linear
     }
 
-    /// cond [.., C] to `parts` vectors [.., C].
-    pub fn forward(&self, p: &Pass, cond: &Var) -> Result<Vec<Var>> {
-        let all = self.linear.forward(p, &p.op(Silu, &[cond])?)?;
-        let c = all.value().shape().last() / self.parts;
-        (0..self.parts).map(|i| columns(p, &all, i, c)).collect()
+    /// The generator's linear layer and how many vectors it makes.
+    pub fn layer(&self) -> (&Linear, usize) {
+        (&self.linear, self.parts)
+    }
+
+    /// SiLU(c) [.., C] to `parts` vectors [.., C].
+    pub fn forward(&self, p: &Pass, active: &Var) -> Result<Vec<Var>> {
+        self.linear.forward_parts(p, active, self.parts)
     }
 }
 

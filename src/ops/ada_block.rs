@@ -243,7 +243,7 @@ impl Op for AdaBlock {
         let mut qkv = Buffer::<f32>::new(stream, rows * 3 * c)?;
         let mut middle = Buffer::<f32>::new(stream, rows * c)?;
         let mut wide = Buffer::<T>::new(stream, rows * hidden)?;
-        let mut gate = Buffer::<i32>::zeros(stream, 1)?;
+        let mut gate = stream.gate()?;
         let heat = x.get(HEAT).map_or(Ok(Slice::none(stream)), CudaIn::get::<f32>)?;
         let part = |i: usize| x[i].get::<T>();
         launch::ada_block_fwd(

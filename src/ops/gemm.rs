@@ -1,9 +1,11 @@
-//! Matrix products: the plain one, the linear layer, and the layer with what follows it.
+//! Matrix products: the plain one, the linear layer, the layer with what follows it, and the one
+//! whose result comes in pieces.
 
 mod cuda;
 mod dual;
 mod fused;
 mod linear;
+mod parted;
 mod wgmma;
 
 use std::ops::RangeInclusive;
@@ -21,6 +23,7 @@ use crate::tensor::{Shape, Tensor};
 pub use dual::LinearDual;
 pub use fused::{Act, FusedLinear};
 pub use linear::Linear;
+pub use parted::PartedLinear;
 
 /// c = op(a) op(b) with op(x) = x or its transpose. Leading axes count as rows, unless the product
 /// is batched: then [B, .., ..] times [B, .., ..] are B products.

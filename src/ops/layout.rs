@@ -46,11 +46,29 @@ pub struct Concat {
     pub axis: usize,
 }
 
+/// Entry `index` of the outermost axis: x [P, ..] to [..]. On a GPU its elements are shared with x,
+/// not copied, by [`super::run`].
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Which entry.
+    pub index: usize,
+}
+
 /// The same elements under another shape; shared, not copied, by [`super::run`].
 #[derive(Clone, Debug)]
 pub struct Reshape {
     /// The result's shape.
     pub to: Shape,
+}
+
+/// Tensors of one shape as the entries of a new outermost axis.
+///
+/// # Errors
+/// Other shapes; those of the device.
+pub fn stacked(parts: &[Tensor]) -> Result<Tensor> {
+    let alone = |t: &Tensor| t.reshape([&[1], t.shape().dims()].concat());
+    let all = parts.iter().map(alone).collect::<Result<Vec<_>>>()?;
+    call(&Concat { axis: 0 }, &all.iter().collect::<Vec<_>>())
 }
 
 /// (outer, extent, inner) of an axis.
@@ -380,6 +398,60 @@ impl Op for Reshape {
                 let [a, b] = [d.size(1, 9), d.size(1, 40)];
                 let op = Reshape { to: Shape::from([b, a]) };
                 Case::new("drawn", op, vec![Input::normal([a, b])])
+            },
+            bench: vec![],
+        }
+    }
+}
+
+impl Op for Part {
+    const NAME: &'static str = "part";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
+    const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
+        let (whole, parts) = (x[0].shape.len(), x[0].shape.dims()[0]);
+        let (n, x, mut y) = (whole / parts.max(1), x[0].get::<T>()?, y[0].get::<T>()?);
+        let grid = over_elements(q, n);
+        launch::copy_runs_fwd(q, grid, &mut y, &x, 1, n, n, 0, whole, op.index * n)
+    });
+
+    fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
+        match x[0].dims() {
+            [parts, one @ ..] if self.index < *parts => Ok(vec![one.into()]),
+            _ => Err(Error::shape(Self::NAME, format!("{} has no entry {}", x[0], self.index))),
+        }
+    }
+    fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
+        let n = y[0].r().len();
+        y[0].r().copy_from_slice(&x[0].r()[self.index * n..][..n]);
+    }
+    fn part(&self) -> Option<usize> {
+        Some(self.index)
+    }
+    fn jvp(&self, _: &Saved, dx: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
+        dx[0].map(|dx| call(self, &[dx])).transpose()
+    }
+    fn vjp(&self, at: &Saved, gy: &Tensor, _: &[bool]) -> Result<Grads> {
+        let gy = gy.reshape([&[1], gy.shape().dims()].concat())?;
+        let extent = at.shape(0).dims()[0];
+        Ok(vec![Some(call(&Place { axis: 0, start: self.index, extent }, &[&gy])?)])
+    }
+    fn cases() -> Cases {
+        let case = |name: &str, index: usize, from: &[usize]| {
+            Case::new(name, Part { index }, vec![Input::normal(from)])
+        };
+        Cases {
+            named: vec![
+                case("first", 0, &[3, 2, 5]),
+                case("last", 2, &[3, 4, 8]),
+                case("numbers", 1, &[7]),
+                case("nothing", 1, &[2, 0]),
+                case("past_a_chunk", 1, &[2, 130, 150]),
+            ],
+            draw: |d| {
+                let parts = d.size(1, 6);
+                let from = [parts, d.size(1, 9), d.size(1, 20)];
+                let op = Part { index: d.size(0, parts - 1) };
+                Case::new("drawn", op, vec![Input::normal(from)])
             },
             bench: vec![],
         }

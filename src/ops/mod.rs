@@ -43,7 +43,7 @@ use cuda::Goes;
 use half::bf16;
 
 use crate::device::mmap::Halves;
-use crate::device::{Device, OnGpu};
+use crate::device::{Device, OnGpu, shared};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -83,8 +83,8 @@ table! {
         Exp, ExpVjp, Softplus, SoftplusVjp, Square, SquareVjp, Abs, AbsVjp, Clamp, ClampVjp, Power,
         PowerVjp;
     reduce: SumTo, BroadcastTo;
-    gemm: MatMul, Linear, FusedLinear, LinearDual;
-    layout: Narrow, Place, Concat, Reshape, Round, Widen;
+    gemm: MatMul, Linear, FusedLinear, PartedLinear, LinearDual;
+    layout: Narrow, Place, Concat, Reshape, Part, Round, Widen;
     norm: LayerNorm, LayerNormVjp, RmsNorm, RmsNormVjp, L2Normalize, L2NormalizeVjp,
         AdaNorm, AdaNormJvp, AdaNormVjp, AdaNormDual, UnitHeads;
     batch_norm: BatchNormTrain, BatchNormTrainVjp;
@@ -133,6 +133,11 @@ fn run_there(
     if op.shares() {
         // The same elements: nothing is run, wherever they are.
         return outs.iter().map(|shape| x[0].reshape(shape)).collect();
+    }
+    if let (Some(index), [shape]) = (op.part(), &outs[..])
+        && let Some(part) = shared(x[0], index * shape.len(), shape)?
+    {
+        return Ok(vec![part]);
     }
     match (device, dtype) {
         (Device::Cuda(queue), _) => cuda::run(queue, op, x, outs),

@@ -17,6 +17,7 @@ use crate::tensor::{Shape, Tensor};
 use super::cases::Cases;
 use super::composed::Composed;
 use super::cuda::{CudaIn, CudaOut, Kernels, Precision, Site};
+use super::layout::stacked;
 use super::real::{Dual, Real, Running};
 
 /// An input as a face sees it.
@@ -189,6 +190,18 @@ pub trait Op: Clone + Send + Sync + Sized + 'static {
         Err(Error::NotDifferentiable { op: Self::NAME, reason: "no vjp rule" })
     }
 
+    /// Which entry of its input's outermost axis the result is, if it is one: on a GPU
+    /// [`crate::ops::run`] then shares the elements instead of running a face, and the tape hands
+    /// gradients of entries to [`Op::vjp_of_parts`] without a sum over them.
+    fn part(&self) -> Option<usize> {
+        None
+    }
+
+    /// [`Op::vjp`] for the gradients of the entries of the result's outermost axis.
+    fn vjp_of_parts(&self, at: &Saved, parts: &[Tensor], want: &[bool]) -> Result<Grads> {
+        Op::vjp(self, at, &stacked(parts)?, want)
+    }
+
     /// Integer answers: why `got` is not acceptable for these inputs. The default wants the f64
     /// reference's own answer; an op where ties or rounding may decide states its predicate here.
     fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String> {
@@ -325,6 +338,10 @@ macro_rules! dyn_op {
             fn dual(&self, x: &[&Shape], given: &[bool]) -> Option<Box<dyn DynOp>>;
             /// [`Op::vjp`].
             fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads>;
+            /// [`Op::part`].
+            fn part(&self) -> Option<usize>;
+            /// [`Op::vjp_of_parts`].
+            fn vjp_of_parts(&self, at: &Saved, parts: &[Tensor], want: &[bool]) -> Result<Grads>;
             /// [`Op::refuses`].
             fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String>;
             /// [`Op::HALVES`].
@@ -402,6 +419,12 @@ macro_rules! dyn_op {
             }
             fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
                 Op::vjp(self, at, gy, want)
+            }
+            fn part(&self) -> Option<usize> {
+                Op::part(self)
+            }
+            fn vjp_of_parts(&self, at: &Saved, parts: &[Tensor], want: &[bool]) -> Result<Grads> {
+                Op::vjp_of_parts(self, at, parts, want)
             }
             fn refuses(&self, x: &[In<'_, f64>], got: &[Vec<i32>]) -> Option<String> {
                 Op::refuses(self, x, got)

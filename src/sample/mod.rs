@@ -24,16 +24,17 @@ use crate::device::Device;
 use crate::device::cpu::{each, threads};
 use crate::device::span;
 use crate::error::{Error, Result, Within};
-use crate::models::genevar::{Refiner, ScaleInputs};
+use crate::models::genevar::Refiner;
 use crate::models::masked_ar::{Cond, Inputs, MaskedAr};
 use crate::ops::call;
-use crate::ops::layout::Concat;
 use crate::ops::random::{Rows, names, uniform_rows};
 use crate::ops::sample::SampleToken;
 use crate::tensor::{DType, Purpose, Tensor};
 
-/// Tiles that a GPU draws at a time.
-const BATCH: usize = 32;
+/// Tiles that a GPU draws at a time, at most.
+const MOST: usize = 64;
+/// Tiles of a first batch, which tells what memory a tile takes.
+const FIRST: usize = 8;
 /// Threads that take tiles while a GPU draws.
 const TAKERS: usize = 4;
 
@@ -144,7 +145,7 @@ impl Sampler<'_> {
                 false => each(&all, one).map(drop),
             };
         }
-        let (send, receive) = sync_channel(2 * BATCH);
+        let (send, receive) = sync_channel(2 * MOST);
         let (receive, failed) = (Mutex::new(receive), Mutex::new(None));
         let failed = &failed;
         std::thread::scope(|scope| {
@@ -166,18 +167,31 @@ impl Sampler<'_> {
         failed: &Mutex<Option<Error>>,
         to: &SyncSender<(usize, Tile)>,
     ) -> Result<()> {
-        for (n, part) in subjects.chunks(BATCH).enumerate() {
+        let mut drawn = 0;
+        while let Some(left) = subjects.get(drawn..).filter(|left| !left.is_empty()) {
             if failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
                 return Ok(());
             }
+            let (part, _) = left.split_at(left.len().min(self.abreast()?));
             let ids = part.first().zip(part.last()).map_or((0, 0), |(a, b)| (a.id, b.id));
             let place = format_args!("tiles {} to {}", ids.0, ids.1);
             for (i, tile) in self.batch(part).within(place)?.into_iter().enumerate() {
                 let gone = |_| Error::Internal("nobody takes tiles any more".into());
-                to.send((n * BATCH + i, tile)).map_err(gone)?;
+                to.send((drawn + i, tile)).map_err(gone)?;
             }
+            drawn += part.len();
         }
         Ok(())
+    }
+
+    /// How many tiles to draw side by side: as many as fit, once it is known what one takes.
+    fn abreast(&self) -> Result<usize> {
+        match &self.device {
+            Device::Cuda(queue) => {
+                Ok(self.graphs.abreast(|| queue.gpu().spare())?.unwrap_or(FIRST))
+            }
+            _ => Ok(FIRST),
+        }
     }
 
     /// Draws one tile.
@@ -191,10 +205,7 @@ impl Sampler<'_> {
     pub fn batch(&self, subjects: &[Subject]) -> Result<Vec<Tile>> {
         let given = self.given(subjects)?;
         match &self.device {
-            // Blocks of few tokens clear counters by a command that is not recorded yet.
-            Device::Cuda(queue)
-                if !queue.checks() && !queue.verifies() && self.settings.few == 0 =>
-            {
+            Device::Cuda(queue) if !queue.checks() && !queue.verifies() => {
                 self.graphs.draw(self, queue, &given)
             }
             _ => self.draw_eagerly(&given),
@@ -245,7 +256,6 @@ impl Sampler<'_> {
             let part = span::part("input");
             let seen = f.as_ref().map(|f| self.refiner.inputs_named(k, f, None, z, names));
             let seen = seen.transpose()?;
-            let seen = seen.map(|i| if self.guided() { twice(&i) } else { Ok(i) }).transpose()?;
             let inputs = seen.as_ref().map(|i| Inputs {
                 features: &i.features,
                 r: &i.r,
@@ -359,15 +369,4 @@ impl Drawn {
         };
         tokens.into_iter().enumerate().map(one).collect()
     }
-}
-
-/// The same inputs for the conditional and the null stream.
-fn twice(x: &ScaleInputs) -> Result<ScaleInputs> {
-    let double = |t: &Tensor| call(&Concat { axis: 0 }, &[t, t]);
-    Ok(ScaleInputs {
-        features: double(&x.features)?,
-        r: double(&x.r)?,
-        keep: x.keep.as_ref().map(double).transpose()?,
-        f_hat: x.f_hat.clone(),
-    })
 }

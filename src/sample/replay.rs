@@ -7,9 +7,9 @@
 //! are the same to the last bit.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::{Drawn, Given, Sampler, Tile};
+use super::{Drawn, Given, MOST, Sampler, Tile};
 use crate::device::cuda::{Graph, MemoryPlan, Queue};
 use crate::device::{OnGpu, span};
 use crate::error::{Error, Result};
@@ -17,7 +17,11 @@ use crate::tensor::Tensor;
 
 /// The graphs of a sampler, by the number of tiles.
 #[derive(Default)]
-pub struct Graphs(Mutex<BTreeMap<usize, Stage>>);
+pub struct Graphs {
+    stages: Mutex<BTreeMap<usize, Stage>>,
+    /// Tiles to draw side by side; chosen once, so that their graphs are used again.
+    abreast: OnceLock<usize>,
+}
 
 impl Clone for Graphs {
     /// None: a graph belongs to the sampler that recorded it.
@@ -28,8 +32,8 @@ impl Clone for Graphs {
 
 /// How far a batch size has come.
 enum Stage {
-    /// It ran once.
-    Seen,
+    /// It ran once, in so many bytes.
+    Seen(usize),
     /// Its memory is known.
     Learnt(MemoryPlan),
     /// It is recorded.
@@ -58,7 +62,7 @@ pub struct Cost {
 impl Graphs {
     /// What a recorded batch of so many tiles takes; `None` before it is recorded.
     pub fn cost(&self, tiles: usize) -> Option<Cost> {
-        match self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&tiles) {
+        match self.stages().get(&tiles) {
             Some(Stage::Recorded(r)) => Some(Cost {
                 kernels: r.graph.launches(),
                 buffers: r.plan.buffers(),
@@ -68,13 +72,37 @@ impl Graphs {
         }
     }
 
+    fn stages(&self) -> MutexGuard<'_, BTreeMap<usize, Stage>> {
+        self.stages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many tiles to draw side by side, for that much spare memory; `None` before any were.
+    pub(super) fn abreast(&self, spare: impl FnOnce() -> Result<usize>) -> Result<Option<usize>> {
+        if let Some(chosen) = self.abreast.get() {
+            return Ok(Some(*chosen));
+        }
+        let bytes = |stage: &Stage| match stage {
+            Stage::Seen(bytes) => *bytes,
+            Stage::Learnt(plan) => plan.bytes(),
+            Stage::Recorded(r) => r.plan.bytes(),
+        };
+        let largest = self.stages().iter().next_back().map(|(tiles, s)| bytes(s) / tiles.max(&1));
+        let Some(each) = largest else { return Ok(None) };
+        let chosen = fitting(spare()?, each);
+        Ok(Some(*self.abreast.get_or_init(|| chosen)))
+    }
+
     /// Draws a batch, by its graph where it has one.
     pub(super) fn draw(&self, of: &Sampler<'_>, queue: &Queue, given: &Given) -> Result<Vec<Tile>> {
         let tiles = given.tiles();
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.stages();
         let (drawn, next) = match all.remove(&tiles) {
-            None => (of.queue_up(&given.on(&of.device)?)?.fetched()?, Stage::Seen),
-            Some(Stage::Seen) => {
+            None => {
+                let given = given.on(&of.device)?;
+                let (drawn, plan) = queue.learn(|| of.queue_up(&given))?;
+                (drawn.fetched()?, Stage::Seen(plan.bytes()))
+            }
+            Some(Stage::Seen(_)) => {
                 let given = given.on(&of.device)?;
                 let (drawn, plan) = queue.learn(|| of.queue_up(&given))?;
                 (drawn.fetched()?, Stage::Learnt(plan))
@@ -90,6 +118,12 @@ impl Graphs {
         all.insert(tiles, next);
         drawn.tiles()
     }
+}
+
+/// How many tiles of so many bytes fit into spare memory: once as they are drawn, and once more as
+/// what a graph keeps.
+fn fitting(spare: usize, each: usize) -> usize {
+    (spare / 2 / each.max(1)).clamp(1, MOST)
 }
 
 impl Recorded {
@@ -122,4 +156,21 @@ fn overwrite(to: &mut Tensor, from: &Tensor) -> Result<()> {
     let held = to.remote_mut().and_then(|r| r.as_any_mut().downcast_mut::<OnGpu>());
     let shared = || Error::Internal("an input of a graph is held elsewhere".into());
     held.ok_or_else(shared)?.write(from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_tiles_are_drawn_side_by_side_as_fit_twice() {
+        assert_eq!([(1000, 100), (250, 100), (10, 100)].map(|(s, e)| fitting(s, e)), [5, 1, 1]);
+        assert_eq!((fitting(usize::MAX, 1), fitting(1 << 40, 0)), (MOST, MOST));
+        let graphs = Graphs::default();
+        assert_eq!(graphs.abreast(|| Ok(1000)).unwrap(), None);
+        graphs.stages().insert(8, Stage::Seen(800));
+        assert_eq!(graphs.abreast(|| Ok(2000)).unwrap(), Some(10));
+        // It stays: graphs are of one size.
+        assert_eq!(graphs.abreast(|| Ok(100)).unwrap(), Some(10));
+    }
 }

@@ -10,6 +10,7 @@ use super::plan::Memory;
 use super::{Queue, Sent};
 use crate::device::kernel::{Element, Slice, SliceMut};
 use crate::error::Result;
+use crate::tensor::Tensor;
 
 /// `len` elements on the GPU.
 pub struct Buffer<T: Element> {
@@ -24,6 +25,14 @@ impl<T: Element> Buffer<T> {
     /// A constant, whose memory the queue keeps.
     pub(super) fn kept(queue: &Queue, address: u64, len: usize) -> Self {
         Self { queue: queue.clone(), address, len, memory: Memory::Kept, holds: PhantomData }
+    }
+
+    /// `len` elements from `first` on, which a tensor holds; it is kept as long as they are used.
+    /// Nobody writes to them.
+    pub(in crate::device) fn part(&self, of: Tensor, first: usize, len: usize) -> Self {
+        let address = self.address + (first * size_of::<T>()) as u64;
+        let memory = Memory::Shared { _of: of };
+        Self { queue: self.queue.clone(), address, len, memory, holds: PhantomData }
     }
 
     /// Not filled yet: a kernel or [`Buffer::write`] must do so before it is read.

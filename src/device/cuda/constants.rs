@@ -23,27 +23,37 @@ impl Constants {
 }
 
 impl Queue {
+    /// A counter for kernels whose blocks wait for each other: 0 between launches, since each
+    /// leaves it as it found it.
+    ///
+    /// # Errors
+    /// As [`Queue::constant`].
+    pub fn gate(&self) -> Result<Buffer<i32>> {
+        Ok(Buffer::kept(self, self.placed("gate", bytemuck::bytes_of(&0i32))?, 1))
+    }
+
     /// These elements, which stay on the GPU as long as the queue is there.
     ///
     /// # Errors
     /// Those of the driver; numbers that are new to a queue that is being recorded.
     pub fn constant<T: Element>(&self, data: &[T]) -> Result<Buffer<T>> {
-        let bytes: &[u8] = bytemuck::cast_slice(data);
+        Ok(Buffer::kept(self, self.placed(T::NAME, bytemuck::cast_slice(data))?, data.len()))
+    }
+
+    /// Where these bytes are.
+    fn placed(&self, kind: &'static str, bytes: &[u8]) -> Result<u64> {
         let mut all = self.constants().0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (T::NAME, bytes.to_vec());
-        let address = match all.get(&key) {
-            Some(&address) => address,
-            None => {
-                let address = self.allocate(bytes.len().max(1))?;
-                let sent = if bytes.is_empty() { Ok(()) } else { self.upload(address, bytes) };
-                if let Err(e) = sent {
-                    self.release(address);
-                    return Err(e);
-                }
-                all.insert(key, address);
-                address
-            }
-        };
-        Ok(Buffer::kept(self, address, data.len()))
+        let key = (kind, bytes.to_vec());
+        if let Some(&address) = all.get(&key) {
+            return Ok(address);
+        }
+        let address = self.allocate(bytes.len().max(1))?;
+        let sent = if bytes.is_empty() { Ok(()) } else { self.upload(address, bytes) };
+        if let Err(e) = sent {
+            self.release(address);
+            return Err(e);
+        }
+        all.insert(key, address);
+        Ok(address)
     }
 }

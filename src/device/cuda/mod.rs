@@ -186,8 +186,24 @@ impl Gpu {
     /// # Errors
     /// Those of the driver.
     pub fn high_water(&self) -> Result<u64> {
+        self.of_pool(sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+    }
+
+    /// Bytes that buffers may still take: free memory, and what the driver's pool keeps for them.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn spare(&self) -> Result<usize> {
+        use sys::CUmemPool_attribute_enum as Of;
+        let kept = self.of_pool(Of::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+        let used = self.of_pool(Of::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        let idle = usize::try_from(kept.saturating_sub(used)).unwrap_or(0);
+        Ok(self.memory()?.0 + idle)
+    }
+
+    /// A number of bytes that the driver's pool tells.
+    fn of_pool(&self, attribute: sys::CUmemPool_attribute_enum) -> Result<u64> {
         let mut bytes = 0u64;
-        let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
         // SAFETY: the attribute is a number of 64 bits.
         let asked = Self::pool(self.context()?).and_then(|pool| unsafe {
             sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()).result()

@@ -12,6 +12,7 @@ use std::thread::ThreadId;
 
 use super::Queue;
 use crate::error::{Error, Result};
+use crate::tensor::Tensor;
 
 /// Alignment of buffers, that of the driver's own.
 const GRAIN: usize = 512;
@@ -113,6 +114,8 @@ pub(super) enum Memory {
     Own(Option<(u64, usize)>),
     /// The queue, which keeps it: a constant.
     Kept,
+    /// A tensor's, of which it is a part and which it only keeps.
+    Shared { _of: Tensor },
     /// A piece that is planned, as this step's buffer.
     Part(Arc<Arena>, usize),
 }

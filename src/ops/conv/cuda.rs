@@ -99,7 +99,7 @@ fn join<T: Elements>(
     let (mut kept, none) = (SliceMut::none(q), Slice::none(q));
     let (grid, [b, r]) = (over_elements(q, rows * cols), has([bias, residual]));
     matmul_join_fwd(
-        q, grid, y, &mut kept, sums, bias, residual, &none, rows, cols, parts, 0, b, r, 0, 0,
+        q, grid, y, &mut kept, sums, bias, residual, &none, rows, cols, parts, 0, b, r, 0, 0, 0,
     )
 }
 

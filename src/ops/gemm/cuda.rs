@@ -103,6 +103,8 @@ pub(super) struct Finish<'a, T> {
     pub(super) gates: usize,
     /// As kernels/lib/finish.cuh counts activations.
     pub(super) act: usize,
+    /// Columns of y that lie together, all rows of them before those of the next ones; 0: all.
+    pub(super) piece: usize,
 }
 
 impl<'a, T: Held> Finish<'a, T> {
@@ -116,6 +118,7 @@ impl<'a, T: Held> Finish<'a, T> {
             gate: none(),
             gates: 0,
             act: 0,
+            piece: 0,
         }
     }
 }
@@ -201,6 +204,7 @@ impl<T: Elements> Product<'_, T> {
             added,
             finish.gates,
             finish.act,
+            finish.piece,
         )
     }
 }
@@ -284,6 +288,7 @@ macro_rules! elements {
                     added,
                     f.gates,
                     f.act,
+                    f.piece,
                 )
             }
 
@@ -326,6 +331,7 @@ macro_rules! elements {
                     added,
                     f.gates,
                     f.act,
+                    f.piece,
                 )
             }
         }

@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 
 use super::cuda::Size;
 use super::fused::{Act, FusedLinear};
-use super::linear::{Linear, layer, layer_shape};
+use super::linear::{Linear, layer};
+use super::parted::PartedLinear;
 use crate::device::Held;
 use crate::device::cuda::Queue;
 use crate::device::kernel::{Bf16, Grid, Slice, SliceMut};
@@ -19,8 +20,9 @@ use crate::tensor::Shape;
 
 /// y = residual + gate act(x w^T + b) and dy along dx and those of residual and gate.
 ///
-/// Inputs are the layer's as [`Linear`] and [`FusedLinear`] have them, then dx, then those of the
-/// residual's and the gate's tangents that are not zero. Outputs are the layer's, then dy.
+/// Inputs are the layer's as [`Linear`], [`PartedLinear`] and [`FusedLinear`] have them, then dx,
+/// then those of the residual's and the gate's tangents that are not zero. Outputs are the layer's,
+/// then dy.
 #[derive(Clone, Debug)]
 pub struct LinearDual {
     /// How many inputs the layer has: x, w, then b, residual and gate as far as they go.
@@ -31,13 +33,15 @@ pub struct LinearDual {
     pub keep: bool,
     /// Whether the tangents of residual and gate are given.
     pub given: [bool; 2],
+    /// The pieces that y and dy come in, as of [`PartedLinear`]; 1 of other layers.
+    pub parts: usize,
 }
 
 impl LinearDual {
     /// Of a layer whose inputs have these tangents; weights stand still, and x moves.
-    pub(super) fn of(act: Act, keep: bool, given: &[bool]) -> Option<Box<dyn DynOp>> {
+    pub(super) fn of(act: Act, keep: bool, parts: usize, given: &[bool]) -> Option<Box<dyn DynOp>> {
         let moves = |i: usize| given.get(i).copied().unwrap_or(false);
-        let op = Self { inputs: given.len(), act, keep, given: [moves(3), moves(4)] };
+        let op = Self { inputs: given.len(), act, keep, given: [moves(3), moves(4)], parts };
         (moves(0) && !moves(1) && !moves(2)).then(|| Box::new(op) as Box<dyn DynOp>)
     }
 
@@ -85,15 +89,17 @@ impl LinearDual {
             dgate: part(self.place(1))?,
             gates: self.gates(x[0].shape, x[1].shape, gate),
             act: self.act as usize,
+            parts: self.parts,
         };
         T::launch(q, call, side)
     }
 
     /// The layer.
     fn layer(&self) -> Box<dyn DynOp> {
-        match self.inputs {
-            2 => Box::new(Linear),
-            _ => Box::new(FusedLinear { act: self.act, keep: self.keep }),
+        match (self.inputs, self.parts) {
+            (2, 1) => Box::new(Linear),
+            (_, 1) => Box::new(FusedLinear { act: self.act, keep: self.keep }),
+            (_, parts) => Box::new(PartedLinear { parts }),
         }
     }
 
@@ -124,6 +130,7 @@ struct Pair<'a, T> {
     dgate: Slice<'a, T>,
     gates: usize,
     act: usize,
+    parts: usize,
 }
 
 /// Types of elements and their kernels.
@@ -143,6 +150,7 @@ macro_rules! pairs {
                 let Size { m, n, k, .. } = p.size;
                 let has = |s: &Slice<'_, $t>| usize::from(!s.is_empty());
                 let keep = usize::from(!p.kept.is_empty());
+                let piece = if p.parts > 1 { n / p.parts } else { 0 };
                 launch(
                     q,
                     Grid::line((2 * m).div_ceil(side) * n.div_ceil(side), $threads),
@@ -167,6 +175,7 @@ macro_rules! pairs {
                     p.gates,
                     if p.dgate.is_empty() { 0 } else { p.gates },
                     p.act,
+                    piece,
                 )
             }
         }
@@ -199,10 +208,11 @@ impl Op for LinearDual {
             let what = format!("a layer of {n} inputs and its tangents are {count}, not these");
             return Err(Error::shape(Self::NAME, what));
         }
-        let mut outs = match n {
-            2 => vec![layer_shape(Self::NAME, &x[..2])?],
-            _ => Op::shapes(&FusedLinear { act: self.act, keep: self.keep }, &x[..n])?,
-        };
+        let plain = self.act == Act::None && !self.keep && n <= 3;
+        if self.parts != 1 && !plain {
+            return Err(Error::shape(Self::NAME, "pieces go through nothing"));
+        }
+        let mut outs = self.layer().shapes(&x[..n])?;
         let like = |t: usize, i: usize| {
             self.place(t).is_none_or(|at| self.input(i).is_some_and(|i| x[at] == x[i]))
         };
@@ -219,7 +229,7 @@ impl Op for LinearDual {
         let (gate, dx) = (part(self.input(4)), x[self.inputs].r());
         let (dresidual, dgate) = (part(self.place(0)), part(self.place(1)));
         let gates = self.gates(x[0].shape, x[1].shape, self.input(4).map(|i| x[i].shape));
-        let each = m / gates.max(1);
+        let (each, piece) = (m / gates.max(1), n / self.parts.max(1));
         let last = y.len() - 1;
         for i in 0..m {
             for j in 0..n {
@@ -236,7 +246,7 @@ impl Op for LinearDual {
                     }
                     v = gate[own] * v;
                 }
-                let at = i * n + j;
+                let at = (j / piece * m + i) * piece + j % piece;
                 if let Some(residual) = residual {
                     v = residual[at] + v;
                 }
@@ -253,15 +263,24 @@ impl Op for LinearDual {
     }
     fn cases() -> Cases {
         let plain = |name: &str, x: &[usize], o: usize, inputs: usize| {
-            let op = LinearDual { inputs, act: Act::None, keep: false, given: [false; 2] };
+            let given = [false; 2];
+            let op = LinearDual { inputs, act: Act::None, keep: false, given, parts: 1 };
             case(name, op, x, o, &[])
         };
         let full = |act: Act, keep: bool, given: [bool; 2]| {
             let inputs = 5;
-            LinearDual { inputs, act, keep, given }
+            LinearDual { inputs, act, keep, given, parts: 1 }
         };
-        let after = |act: Act, keep: bool| LinearDual { inputs: 3, act, keep, given: [false; 2] };
-        let onto = |given| LinearDual { inputs: 4, act: Act::None, keep: false, given };
+        let after = |act: Act, keep: bool| {
+            let given = [false; 2];
+            LinearDual { inputs: 3, act, keep, given, parts: 1 }
+        };
+        let onto = |given| LinearDual { inputs: 4, act: Act::None, keep: false, given, parts: 1 };
+        let cut = |name: &str, x: &[usize], o: usize, inputs: usize, parts: usize| {
+            let given = [false; 2];
+            let op = LinearDual { inputs, act: Act::None, keep: false, given, parts };
+            case(name, op, x, o, &[])
+        };
         let all = [true; 2];
         Cases {
             named: vec![
@@ -269,6 +288,8 @@ impl Op for LinearDual {
                 plain("bias", &[3, 5, 20], 7, 3),
                 plain("one_row", &[1, 64], 130, 3),
                 plain("several_tiles", &[70, 136], 136, 3),
+                cut("pieces", &[2, 5, 20], 24, 3, 3),
+                cut("odd_pieces", &[3, 35, 21], 35, 2, 5),
                 case("gelu", after(Act::Gelu, false), &[2, 20, 24], 72, &[]),
                 case("silu_kept", after(Act::Silu, true), &[33, 18], 65, &[]),
                 case("residual", onto([true, false]), &[2, 3, 9], 12, &[]),
@@ -284,7 +305,8 @@ impl Op for LinearDual {
                 let (i, o) = (d.size(1, 70), d.size(1, 40));
                 let act = d.pick(&[Act::None, Act::Gelu, Act::Silu]);
                 let gate = d.pick(&[[b, 1, o], [b, n, o], [1, 1, o]]);
-                let op = LinearDual { inputs: 5, act, keep: d.coin(), given: [d.coin(), d.coin()] };
+                let (keep, given) = (d.coin(), [d.coin(), d.coin()]);
+                let op = LinearDual { inputs: 5, act, keep, given, parts: 1 };
                 case("drawn", op, &[b, n, i], o, &gate)
             },
             bench: vec![

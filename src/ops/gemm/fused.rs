@@ -113,6 +113,7 @@ impl Multiply for FusedLinear {
             gate: part(4)?,
             gates: x.get(4).and_then(|g| groups(&shape, g.shape)).unwrap_or(0),
             act: self.act as usize,
+            piece: 0,
         };
         let (y, kept) = match y {
             [y, kept] => (y.get()?, kept.get()?),
@@ -205,7 +206,7 @@ impl Op for FusedLinear {
         terms.try_fold(first, add).map(Some)
     }
     fn dual(&self, _: &[&Shape], given: &[bool]) -> Option<Box<dyn DynOp>> {
-        LinearDual::of(self.act, self.keep, given)
+        LinearDual::of(self.act, self.keep, 1, given)
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
         let wants = |i: usize| want.get(i).copied().unwrap_or(false);

@@ -143,7 +143,7 @@ impl Op for Linear {
         Ok(total)
     }
     fn dual(&self, _: &[&Shape], given: &[bool]) -> Option<Box<dyn DynOp>> {
-        LinearDual::of(Act::None, false, given)
+        LinearDual::of(Act::None, false, 1, given)
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
         layer_vjp(at, gy, want)

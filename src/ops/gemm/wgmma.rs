@@ -81,6 +81,7 @@ impl Product<'_, Bf16> {
             added,
             f.gates,
             f.act,
+            f.piece,
         )
     }
 }
