@@ -1,4 +1,4 @@
-//! Results people can read, from outside: edited and interpolated profiles, labelled grids.
+//! Results people can read, from outside: edited and interpolated profiles, grids, archives.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 
@@ -169,4 +169,63 @@ fn a_grid_has_words_and_the_real_tiles_of_a_pack_beside_the_drawn_ones() {
     let real = image("tiles/t17.png").crop(4, 4, 16, 16).unwrap();
     assert!(shows(&pack, &real, 4) && !shows(&table, &real, 4));
     assert!(shows(&table, &image("table/t17_1.png"), 4));
+}
+
+/// The sum of zip files, bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |c: u32| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 };
+    let byte = |c: u32, b: &u8| (0..8).fold(c ^ u32::from(*b), |c, _| step(c));
+    !bytes.iter().fold(!0, byte)
+}
+
+/// The array of an archive and its shape, found as readers do: from the end of the file back to the
+/// directory, and from there to the entry, all of whose sums and sizes have to agree.
+fn unzip(path: &Path) -> (String, Vec<u8>) {
+    let all = std::fs::read(path).unwrap();
+    let number = |at: usize, n: usize| {
+        all[at..at + n].iter().rev().fold(0u64, |v, b| v << 8 | u64::from(*b)) as usize
+    };
+    let end = all.len() - 22;
+    assert_eq!((number(end, 4), number(end - 20, 4)), (0x0605_4b50, 0x0706_4b50));
+    let end64 = number(end - 12, 8);
+    assert_eq!((number(end64, 4), number(end64 + 32, 8)), (0x0606_4b50, 1));
+    let central = number(end64 + 48, 8);
+    assert_eq!(central + number(end64 + 40, 8), end64);
+    assert_eq!((number(central, 4), number(central + 10, 2)), (0x0201_4b50, 0), "stored");
+    let name = number(central + 28, 2);
+    assert_eq!(&all[central + 46..central + 46 + name], b"arr_0.npy");
+    let (sum, size) = (number(central + 16, 4), number(central + 46 + name + 4, 8));
+    let local = number(central + 42, 4);
+    let start = local + 30 + number(local + 26, 2) + number(local + 28, 2);
+    assert_eq!((number(local, 4), number(local + 14, 4)), (0x0403_4b50, sum));
+    assert_eq!(start + size, central);
+    let array = &all[start..start + size];
+    assert_eq!(crc32(array) as usize, sum);
+    assert_eq!(&array[..8], b"\x93NUMPY\x01\x00");
+    let head = 10 + number(start + 8, 2);
+    let said = String::from_utf8(array[10..head].to_vec()).unwrap();
+    (said.trim_end().to_string(), array[head..].to_vec())
+}
+
+#[test]
+fn an_archive_holds_the_tiles_in_the_order_of_the_record() {
+    let dir = untrained();
+    let dir = dir.path();
+    sample(dir, "--rows t16,t17 --npz all.npz", "all");
+    let tiles = |record: &str| {
+        let all = json(dir.join(record))["tiles"].as_array().unwrap().clone();
+        let pixels = |tile: &Value| {
+            let file = dir.join("all").join(tile["file"].as_str().unwrap());
+            read(file, Expect::any()).unwrap().data
+        };
+        all.iter().flat_map(pixels).collect::<Vec<u8>>()
+    };
+    let (said, bytes) = unzip(&dir.join("all.npz"));
+    assert_eq!(said, "{'descr': '|u1', 'fortran_order': False, 'shape': (4, 16, 16, 3), }");
+    assert!(bytes == tiles("all/samples.json"));
+    sample(dir, "--rows t16,t17 --npz part.npz --shard 2/3", "part");
+    let (said, bytes) = unzip(&dir.join("part-2-of-3.npz"));
+    assert!(said.contains("(1, 16, 16, 3)") && bytes == tiles("part/samples-2-of-3.json"));
+    let line = "sample --checkpoint s.safetensors --rna rna.tsv --out all --npz no/x.npz";
+    fails(dir, line, 2, &["cannot create no/x.npz"]);
 }

@@ -57,6 +57,7 @@ Examples:
   genevar sample --checkpoint runs/mine --rna profiles.tsv --n 8 --seed 1 --out tiles
   genevar sample --checkpoint runs/mine --rna profiles.tsv --rows 0-3,P17 --device cuda --out tiles
   genevar sample --checkpoint runs/mine --rna profiles.tsv --n 10000 --shard 2/8 --out tiles
+  genevar sample --checkpoint runs/mine --rna profiles.tsv --n 50 --npz tiles.npz --out tiles
   genevar sample --checkpoint runs/mine --rna xena.tsv.gz --units log2-tpm --min-matched 0.8 --out t
   genevar sample --checkpoint b.safetensors --class 207 --n 4 --out dogs
   genevar sample --checkpoint runs/mine --rna profiles.tsv --rows P17 --set ERBB2=+2sd --out what-if

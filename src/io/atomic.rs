@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,6 +37,57 @@ pub fn write_with(
     }
     sync_folder(path);
     Ok(())
+}
+
+/// A file that is written part by part, in any order, and appears when it is finished. Dropped
+/// before that, it is removed.
+#[derive(Debug)]
+pub struct Draft {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl Draft {
+    /// Begins what is to be at `path`.
+    ///
+    /// # Errors
+    /// Whatever the system refuses.
+    pub fn create(path: &Path) -> Result<Self> {
+        let temporary = temporary_name(path)?;
+        let file = File::create(&temporary).map_err(|e| Error::io("create", path, e))?;
+        Ok(Self { file, temporary, path: path.to_path_buf(), bytes: 0 })
+    }
+
+    /// Writes `bytes` from the byte `at` on.
+    ///
+    /// # Errors
+    /// Whatever the system refuses, a full disk for one.
+    pub fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.bytes += bytes.len() as u64;
+        let moved = self.file.seek(SeekFrom::Start(at));
+        let written = moved.and_then(|_| self.file.write_all(bytes));
+        written.map_err(|e| refused(&self.path, self.bytes, e))
+    }
+
+    /// Lets the file appear, whole.
+    ///
+    /// # Errors
+    /// Whatever the system refuses; the old file, if there was one, is untouched.
+    pub fn finish(self) -> Result<()> {
+        let there = self.file.sync_all().and_then(|()| fs::rename(&self.temporary, &self.path));
+        there.map_err(|e| refused(&self.path, self.bytes, e))?;
+        sync_folder(&self.path);
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // After a rename there is nothing to remove.
+        let _ = fs::remove_file(&self.temporary);
+    }
 }
 
 /// Makes the folder `path` and its parents.

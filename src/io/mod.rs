@@ -7,6 +7,7 @@ pub mod atomic;
 pub mod hdf5;
 pub mod images;
 pub mod lettering;
+pub mod npz;
 pub mod safetensors;
 pub mod sheet;
 pub mod tables;

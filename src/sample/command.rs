@@ -81,6 +81,10 @@ pub struct SampleArgs {
     /// [N, latent], `tokens` [N, L], `latent` [N, H, H, d], `pixels` [N, S, S, 3] in [-1, 1].
     #[arg(long, conflicts_with = "shard", value_name = "FILE")]
     tensors: Option<PathBuf>,
+    /// Also writes all tiles into one NumPy archive, in the order of samples.json: `arr_0`, bytes
+    /// [N, S, S, 3]. With --shard each part has its own, tiles-2-of-4.npz for tiles.npz.
+    #[arg(long, value_name = "FILE")]
+    npz: Option<PathBuf>,
     /// Where the tiles go; made if it is not there.
     #[arg(long)]
     out: PathBuf,
@@ -118,7 +122,10 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     };
     let all = job.items.len();
     let part = (args.shard.map_or(0..all, |s| s.range(all)), args.shard);
-    let out = Output::new(&job, drawn, part, args.out.clone(), args.tensors.clone())?;
+    let mut out = Output::new(&job, drawn, part, args.out.clone(), args.tensors.clone())?;
+    if let Some(path) = &args.npz {
+        out = out.archived(path, system.config.msvq.image)?;
+    }
     let subjects: Vec<Subject> = out.items().iter().map(|item| item.subject.clone()).collect();
     let (refiner, device) = (system.refiner(args.seed), system.device.clone());
     let graphs = Graphs::default();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
@@ -16,6 +16,7 @@ use crate::data::loader::from_tensor;
 use crate::error::{Error, Result};
 use crate::io::atomic;
 use crate::io::images::{Rgb, write_png};
+use crate::io::npz::NpzWriter;
 use crate::io::safetensors::{Store, Writer};
 use crate::io::sheet::sheet;
 use crate::tensor::Tensor;
@@ -40,6 +41,14 @@ impl Shard {
             Some((Ok(number), Ok(of))) if (1..=of).contains(&number) => Ok(Self { number, of }),
             _ => Err("give a part and how many there are, as 1/4 to 4/4".into()),
         }
+    }
+
+    /// A file of this part: `tiles-2-of-4.npz` for `tiles.npz`.
+    pub fn file(self, whole: &Path) -> PathBuf {
+        let end = |e: &std::ffi::OsStr| format!(".{}", e.to_string_lossy());
+        let end = whole.extension().map_or(String::new(), end);
+        let stem = whole.file_stem().unwrap_or_default().to_string_lossy();
+        whole.with_file_name(format!("{stem}-{}-of-{}{end}", self.number, self.of))
     }
 
     /// Its stretch of `n` tiles.
@@ -118,6 +127,7 @@ pub struct Output<'a> {
     pub folder: PathBuf,
     /// Where numbers go.
     pub tensors: Option<PathBuf>,
+    npz: Option<NpzWriter>,
     done: Mutex<BTreeMap<usize, Done>>,
 }
 
@@ -134,7 +144,18 @@ impl<'a> Output<'a> {
         tensors: Option<PathBuf>,
     ) -> Result<Self> {
         atomic::create_folder(&folder)?;
-        Ok(Self { job, drawn, part, folder, tensors, done: Mutex::default() })
+        let done = Mutex::default();
+        Ok(Self { job, drawn, part, folder, tensors, npz: None, done })
+    }
+
+    /// Writes the tiles, of a `side`, into one archive too; a part into its own.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to.
+    pub fn archived(self, path: &Path, side: usize) -> Result<Self> {
+        let path = self.part.1.map_or_else(|| path.to_path_buf(), |shard| shard.file(path));
+        let npz = Some(NpzWriter::create(&path, self.items().len(), (side, side))?);
+        Ok(Self { npz, ..self })
     }
 
     /// The tiles that are drawn.
@@ -149,6 +170,7 @@ impl<'a> Output<'a> {
     pub fn write(&self, i: usize, tile: &Tile) -> Result<()> {
         let image = from_tensor(&tile.pixels)?.swap_remove(0);
         write_png(self.folder.join(&self.items()[i].file), &image)?;
+        self.npz.iter().try_for_each(|npz| npz.put(i, &image))?;
         let shown = self.part.1.is_none() && self.job.is_shown(i);
         let done = Done {
             tokens: tile.tokens.i32s()?.to_vec(),
@@ -163,7 +185,8 @@ impl<'a> Output<'a> {
     ///
     /// # Errors
     /// A full disk.
-    pub fn finish(self, seconds_per_tile: f64, edits: Option<(&str, &str)>) -> Result<()> {
+    pub fn finish(mut self, seconds_per_tile: f64, edits: Option<(&str, &str)>) -> Result<()> {
+        self.npz.take().map_or(Ok(()), NpzWriter::finish)?;
         let done = std::mem::take(&mut *self.done.lock().unwrap_or_else(PoisonError::into_inner));
         self.write_tensors(&done)?;
         let mut images: Vec<Rgb> = Vec::new();
@@ -226,6 +249,8 @@ mod tests {
             assert!(parts.eq(0..n), "{n} tiles in {of} parts");
         }
         assert_eq!(Shard::parse("2/4"), Ok(Shard { number: 2, of: 4 }));
+        let file = Shard { number: 2, of: 4 }.file(Path::new("a.b/tiles.npz"));
+        assert_eq!(file, Path::new("a.b/tiles-2-of-4.npz"));
         for bad in ["", "4", "0/4", "5/4", "1/0", "a/b", "-1/2"] {
             assert!(Shard::parse(bad).is_err(), "{bad}");
         }
