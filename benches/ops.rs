@@ -9,6 +9,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a bench")]
 
+#[path = "support/bound.rs"]
+mod bound;
 #[path = "../tests/support/ops/data.rs"]
 mod data;
 #[path = "support/device.rs"]
@@ -32,10 +34,10 @@ use std::time::{Duration, Instant, SystemTime};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use genevar::device::cpu::join_pool;
 use genevar::device::kernel::Floor;
-use genevar::ops::{Case, DynOp, In, OPS, Out, Running, run, timed};
+use genevar::ops::{Case, DynOp, In, OPS, Out, Precision, run, timed};
 use genevar::profile::cards::Cards;
 use genevar::profile::model::{Model, Work, measured_cpu};
-use genevar::tensor::{DType, Tensor};
+use genevar::tensor::{DType, Shape, Tensor};
 
 use data::{Data, fill, seed};
 
@@ -87,30 +89,9 @@ fn reference(op: &dyn DynOp, data: &[Data], outs: &[Tensor]) {
 
 /// The largest error of real outputs over the bound that rounding has.
 fn error(op: &dyn DynOp, data: &[Data], outs: &[Tensor]) -> f64 {
-    let lift = |d: &Data| d.real.iter().map(|&x| Running::exact(f64::from(x))).collect();
-    let reals: Vec<Vec<Running>> = data.iter().map(lift).collect();
-    let x: Vec<In<'_, Running>> = data
-        .iter()
-        .zip(&reals)
-        .map(|(d, r)| if d.is_int { In::int(&d.shape, &d.int) } else { In::real(&d.shape, r) })
-        .collect();
-    let mut exact: Vec<Vec<Running>> =
-        outs.iter().map(|t| vec![Running::exact(0.0); t.len()]).collect();
-    let mut ints: Vec<Vec<i32>> = outs.iter().map(|t| vec![0; t.len()]).collect();
-    let pairs = exact.iter_mut().zip(&mut ints).zip(outs);
-    let mut y: Vec<Out<'_, Running>> = pairs
-        .map(|((r, n), t)| if t.dtype() == DType::I32 { Out::Int(n) } else { Out::Real(r) })
-        .collect();
-    op.reference_running(&x, &mut y);
-    drop(y);
-    let mut worst = 0.0f64;
-    for (exact, got) in exact.iter().zip(outs).filter(|(_, t)| t.dtype() != DType::I32) {
-        for (x, got) in exact.iter().zip(got.f32s().unwrap()) {
-            let off = (f64::from(*got) - x.v).abs();
-            worst = worst.max(if off == 0.0 { 0.0 } else { off / x.e });
-        }
-    }
-    worst
+    let shapes: Vec<Shape> = outs.iter().map(|t| t.shape().clone()).collect();
+    let real = |t: &Tensor| (t.dtype() != DType::I32).then(|| t.f32s().unwrap().to_vec());
+    bound::error((op, Precision::F32), data, &shapes, &outs.iter().map(real).collect::<Vec<_>>())
 }
 
 /// Fails where the composition's outputs are others than the op's.

@@ -11,10 +11,13 @@ use genevar::device::kernel::Grid;
 use genevar::device::launch::reduce;
 use genevar::device::{Device, OnGpu};
 use genevar::ops::{Case, CudaIn, CudaOut, DynOp, In, Out, Precision, Site};
+use genevar::profile::cards::work;
+use genevar::profile::model::{Known, Model, Side, Work};
 use genevar::tensor::{Shape, Tensor};
 use half::bf16;
 use serde_json::{Value, json};
 
+use crate::bound;
 use crate::data::{Data, fill, seed};
 use crate::support::{gpu, soft};
 
@@ -24,8 +27,9 @@ const SAMPLES: usize = 11;
 const WARM: Duration = Duration::from_millis(4);
 /// Elements that are overwritten before each cold sample: more than the L2 cache of any GPU.
 const FLUSH: usize = 64 << 20;
-/// An H100 (SXM): bytes and operations (f32 units; tensor cores in bf16) a second.
-const H100: (f64, f64, f64) = (3.35e12, 6.7e13, 9.89e14);
+/// Ops of more operations are not held against the bound that rounding has, which takes an
+/// evaluation of the mathematics in another arithmetic.
+const EXACT: u64 = 20_000_000;
 /// By what share of its largest value an output may differ from the CPU's: a bf16 rounding twice,
 /// and the order of long sums. The tests have the real bounds; this is against timing nonsense.
 const NEAR: [f32; 2] = [1e-4, 2e-2];
@@ -93,15 +97,22 @@ fn measure(mut bench: Bench<'_>, case: &Case) -> Outcome<Value> {
     };
     let name = format!("{}/{} {precision:?} {variant}", case.op.name(), case.name);
     let (launches, counts) = bench.once().map_err(|e| format!("{name}: {e}"))?;
-    bench.validate().map_err(|e| format!("{name}: {e}"))?;
     let floors = launches.iter().map(|l| (l.entry.floor)(&l.args));
     let (bytes, flops) = floors.fold((0, 0), |(b, f), x| (b + x.bytes, f + x.flops));
+    let error = bench.validate(flops <= EXACT).map_err(|e| format!("{name}: {e}"))?;
+    let facts = bench.queue.gpu().facts();
+    let model = Known::like(facts).model();
+    let (side, least) = binds(&model, &launches);
     let kernels: Vec<&str> = launches.iter().map(|l| l.entry.name).collect();
     let shapes: Vec<String> = data.iter().map(|d| d.shape.to_string()).collect();
+    let [registers, spills, shared] = resources(&launches, facts.capability);
     let mut row = json!({
         "op": case.op.name(), "case": case.name, "inputs": shapes.join(" "),
         "precision": format!("{precision:?}").to_lowercase(), "variant": variant,
-        "kernels": kernels.join(" "), "floor_bytes": bytes, "floor_flops": flops,
+        "kernels": kernels.join(" "), "launches": launches.len(), "floor_bytes": bytes,
+        "floor_flops": flops, "model": model.name, "floor_us": least * 1e6,
+        "binds": side.name(), "registers": registers, "spill_bytes": spills,
+        "shared_bytes": shared, "error_over_bound": error,
     });
     match counts {
         Some(counts) => {
@@ -109,31 +120,58 @@ fn measure(mut bench: Bench<'_>, case: &Case) -> Outcome<Value> {
             let touched = 32 * sum(|c| c.unique_read_sectors + c.unique_write_sectors);
             let (scalar, tensor) = (sum(|c| c.scalar_flops), sum(|c| c.tensor_flops));
             let asked = 32 * sum(|c| c.global_read_sectors + c.global_write_sectors);
-            // One launch after the other: each waits for what binds it.
-            let least: f64 = counts.iter().map(at_best).sum();
+            let least: f64 = counts.iter().map(|c| model.binds(&done(c)).1).sum();
             row["bytes"] = json!(touched);
             row["asked_bytes"] = json!(asked);
             row["accesses"] = json!(sum(|c| c.global_reads + c.global_writes));
             row["flops"] = json!(scalar + tensor);
             row["bank_conflicts"] = json!(sum(|c| c.shared_bank_conflicts));
-            row["launches"] = json!(launches.len());
             row["predicted_us"] = json!(least * 1e6);
         }
         None => {
-            let (warm, cold) = (bench.warm()?, bench.cold()?);
-            row["warm_us"] = json!(warm.as_secs_f64() * 1e6);
-            row["cold_us"] = json!(cold.as_secs_f64() * 1e6);
+            for (key, times) in [("warm", bench.warm()?), ("cold", bench.cold()?)] {
+                for (part, at) in [("us", 0.5), ("low_us", 0.1), ("high_us", 0.9)] {
+                    row[format!("{key}_{part}")] = json!(share_of(&times, at) * 1e6);
+                }
+            }
         }
     }
     Ok(row)
 }
 
-/// Seconds that an H100 needs for these counts, whichever of its units is the slowest.
-fn at_best(counts: &soft::Counts) -> f64 {
-    let (memory, units, cores) = H100;
+/// The least seconds of launches one after the other, each of which waits for what binds it, and
+/// what binds for the longest.
+fn binds(model: &Model, launches: &[Launch]) -> (Side, f64) {
+    let mut sides = Side::ALL.map(|side| (side, 0.0));
+    for launch in launches {
+        let (side, seconds) = model.binds(&work(launch));
+        sides.iter_mut().filter(|(s, _)| *s == side).for_each(|(_, sum)| *sum += seconds);
+    }
+    let whole = sides.iter().map(|(_, seconds)| seconds).sum();
+    let longest = sides.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    (longest.map_or(Side::Launch, |(side, _)| *side), whole)
+}
+
+/// What was counted, as work.
+fn done(counts: &soft::Counts) -> Work {
     let bytes = 32 * (counts.unique_read_sectors + counts.unique_write_sectors);
-    let flops = (counts.scalar_flops as f64 / units).max(counts.tensor_flops as f64 / cores);
-    (bytes as f64 / memory).max(flops)
+    let [bytes, scalar, tensor] =
+        [bytes, counts.scalar_flops, counts.tensor_flops].map(|n| n as f64);
+    Work { bytes, scalar, tensor }
+}
+
+/// The most registers and bytes of spills of a thread, and of shared memory of a block, of any of
+/// these kernels in the machine code that a GPU of this capability takes.
+fn resources(launches: &[Launch], capability: (i32, i32)) -> [u32; 3] {
+    let newest = if capability >= (9, 0) { "sm_90a" } else { "sm_80" };
+    let of = |l: &Launch| {
+        let all = l.entry.resources.iter();
+        let r = all.max_by_key(|r| r.arch == newest)?;
+        let shared = r.shared + l.entry.dynamic_shared;
+        Some([r.registers, r.spill_stores + r.spill_loads, shared])
+    };
+    let most = |a: [u32; 3], b: [u32; 3]| [0, 1, 2].map(|i| a[i].max(b[i]));
+    launches.iter().filter_map(of).fold([0; 3], most)
 }
 
 impl<'a> Bench<'a> {
@@ -210,8 +248,9 @@ impl<'a> Bench<'a> {
         done.map(|()| (launches, counts))
     }
 
-    /// That what came out is what the CPU computes from the same values.
-    fn validate(&self) -> Outcome<()> {
+    /// That what came out is what the CPU computes from the same values; and where that is asked
+    /// for, the largest error over what rounding allows.
+    fn validate(&self, exactly: bool) -> Outcome<Option<f64>> {
         let half = self.precision == Precision::Bf16;
         let rounded = |(i, d): (usize, &Data)| {
             let mut d = d.clone();
@@ -235,8 +274,9 @@ impl<'a> Bench<'a> {
             .collect();
         self.op.cpu(&x, &mut y);
         drop(y);
+        let got = (0..shapes.len()).map(|i| self.got(i)).collect::<Outcome<Vec<_>>>()?;
         for (i, wanted) in reals.iter().enumerate() {
-            let Some(got) = self.got(i)? else { continue };
+            let Some(got) = &got[i] else { continue };
             let scale = wanted.iter().fold(0.0f32, |m, v| m.max(v.abs()));
             let near = NEAR[usize::from(half)] * scale;
             let far = |(got, want): (&f32, &f32)| (got - want).abs() > near || got.is_nan();
@@ -245,7 +285,8 @@ impl<'a> Bench<'a> {
                 return Err(format!("output {i}[{j}] is {got:e}, on the CPU {want:e}"));
             }
         }
-        Ok(())
+        let kind = (self.op, self.precision);
+        Ok(exactly.then(|| bound::error(kind, &data, &shapes, &got)))
     }
 
     /// Output `i`, if it was computed and is of real numbers.
@@ -267,15 +308,15 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Time of one run after the other, by the GPU's clock.
-    fn warm(&mut self) -> Outcome<Duration> {
+    /// Times of one run after the other, by the GPU's clock.
+    fn warm(&mut self) -> Outcome<Vec<Duration>> {
         let first = self.batch(3)?;
         let runs = (WARM.as_secs_f64() / first.as_secs_f64().max(1e-7)).ceil() as usize;
         let mut times = Vec::new();
         for _ in 0..SAMPLES {
             times.push(self.batch(runs.clamp(3, 10_000))?);
         }
-        Ok(median(times))
+        Ok(times)
     }
 
     /// Time of each of some runs in a row.
@@ -288,8 +329,8 @@ impl<'a> Bench<'a> {
         Ok(between(&before, &after)? / u32::try_from(runs).unwrap_or(1))
     }
 
-    /// Time of a run whose inputs are in no cache.
-    fn cold(&mut self) -> Outcome<Duration> {
+    /// Times of a run whose inputs are in no cache.
+    fn cold(&mut self) -> Outcome<Vec<Duration>> {
         let mut flush = Buffer::<f32>::from_slice(self.queue, &vec![0.0; FLUSH]).map_err(told)?;
         let small = Buffer::<f32>::from_slice(self.queue, &[0.0]).map_err(told)?;
         let grid = Grid::line(1024, 256);
@@ -300,7 +341,7 @@ impl<'a> Bench<'a> {
                 .map_err(told)?;
             times.push(self.batch(1)?);
         }
-        Ok(median(times))
+        Ok(times)
     }
 }
 
@@ -308,27 +349,30 @@ fn between(before: &Event, after: &Event) -> Outcome<Duration> {
     after.since(before).map_err(told)
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times.get(times.len() / 2).copied().unwrap_or_default()
+/// The time, in seconds, that a share of the samples does not exceed.
+fn share_of(times: &[Duration], share: f64) -> f64 {
+    let mut times: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
+    times.sort_by(f64::total_cmp);
+    let at = (share * times.len().saturating_sub(1) as f64).round() as usize;
+    times.get(at).copied().unwrap_or_default()
 }
 
-/// The rows as a table. The last column is the time of the other ops over this row's: predicted
-/// where nothing was timed.
+/// The rows as a table. Ratios are of times, predicted where nothing was timed.
 pub fn table(rows: &[Value]) -> String {
     let counted = rows.iter().any(|row| row.get("bytes").is_some());
-    let mut page = String::from(match counted {
-        true => {
-            "| op | case | type | variant | launches | floor bytes | touched | asked | \
-             floor FLOP | counted | bank conflicts | predicted us (H100) | composed / this |\n\
-             | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
-        }
-        false => {
-            "| op | case | type | variant | floor bytes | cold us | GB/s | warm us | GFLOP/s | \
-             composed / this |\n\
-             | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
-        }
-    });
+    let model = rows.first().and_then(|row| row["model"].as_str()).unwrap_or_default();
+    let middle = match counted {
+        true => format!(
+            "launches | floor bytes | touched | asked | floor FLOP | counted | bank conflicts | \
+             predicted us ({model})"
+        ),
+        false => format!("warm us (p10-p90) | cold us | GFLOP/s | GB/s | % of floor ({model})"),
+    };
+    let heads = format!(
+        "| op | case | type | variant | {middle} | binds | composed / this | registers | spills | \
+         shared bytes | error / bound |\n"
+    );
+    let mut page = format!("{heads}{}|\n", "| --- ".repeat(heads.matches('|').count() - 1));
     let time = if counted { "predicted_us" } else { "warm_us" };
     for row in rows {
         let text = |key: &str| row[key].as_str().unwrap_or_default().to_string();
@@ -339,7 +383,7 @@ pub fn table(rows: &[Value]) -> String {
         let composed = rows.iter().filter(same).find(|other| other["variant"] == COMPOSED);
         let composed = composed.and_then(|other| Some(other[time].as_f64()? / number(time)));
         let ratio = composed.map_or(String::new(), |ratio| format!("{ratio:.2}"));
-        let end = match counted {
+        let middle = match counted {
             true => format!(
                 "{} | {bytes} | {} | {} | {} | {} | {} | {:.2}",
                 number("launches"),
@@ -350,13 +394,27 @@ pub fn table(rows: &[Value]) -> String {
                 number("bank_conflicts"),
                 number("predicted_us")
             ),
-            false => {
-                let (cold, warm) = (number("cold_us"), number("warm_us"));
-                let rate = number("floor_flops") / warm * 1e-3;
-                format!("{bytes} | {cold:.2} | {:.0} | {warm:.2} | {rate:.0}", bytes / cold * 1e-3)
-            }
+            false => format!(
+                "{:.2} ({:.2}-{:.2}) | {:.2} | {:.0} | {:.0} | {:.0}",
+                number("warm_us"),
+                number("warm_low_us"),
+                number("warm_high_us"),
+                number("cold_us"),
+                number("floor_flops") / number("warm_us") * 1e-3,
+                bytes / number("warm_us") * 1e-3,
+                100.0 * number("floor_us") / number("warm_us")
+            ),
         };
-        writeln!(page, "| {start} | {end} | {ratio} |").unwrap();
+        let [registers, spills, shared] =
+            ["registers", "spill_bytes", "shared_bytes"].map(|key| number(key) as u64);
+        let error = row["error_over_bound"].as_f64().map_or(String::new(), |e| format!("{e:.2}"));
+        let binds = text("binds");
+        writeln!(
+            page,
+            "| {start} | {middle} | {binds} | {ratio} | {registers} | {spills} | {shared} | \
+             {error} |"
+        )
+        .unwrap();
     }
     page
 }

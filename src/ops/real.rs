@@ -280,6 +280,13 @@ impl Running {
         Self { v, e: 0.0 }
     }
 
+    /// After one rounding to bf16: half a unit of 8 binary digits more of error, or of the least
+    /// subnormal.
+    pub fn in_bf16(self) -> Self {
+        let Self { v, e } = self;
+        Self { v, e: e + ((v.abs() + e) * 2f64.powi(-8)).max(2f64.powi(-134)) }
+    }
+
     /// `v` with the propagated error `e` plus `ulps` roundings of the result.
     fn rounded(v: f64, e: f64, ulps: f64) -> Self {
         Self { v, e: e + ulps * U * (v.abs() + e) + TINY }

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use genevar::ops::{DynOp, In};
+use genevar::ops::{DynOp, In, Running};
 
 use super::faces::{Face, POISON, POISON_INT, Verdict, in_f64, in_running, lift, site};
 use super::inputs::Inputs;
@@ -29,7 +29,8 @@ pub fn value(op: &dyn DynOp, data: &Inputs) -> Verdict {
             let elements = got.real(i).iter().zip(want.real(i)).zip(bound.real(i));
             for (j, ((&got, &want), bound)) in elements.enumerate() {
                 // Not `>`: a NaN must fail too.
-                let e = if halved { rounded_to_bf16(want, bound.e) } else { bound.e };
+                let bound = Running { v: want, e: bound.e };
+                let e = if halved { bound.in_bf16().e } else { bound.e };
                 let near = (f64::from(got) - want).abs() <= e;
                 if !near {
                     let name = face.name();
@@ -48,12 +49,6 @@ pub fn value(op: &dyn DynOp, data: &Inputs) -> Verdict {
         }
     }
     Ok(())
-}
-
-/// The bound of a value after it was rounded to bf16 once: half a unit of 8 binary digits more, or
-/// of the least subnormal.
-fn rounded_to_bf16(want: f64, e: f64) -> f64 {
-    e + ((want.abs() + e) * 2f64.powi(-8)).max(2f64.powi(-134))
 }
 
 /// The variant that the rule chooses exists and takes these inputs.
