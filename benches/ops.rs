@@ -209,6 +209,7 @@ fn results() -> PathBuf {
 /// The kernels' column: a table, JSON where asked for, and the ledger.
 fn on_device(tier: Option<&str>, filter: &str) {
     let rows = device::run(tier, filter).unwrap();
+    assert!(!rows.is_empty(), "no op with shapes to time is called like {filter:?}");
     let table = device::table(&rows);
     println!("{table}");
     if let Some(path) = std::env::var_os("GENEVAR_BENCH_JSON") {

@@ -21,7 +21,7 @@ constexpr int KEYS = D <= 64 ? 32 : 16;
 //   floor  bytes = 2*batch*(queries + seen)*heads*width*s + 4*batch*queries*heads;
 //          flops = batch*heads*work*32*(64 - D/128*32)*4*D
 //   plan   a block for 32 queries of a head: 64 keys (32 for D = 128) at a time through shared
-//          memory, softmax online in registers, 2 by 4 scores a thread
+//          memory, softmax online in registers, 2 by 4 scores a thread; no bank conflicts
 //   slack  3 for tiles <= 1 and width/4*4 >= width; 30 beyond (every tile of queries reads its
 //          keys, odd widths come as single elements)
 //   bits   fixed order of keys and fixed trees: repeatable, and the same alone and in a batch
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(128, 2) attention_mma_fwd(
 //          flops = batch*heads*work*(32 - D/128*16)*(32 - D/128*16)
 //            *2*D*((1 + dqs + dks)*(1 + max(dqs, dks)) + max(dqs, dks) + dvs)
 //   plan   a block for 32 queries of a head (16 for D = 128): keys pass once for <s'>, once more
-//          for the sums
+//          for the sums; no bank conflicts
 //   slack  3 for tiles <= 1 and width/4*4 >= width; 30 beyond (keys are read twice, by every tile
 //          of queries, odd widths come as single elements)
 //   bits   fixed order of keys and fixed trees: repeatable, and the same alone and in a batch
@@ -348,7 +348,7 @@ __global__ void __launch_bounds__(256) attention_means_vjp(
 //   for    T: f32, bf16; D: 32, 64, 128
 //   floor  bytes = (3*queries + 2*keys)*batch*heads*width*s + 8*batch*queries*heads;
 //          flops = batch*heads*work*(32 - D/128*16)*(32 - D/128*16)*6*D
-//   plan   a block for 32 queries of a head (16 for D = 128), keys pass once
+//   plan   a block for 32 queries of a head (16 for D = 128), keys pass once; no bank conflicts
 //   slack  3 for tiles <= 1 and width/4*4 >= width; 30 beyond (every tile of queries reads its
 //          keys, odd widths come as single elements)
 //   bits   fixed order of keys: repeatable, and the same alone and in a batch
@@ -419,7 +419,7 @@ __global__ void __launch_bounds__(256, 2) attention_queries_vjp(
 //   floor  bytes = (2*queries + 4*keys)*batch*heads*width*s + 8*batch*queries*heads;
 //          flops = batch*heads*work*(32 - D/128*16)*(32 - D/128*16)*8*D
 //   plan   a block for 32 keys of a head (16 for D = 128) of one scale, the queries that see them
-//          pass once
+//          pass once; no bank conflicts
 //   slack  3 for tiles <= 1 and width/4*4 >= width; 30 beyond (every tile of keys reads its
 //          queries, odd widths come as single elements)
 //   bits   fixed order of queries: repeatable, and the same alone and in a batch

@@ -25,7 +25,7 @@ struct Online {
 //          flops = batch*heads*work*(32 - D/128*16)*(32 - D/128*16)
 //            *2*D*(2 + dqs + dks + max(dqs, dks) + dvs)
 //   plan   a block for 32 queries of a head (16 for D = 128), as many keys and their tangents at a
-//          time through shared memory, softmax online in registers
+//          time through shared memory, softmax online in registers; no bank conflicts
 //   slack  3 for tiles <= 1 and width/4*4 >= width; 30 beyond (every tile of queries reads its
 //          keys, odd widths come as single elements)
 //   bits   fixed order of keys and fixed trees: repeatable, and the same alone and in a batch

@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(256) matmul_join_fwd(
 //            + 34*min(act, 1) - 10*max(act - 1, 0))
 //   plan   a warp takes 4 columns (2 for 16 rows) and a slice of k, 16 bytes a lane at a time, for
 //          all rows at once: every weight is read once. Then a shuffle tree over the lanes and the
-//          slices of the block in their order.
+//          slices of the block in their order; no bank conflicts
 //   code   16-byte loads
 //   slack  17 for piece/16*16 < piece and R*groups <= 16 (pieces begin inside sectors);
 //          2.1 for R*groups <= 4; 3.1 for R*groups <= 8; 9.1 for R*groups <= 16; 300 beyond (few
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(256, R < 8 ? 3 : 2) matmul_dot_fwd(
 //            + 34*min(act, 1) - 10*max(act - 1, 0))
 //   plan   a warp takes 8 columns and a slice of k. A lane's 16 bytes are fragments of two mma
 //          as they come, since the order of k is free: no shared memory, every weight read once.
-//          Then the slices of the block in their order.
+//          Then the slices of the block in their order; no bank conflicts
 //   code   tensor cores, 16-byte loads
 //   slack  17 for piece/16*16 < piece and R*groups <= 32 (pieces begin inside sectors);
 //          2.1 for R*groups <= 8; 3.1 for R*groups <= 16; 5.1 for R*groups <= 32; 300 beyond (few

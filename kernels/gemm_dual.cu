@@ -208,8 +208,8 @@ __global__ void __launch_bounds__(128, 2) linear_dual_mma_fwd(
 //          flops = 2*ceil(2*rows, S)*S*ceil(cols, S)*S*ceil(k, 16)*16
 //            + rows*cols*(biased + min(gates, 1) + added + dadded
 //            + 34*min(act, 1) - 10*max(act - 1, 0))
-//   plan   as matmul_fma_fwd of gemm.cu, S/2 rows of x and as many of dx to a tile; no bank
-//          conflicts
+//   plan   as matmul_fma_fwd of gemm.cu, S/2 rows of x and as many of dx to a tile;
+//          no bank conflicts
 //   code   16-byte loads
 //   slack  17 for piece/16*16 < piece and max(2*rows, cols) <= 2*S (pieces begin inside
 //          sectors); 2.6 for max(2*rows, cols) <= S (lines may begin inside sectors); 5.2 for

@@ -62,7 +62,9 @@ pub struct Card {
 impl Card {
     fn of(launch: &Launch) -> Self {
         let Launch { entry, args, .. } = launch;
-        let says = |words| entry.card.contains(words);
+        // What a card says may be broken anywhere.
+        let text = entry.card.split_whitespace().collect::<Vec<_>>().join(" ");
+        let says = |words| text.contains(words);
         Self {
             floor: (entry.floor)(args),
             slack: (entry.slack)(args),
