@@ -270,3 +270,34 @@ fn a_loss_that_is_not_finite_names_step_and_op() {
     let line = "train msvq --config wild.toml --out wild";
     fails(dir.path(), line, 1, &["msvq: step ", "NaN or infinite"]);
 }
+
+/// The same run with norms that must not grow by a tenth, whole, resumed and on a GPU.
+#[test]
+fn steps_whose_gradient_leaps_are_left_out_and_the_run_goes_on() {
+    let dir = prepared();
+    let dir = dir.path();
+    let of_it = "spike = 1.1\non_bad = \"skip\"\nmax_skips = 40\nsteps = 60\ncheckpoint_every = 30";
+    let spiky = CONFIG.replacen("steps = 12\ncheckpoint_every = 3", of_it, 1);
+    assert!(spiky != CONFIG, "no stage was changed");
+    std::fs::write(dir.join("spiky.toml"), &spiky).unwrap();
+    let line = "train beta-vae --config spiky.toml --out";
+    succeeds(dir, &format!("{line} whole"));
+    let log =
+        |run: &str| std::fs::read_to_string(dir.join(run).join("beta_vae/log.jsonl")).unwrap();
+    let skipped = |run: &str| log(run).lines().filter(|l| l.contains("skipped")).count();
+    let some = skipped("whole");
+    assert!((1..40).contains(&some), "{some} steps were left out");
+    // A resumed run knows the mean.
+    succeeds(dir, &format!("{line} parts"));
+    let of_parts = dir.join("parts/beta_vae");
+    std::fs::remove_dir_all(of_parts.join("step-00000060")).unwrap();
+    std::fs::write(of_parts.join("LATEST"), "step-00000030\n").unwrap();
+    succeeds(dir, &format!("{line} parts --resume"));
+    let state = |run: &str| std::fs::read(last_state(&dir.join(run), "beta_vae")).unwrap();
+    assert!(state("whole") == state("parts") && log("whole") == log("parts"));
+    if genevar::device::launch::NVRTC.is_some() {
+        let output = on_softcuda(dir, &format!("{line} gpu --device cuda")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(skipped("gpu").abs_diff(some) <= 2, "{} and {some}", skipped("gpu"));
+    }
+}

@@ -211,7 +211,10 @@ impl StageConfig {
         share(&key("beta2"), self.beta2)?;
         not_negative(&key("weight_decay"), self.weight_decay)?;
         not_negative(&key("clip"), self.clip)?;
-        share(&key("ema"), self.ema)
+        share(&key("ema"), self.ema)?;
+        let leaps = self.spike == 0.0 || self.spike > 1.0 && self.spike.is_finite();
+        let what = format!("{} is neither 0 nor above 1", self.spike);
+        want(leaps, &key("spike"), what, "10 is a leap, 0 looks for none")
     }
 }
 

@@ -252,6 +252,13 @@ pub struct StageConfig {
     /// The logged number by which the best checkpoint is kept too, the lowest being best, or with
     /// a minus before its name the highest; empty keeps none.
     pub best: String,
+    /// What becomes of a step whose loss or gradient norm is not finite, or a spike.
+    pub on_bad: OnBad,
+    /// A gradient norm so many times its mean over the last 100 steps or so is a spike; 0 looks
+    /// for none.
+    pub spike: f64,
+    /// Skipped steps in a row that end the run after all.
+    pub max_skips: u64,
 }
 
 impl Default for StageConfig {
@@ -273,8 +280,21 @@ impl Default for StageConfig {
             checkpoint_every: 500,
             keep: 2,
             best: String::new(),
+            on_bad: OnBad::Stop,
+            spike: 0.0,
+            max_skips: 10,
         }
     }
+}
+
+/// What becomes of a bad step. None changes a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBad {
+    /// Ends the run, naming the op whose value went bad first.
+    Stop,
+    /// Leaves the step out, logs it as skipped and goes on.
+    Skip,
 }
 
 /// The learning rate after the warm-up.

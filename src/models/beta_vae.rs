@@ -153,10 +153,11 @@ impl BetaVae {
         Ok(Loss { total, mse: mse.into_value(), kl: kl.into_value(), stats })
     }
 
-    /// Moves the batch norms' running statistics towards a step's batch of `rows` rows.
-    pub fn remember(&self, loss: &Loss, rows: usize) -> Result<()> {
+    /// Moves the batch norms' running statistics towards a step's batch of `rows` rows, unless the
+    /// gate `[1]` of that step is not finite.
+    pub fn remember(&self, loss: &Loss, rows: usize, gate: &Tensor) -> Result<()> {
         let layers = self.encoder.iter().chain(&self.decoder);
-        layers.zip(&loss.stats).try_for_each(|(layer, s)| layer.norm.remember(s, rows))
+        layers.zip(&loss.stats).try_for_each(|(layer, s)| layer.norm.remember(s, rows, gate))
     }
 
     /// Posterior (mean, log-variance) [.., latent] of profiles [.., genes].

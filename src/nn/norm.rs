@@ -4,6 +4,7 @@ use crate::autograd::{Param, Params, Pass, Var};
 use crate::error::{Error, Result, Within};
 use crate::ops::activation::Power;
 use crate::ops::elementwise::{ADD, Affine, Axpy, Mul, SUB};
+use crate::ops::watch::Commit;
 use crate::ops::{batch_norm, call, group_norm};
 use crate::tensor::Tensor;
 
@@ -91,15 +92,17 @@ impl BatchNorm {
         p.op(ADD, &[&y, &shift.into()])
     }
 
-    /// Moves the running statistics a tenth of the way to those of a batch of `rows` rows.
-    pub fn remember(&self, stats: &BatchStats, rows: usize) -> Result<()> {
+    /// Moves the running statistics a tenth of the way to those of a batch of `rows` rows, unless
+    /// the gate `[1]` of that step is not finite.
+    pub fn remember(&self, stats: &BatchStats, rows: usize, gate: &Tensor) -> Result<()> {
         // The variance over the batch divides by its rows, the running one is unbiased.
         let unbiased = rows as f64 / (rows.max(2) - 1) as f64;
         for (slot, new, factor) in
             [(&self.mean, &stats.mean, 1.0), (&self.var, &stats.var, unbiased)]
         {
             let kept = call(&Affine { scale: 1.0 - MOMENTUM, shift: 0.0 }, &[&slot.value()])?;
-            slot.set(call(&Axpy { alpha: MOMENTUM * factor }, &[&kept, new])?)?;
+            let next = call(&Axpy { alpha: MOMENTUM * factor }, &[&kept, new])?;
+            slot.set(call(&Commit, &[&slot.value(), &next, gate])?)?;
         }
         Ok(())
     }

@@ -38,6 +38,7 @@ pub mod sample;
 mod table;
 pub mod usage;
 mod verify;
+pub mod watch;
 
 use cuda::Goes;
 use half::bf16;
@@ -99,6 +100,7 @@ table! {
     sample: SampleToken;
     random: RandomUniform, RandomNormal, DropoutMask, UniformRows, NormalRows, SwapTokens;
     optim: AdamW, GlobalNorm;
+    watch: Watch, Commit;
     group_norm: GroupNorm, GroupNormJvp, GroupNormVjp;
     resample: Resample;
     quantize: NearestCode;

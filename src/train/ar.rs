@@ -7,8 +7,9 @@ use serde_json::{Map, Value};
 
 use super::Stage;
 use super::frozen::Frozen;
+use super::guard::Guard;
 use super::learner::Learner;
-use super::numbers::{Numbers, Pending, Pulse};
+use super::numbers::{Numbers, Pending};
 use super::schedule::learning_rate;
 use super::tissue::{Batches, TissueBatch};
 use crate::autograd::{Params, Pass, Var};
@@ -47,7 +48,7 @@ pub struct ArStage<'a> {
     params: Params,
     model: MaskedAr,
     learner: Learner,
-    pulse: Pulse,
+    guard: Guard,
     held_out: Option<Held>,
     notes: Map<String, Value>,
     device: Device,
@@ -85,7 +86,7 @@ impl<'a> ArStage<'a> {
             params,
             model,
             learner,
-            pulse: Pulse::new(),
+            guard: Guard::new(&cfg.train.ar),
             held_out: None,
             notes: Map::new(),
             device: Device::Cpu,
@@ -243,10 +244,11 @@ impl Stage for ArStage<'_> {
         let (l, keep) = self.forward(step, &pass)?;
         let grads = pass.backward(&l)?;
         let norm = self.learner.norm(&grads)?;
-        self.pulse.feel(&[l.value(), &norm])?;
-        self.learner.update(&grads, &self.pulse.gate(&norm)?, lr, step)?;
+        let gate = self.guard.judge(step, &norm, &[l.value()])?;
+        self.learner.update(&grads, &gate, lr, step)?;
         let keep = keep.map_or_else(|| Ok(Tensor::full(DType::F32, [1], 1.0)), |k| mean(&k))?;
         let numbers = Numbers::new(lr, l.value()).one("keep_rate", &keep).one("grad_norm", &norm);
+        let numbers = numbers.under(&gate);
         match self.held_out.as_ref().is_some_and(|h| step.is_multiple_of(h.every)) {
             true => self.look(numbers)?.send(),
             false => numbers.send(),
@@ -255,6 +257,7 @@ impl Stage for ArStage<'_> {
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = self.learner.state("")?;
+        state.extend([self.guard.state()]);
         let (mean, std) = self.stats.parts();
         state.insert("feature.mean".into(), mean.clone());
         state.insert("feature.std".into(), std.clone());
@@ -263,6 +266,7 @@ impl Stage for ArStage<'_> {
 
     fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
         self.learner.restore(&state, "")?;
+        self.guard.restore(&state);
         self.place(&self.device.clone())
     }
 
@@ -272,7 +276,7 @@ impl Stage for ArStage<'_> {
         self.stats = self.before.stats.on(device)?;
         self.params.place(device)?;
         self.learner.place(device)?;
-        self.pulse = Pulse::on(device)?;
+        self.guard.place(device)?;
         if let Some(held) = &mut self.held_out {
             held.examples = None;
         }

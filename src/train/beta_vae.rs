@@ -22,8 +22,9 @@ use crate::ops::{DynOp, call, run_on};
 use crate::tensor::{Purpose, Stream, Tensor};
 use crate::train::Stage;
 use crate::train::bundle::Trained;
+use crate::train::guard::Guard;
 use crate::train::learner::Learner;
-use crate::train::numbers::{Numbers, Pending, Pulse};
+use crate::train::numbers::{Numbers, Pending};
 use crate::train::schedule::{learning_rate, ramp};
 use crate::train::untrained;
 
@@ -148,7 +149,7 @@ pub struct BetaVaeStage {
     params: Params,
     prior: Prior,
     learner: Learner,
-    pulse: Pulse,
+    guard: Guard,
     train: Tensor,
     held: Option<Tensor>,
     sampler: Sampler,
@@ -197,7 +198,7 @@ impl BetaVaeStage {
         let prior = Prior::fresh(&vae, norm, &mut params);
         Ok(Self {
             learner: Learner::new(&params, &stage)?,
-            pulse: Pulse::new(),
+            guard: Guard::new(&stage),
             sampler: Sampler::new(train.shape().matrix().0, stage.batch, config.seed)?,
             config: vae,
             stage,
@@ -289,11 +290,11 @@ impl Stage for BetaVaeStage {
         let lr = learning_rate(&self.stage, step);
         let norm = self.learner.norm(&grads)?;
         let total = loss.total.value();
-        self.pulse.feel(&[total, &norm, &loss.mse, &loss.kl])?;
-        self.learner.update(&grads, &self.pulse.gate(&norm)?, lr, step)?;
-        // Nothing that looks for the cause of a bad step reads the running statistics.
-        self.prior.model.remember(&loss, x.shape().matrix().0)?;
+        let gate = self.guard.judge(step, &norm, &[total, &loss.mse, &loss.kl])?;
+        self.learner.update(&grads, &gate, lr, step)?;
+        self.prior.model.remember(&loss, x.shape().matrix().0, &gate)?;
         let numbers = Numbers::new(lr, total)
+            .under(&gate)
             .one("grad_norm", &norm)
             .one("mse", &loss.mse)
             .one("kl", &loss.kl);
@@ -306,6 +307,7 @@ impl Stage for BetaVaeStage {
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = self.learner.state("")?;
+        state.extend([self.guard.state()]);
         let running = self.prior.running.values();
         state.extend(running.into_iter().map(|(name, t)| (format!("{RUNNING}{name}"), t)));
         let (tensors, _) = self.prior.norm.to_parts()?;
@@ -315,6 +317,7 @@ impl Stage for BetaVaeStage {
 
     fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
         self.learner.restore(&state, "")?;
+        self.guard.restore(&state);
         self.prior.running.load(&state, RUNNING)?;
         self.place(&self.device.clone())
     }
@@ -323,7 +326,7 @@ impl Stage for BetaVaeStage {
         self.params.place(device)?;
         self.prior.running.place(device)?;
         self.learner.place(device)?;
-        self.pulse = Pulse::on(device)?;
+        self.guard.place(device)?;
         self.device = device.clone();
         Ok(())
     }

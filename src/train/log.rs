@@ -19,6 +19,8 @@ pub struct StepLog {
     pub loss: f64,
     /// Learning rate of the step.
     pub lr: f64,
+    /// Whether the step changed nothing, its numbers being bad.
+    pub skipped: bool,
     /// Further numbers by name: parts of the loss, norms, usage.
     pub more: Vec<(String, f64)>,
 }
@@ -26,7 +28,7 @@ pub struct StepLog {
 impl StepLog {
     /// A step's loss and learning rate.
     pub fn new(loss: f64, lr: f64) -> Self {
-        Self { loss, lr, more: Vec::new() }
+        Self { loss, lr, ..Self::default() }
     }
 
     /// Adds a named number.
@@ -82,7 +84,7 @@ impl Log {
         for (name, value) in head.into_iter().chain(more) {
             line += &format!(",{}:{}", Value::from(name), Value::from(value));
         }
-        line += "}\n";
+        line += if entry.skipped { ",\"skipped\":true}\n" } else { "}\n" };
         self.file.write_all(line.as_bytes()).map_err(|e| Error::io("write", &self.path, e))
     }
 
@@ -93,7 +95,7 @@ impl Log {
 }
 
 /// Reads a log back, for curves: (step, entry) in order of steps, further numbers in order of name.
-/// A torn last line is left out.
+/// A torn last line and steps that were skipped are left out.
 pub fn read(path: &Path) -> Result<Vec<(u64, StepLog)>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
     Ok(text.lines().filter_map(entry_of).collect())
@@ -105,6 +107,9 @@ fn step_of(line: &str) -> Option<u64> {
 
 fn entry_of(line: &str) -> Option<(u64, StepLog)> {
     let map: Map<String, Value> = serde_json::from_str(line).ok()?;
+    if map.contains_key("skipped") {
+        return None;
+    }
     let number = |name: &str| map.get(name).and_then(Value::as_f64);
     let mut entry = StepLog::new(number("loss")?, number("lr")?);
     for (name, value) in &map {

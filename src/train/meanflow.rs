@@ -7,8 +7,9 @@ use serde_json::{Map, Value};
 use super::Stage;
 use super::counterfactual::Counterfactual;
 use super::frozen::Frozen;
+use super::guard::Guard;
 use super::learner::Learner;
-use super::numbers::{Numbers, Pending, Pulse};
+use super::numbers::{Numbers, Pending};
 use super::schedule::{learning_rate, ramp};
 use super::tissue::{Batches, TissueBatch};
 use crate::autograd::{Params, Pass};
@@ -37,7 +38,7 @@ pub struct MeanFlowStage<'a> {
     params: Params,
     phi: Phi,
     learner: Learner,
-    pulse: Pulse,
+    guard: Guard,
     notes: Map<String, Value>,
     device: Device,
 }
@@ -52,8 +53,9 @@ impl<'a> MeanFlowStage<'a> {
         (params, phi): (Params, Phi),
     ) -> Result<Self> {
         let learner = Learner::new(&params, &cfg.train.meanflow)?;
-        let (pulse, notes, device) = (Pulse::new(), Map::new(), Device::Cpu);
-        Ok(Self { cfg, msvq, stats, batches, params, phi, learner, pulse, notes, device })
+        let guard = Guard::new(&cfg.train.meanflow);
+        let (notes, device) = (Map::new(), Device::Cpu);
+        Ok(Self { cfg, msvq, stats, batches, params, phi, learner, guard, notes, device })
     }
 
     /// What a reader of the checkpoint needs beside tensors.
@@ -145,18 +147,20 @@ impl Stage for MeanFlowStage<'_> {
         let l = self.forward(step, &pass)?;
         let grads = pass.backward(&l.loss)?;
         let norm = self.learner.norm(&grads)?;
-        self.pulse.feel(&[l.loss.value(), &norm])?;
-        self.learner.update(&grads, &self.pulse.gate(&norm)?, lr, step)?;
+        let gate = self.guard.judge(step, &norm, &[l.loss.value()])?;
+        self.learner.update(&grads, &gate, lr, step)?;
         let summary = l.summary();
         let named = move |seen: &[f64]| {
             let names = ["mse", "mse_equal_times", "length_ratio"].map(String::from);
             names.into_iter().zip(summary.of(seen)).collect()
         };
-        Numbers::new(lr, l.loss.value()).one("grad_norm", &norm).many(l.seen(), named).send()
+        let numbers = Numbers::new(lr, l.loss.value()).under(&gate).one("grad_norm", &norm);
+        numbers.many(l.seen(), named).send()
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = self.learner.state("")?;
+        state.extend([self.guard.state()]);
         let (mean, std) = self.stats.parts();
         state.insert("feature.mean".into(), mean.clone());
         state.insert("feature.std".into(), std.clone());
@@ -165,6 +169,7 @@ impl Stage for MeanFlowStage<'_> {
 
     fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
         self.learner.restore(&state, "")?;
+        self.guard.restore(&state);
         self.stats = FeatureStats::from_state(&state)?;
         self.place(&self.device.clone())
     }
@@ -174,7 +179,7 @@ impl Stage for MeanFlowStage<'_> {
         self.params.place(device)?;
         self.learner.place(device)?;
         self.stats = self.stats.on(device)?;
-        self.pulse = Pulse::on(device)?;
+        self.guard.place(device)?;
         self.device = device.clone();
         Ok(())
     }

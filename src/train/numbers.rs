@@ -2,16 +2,12 @@
 //!
 //! A step that asked for its loss would wait for itself. It sends its numbers instead, and whoever
 //! runs it reads them when the next step is under way. What must not wait for them is decided on
-//! the device: a [`Pulse`] stops with the first number that is not finite, and with it everything
-//! that a step would change.
+//! the device, by a [`Guard`](super::guard::Guard).
 
 use super::log::StepLog;
-use crate::device::Device;
 use crate::error::Result;
 use crate::ops::call;
-use crate::ops::elementwise::{ADD, Affine};
 use crate::ops::layout::Concat;
-use crate::ops::reduce::SumTo;
 use crate::tensor::{DType, Tensor};
 
 /// Turns numbers that have come into named ones.
@@ -21,6 +17,8 @@ enum Item {
     Known(String, f64),
     /// So many numbers of what is sent.
     Sent(usize, Reader),
+    /// One number of what is sent: NaN if the step did not happen.
+    Gate,
 }
 
 /// The numbers of a step, in the order in which they are logged.
@@ -50,6 +48,13 @@ impl Numbers {
     ) -> Self {
         self.items.push(Item::Sent(from.len(), Box::new(read)));
         self.tensors.push(from.clone());
+        self
+    }
+
+    /// Adds whether the step happened: its gate, one element, is not finite if it did not.
+    pub fn under(mut self, gate: &Tensor) -> Self {
+        self.items.push(Item::Gate);
+        self.tensors.push(gate.clone());
         self
     }
 
@@ -103,7 +108,7 @@ impl Pending {
     pub fn read(self) -> Result<StepLog> {
         let numbers = self.sent.here()?.to_f64s();
         let mut rest = numbers.as_slice();
-        let mut named = Vec::with_capacity(self.items.len());
+        let (mut named, mut skipped) = (Vec::with_capacity(self.items.len()), false);
         for item in self.items {
             match item {
                 Item::Known(name, value) => named.push((name, value)),
@@ -112,11 +117,15 @@ impl Pending {
                     named.extend(read(own));
                     rest = after;
                 }
+                Item::Gate => {
+                    skipped = rest.first().is_some_and(|gate| !gate.is_finite());
+                    rest = rest.get(1..).unwrap_or_default();
+                }
             }
         }
         let mut named = named.into_iter();
         let loss = named.next().map_or(f64::NAN, |(_, loss)| loss);
-        Ok(StepLog { loss, lr: self.lr, more: named.collect() })
+        Ok(StepLog { loss, lr: self.lr, skipped, more: named.collect() })
     }
 }
 
@@ -126,59 +135,6 @@ impl From<StepLog> for Pending {
         let loss = [known(("loss".into(), log.loss))];
         let items = loss.into_iter().chain(log.more.into_iter().map(known)).collect();
         Self { lr: log.lr, items, sent: Tensor::zeros(DType::F32, [0]) }
-    }
-}
-
-/// Zero as long as every number that it has felt was finite, NaN from then on. Added to a gradient
-/// norm it keeps the optimiser from changing anything, so that the weights of a bad step are still
-/// there when the host learns of it.
-pub struct Pulse(Tensor);
-
-impl Pulse {
-    /// A beating one.
-    pub fn new() -> Self {
-        Self(Tensor::zeros(DType::F32, [1]))
-    }
-
-    /// The same on a device.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn on(device: &Device) -> Result<Self> {
-        device.put(&Self::new().0).map(Self)
-    }
-
-    /// Takes in numbers of a step, one element each.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn feel(&mut self, numbers: &[&Tensor]) -> Result<()> {
-        let flat = numbers.iter().map(|t| t.reshape([1])).chain([Ok(self.0.clone())]);
-        let flat = flat.collect::<Result<Vec<_>>>()?;
-        let all = call(&Concat { axis: 0 }, &flat.iter().collect::<Vec<_>>())?;
-        // Zero times anything finite is zero.
-        let zeros = call(&Affine { scale: 0.0, shift: 0.0 }, &[&all])?;
-        self.0 = call(&SumTo { to: [1].into() }, &[&zeros])?;
-        Ok(())
-    }
-
-    /// One element: `norm` while it beats, then NaN.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn gate(&self, norm: &Tensor) -> Result<Tensor> {
-        call(&ADD, &[norm, &self.0])
-    }
-
-    /// One element: 0 or NaN.
-    pub fn value(&self) -> &Tensor {
-        &self.0
-    }
-}
-
-impl Default for Pulse {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -200,15 +156,5 @@ mod tests {
         let want = StepLog::new(7.0, 0.5).with("norm", 2.0).with("held", 4.0);
         assert_eq!(log, want.with("sum", 6.0).with("n", 3.0).with("last", -1.0));
         assert_eq!(Pending::from(log.clone()).read().unwrap(), log);
-    }
-
-    #[test]
-    fn a_pulse_stops_for_good() {
-        let mut pulse = Pulse::new();
-        pulse.feel(&[&one(1e38), &one(-3.0)]).unwrap();
-        assert_eq!(pulse.gate(&one(2.5)).unwrap().item().unwrap(), 2.5);
-        pulse.feel(&[&one(1.0), &one(f32::INFINITY)]).unwrap();
-        pulse.feel(&[&one(1.0)]).unwrap();
-        assert!(pulse.gate(&one(2.5)).unwrap().item().unwrap().is_nan());
     }
 }

@@ -6,12 +6,14 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::checkpoint::{self, Checkpoint, Keep, Meta};
+use super::claim::Claim;
+use super::guard;
 use super::interrupt::Interrupt;
 use super::log::{Log, StepLog};
 use super::memory;
 use super::numbers::Pending;
 use super::progress::Progress;
-use crate::config::{Config, StageConfig};
+use crate::config::{Config, OnBad, StageConfig};
 use crate::device::Device;
 use crate::error::{Error, Result, Within};
 use crate::tensor::Tensor;
@@ -100,7 +102,7 @@ pub fn run(stage: &mut dyn Stage, plan: &Plan) -> Result<Summary> {
     let first = start(stage, plan)?;
     let log = Log::open(&plan.dir.join("log.jsonl"), first)?;
     let progress = Progress::new(stage.name(), plan.stage.steps, first);
-    let mut told = Told { plan, log, progress, ahead: None, last: None };
+    let mut told = Told { plan, log, progress, ahead: None, last: None, skips: 0 };
     for step in first..plan.stage.steps {
         let taken = stage.step(step).within(place(stage, step));
         // While the device works on this step, what the one before had to say.
@@ -138,6 +140,8 @@ struct Told<'a> {
     /// The newest step, of which nothing is told yet.
     ahead: Option<(u64, Pending)>,
     last: Option<StepLog>,
+    /// Steps in a row that were skipped.
+    skips: u64,
 }
 
 impl Told<'_> {
@@ -145,11 +149,10 @@ impl Told<'_> {
     fn settle(&mut self, stage: &mut dyn Stage) -> Result<()> {
         let Some((step, pending)) = self.ahead.take() else { return Ok(()) };
         let entry = pending.read().within(place(stage, step))?;
-        if let Some(bad) = entry.not_finite().map(str::to_string) {
-            stage.diagnose(step).within(place(stage, step))?;
-            let error = Error::NotFinite { place: bad, count: 1, len: 1, first: 0 };
-            return Err(error).within(place(stage, step));
+        if entry.skipped || entry.not_finite().is_some() {
+            return self.settle_bad(stage, (step, entry));
         }
+        self.skips = 0;
         let done = step + 1;
         if step.is_multiple_of(self.plan.stage.log_every) || done == self.plan.stage.steps {
             self.log.write(step, &entry)?;
@@ -157,6 +160,38 @@ impl Told<'_> {
         self.progress.update(done, &format!("loss {:.4}", entry.loss));
         self.last = Some(entry);
         Ok(())
+    }
+}
+
+impl Told<'_> {
+    /// Logs a step that changed nothing, or ends the run.
+    fn settle_bad(&mut self, stage: &mut dyn Stage, (step, entry): (u64, StepLog)) -> Result<()> {
+        let of = self.plan.stage;
+        self.skips += 1;
+        // A number that is bad although the step happened is no reason that may be passed over.
+        if of.on_bad == OnBad::Skip && entry.skipped && self.skips <= of.max_skips {
+            self.log.write(step, &entry)?;
+            let why =
+                entry.not_finite().map_or("a spike".to_string(), |bad| format!("{bad} is bad"));
+            self.progress.update(step + 1, &format!("skipped: {why}"));
+            return Ok(());
+        }
+        let Some(bad) = entry.not_finite().map(str::to_string) else {
+            let norm = entry.more.iter().find(|(name, _)| name == "grad_norm").map_or(0.0, |n| n.1);
+            let what = format!(
+                "the gradient norm {norm:.4} is more than {} times its running mean{}",
+                of.spike,
+                match self.skips {
+                    1 => String::new(),
+                    n => format!(", the {n}th bad step in a row"),
+                }
+            );
+            let fix = "resume with a lower learning rate, a larger spike, or on_bad = \"skip\"";
+            return Err(Error::data(what, fix)).within(place(stage, step));
+        };
+        stage.diagnose(step).within(place(stage, step))?;
+        let error = Error::NotFinite { place: bad, count: 1, len: 1, first: 0 };
+        Err(error).within(place(stage, step))
     }
 }
 
@@ -175,28 +210,6 @@ fn save(stage: &dyn Stage, plan: &Plan, (step, last): (u64, Option<&StepLog>)) -
     checkpoint::save(plan.dir, keep, &meta, &stage.state()?).map(|_| ())
 }
 
-/// Keeps other processes from training in a folder, for as long as it lives and not longer, however
-/// this process ends.
-struct Claim {
-    _file: std::fs::File,
-}
-
-impl Claim {
-    fn on(dir: &Path) -> Result<Self> {
-        crate::io::atomic::create_folder(dir)?;
-        let path = dir.join(".lock");
-        let file = std::fs::File::create(&path).map_err(|e| Error::io("create", &path, e))?;
-        match file.try_lock() {
-            Err(std::fs::TryLockError::WouldBlock) => {
-                let fix = "wait for it or stop it, or give another --out";
-                Err(Error::file(dir, "is where another process trains just now", fix))
-            }
-            // A file system without locks cannot keep anybody out.
-            Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(Self { _file: file }),
-        }
-    }
-}
-
 /// Restores the newest checkpoint when resuming; returns the first step to take.
 fn start(stage: &mut dyn Stage, plan: &Plan) -> Result<u64> {
     let Some(found) = checkpoint::find(plan.dir)? else { return Ok(0) };
@@ -204,8 +217,13 @@ fn start(stage: &mut dyn Stage, plan: &Plan) -> Result<u64> {
         let fix = "add --resume to go on, or give another --out";
         return Err(Error::file(plan.dir, "holds a run already", fix));
     }
-    let loaded = checkpoint::load(&found)?;
-    loaded.check(stage.name(), &stage.state()?)?;
+    let mut loaded = checkpoint::load(&found)?;
+    let wanted = stage.state()?;
+    // Runs of older versions have no such mean.
+    if let Some(none_yet) = wanted.get(guard::MEAN) {
+        loaded.tensors.entry(guard::MEAN.into()).or_insert_with(|| none_yet.clone());
+    }
+    loaded.check(stage.name(), &wanted)?;
     tell_changes(plan.config, &loaded)?;
     let step = loaded.meta.step;
     stage.restore(loaded.tensors).within(found.display())?;
@@ -226,18 +244,21 @@ fn tell_changes(config: &Config, loaded: &Checkpoint) -> Result<()> {
 mod tests {
     use super::*;
     use crate::tensor::{DType, Purpose, Remote, Stream};
+    use crate::train::numbers::Numbers;
     use std::sync::{Arc, Mutex};
 
     /// Follows a random target; its weights depend on every step taken.
     struct Toy {
         weights: Vec<f32>,
         spoil_at: u64,
+        /// Steps whose numbers are bad and which change nothing.
+        bad: std::ops::Range<u64>,
         raise_at: Option<(u64, Interrupt)>,
     }
 
     impl Toy {
         fn new() -> Self {
-            Self { weights: vec![0.5; 8], spoil_at: u64::MAX, raise_at: None }
+            Self { weights: vec![0.5; 8], spoil_at: u64::MAX, bad: 0..0, raise_at: None }
         }
     }
 
@@ -249,6 +270,11 @@ mod tests {
         fn step(&mut self, step: u64) -> Result<Pending> {
             if step == self.spoil_at {
                 return Ok(StepLog::new(f64::NAN, 0.1).into());
+            }
+            if self.bad.contains(&step) {
+                let one = |x: f32| Tensor::new(vec![x], [1]);
+                let loss = one(if step.is_multiple_of(2) { f32::NAN } else { 1.0 })?;
+                return Numbers::new(0.1, &loss).under(&one(f32::NAN)?).send();
             }
             if let Some((_, flag)) = self.raise_at.as_ref().filter(|(at, _)| *at == step) {
                 flag.raise();
@@ -282,9 +308,19 @@ mod tests {
     }
 
     fn go(toy: &mut Toy, dir: &Path, resume: bool) -> Result<Summary> {
+        go_on_bad(toy, dir, resume, OnBad::Stop)
+    }
+
+    fn go_on_bad(toy: &mut Toy, dir: &Path, resume: bool, on_bad: OnBad) -> Result<Summary> {
         let config = Config::tier("t0").unwrap();
-        let stage =
-            StageConfig { steps: 23, log_every: 3, checkpoint_every: 5, ..StageConfig::default() };
+        let stage = StageConfig {
+            steps: 23,
+            log_every: 3,
+            checkpoint_every: 5,
+            max_skips: 3,
+            on_bad,
+            ..StageConfig::default()
+        };
         let interrupt = toy.raise_at.as_ref().map(|(_, f)| f.clone()).unwrap_or_default();
         let device = &Device::Cpu;
         run(toy, &Plan { config: &config, stage: &stage, dir, resume, interrupt, device })
@@ -421,5 +457,25 @@ mod tests {
         let error = go(&mut toy, dir.path(), false).unwrap_err().to_string();
         assert!(error.contains("toy: step 12") && error.contains("exp"), "{error}");
         assert_eq!(checkpoint::load(dir.path()).unwrap().meta.step, 10);
+    }
+
+    #[test]
+    fn bad_steps_are_skipped_and_logged_but_not_too_many_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (few, many) = (dir.path().join("few"), dir.path().join("many"));
+        let toy = |bad| Toy { bad, ..Toy::new() };
+        assert_eq!(go_on_bad(&mut toy(7..10), &few, false, OnBad::Skip).unwrap().taken, 23);
+        let log = std::fs::read_to_string(few.join("log.jsonl")).unwrap();
+        let told: Vec<&str> = log.lines().filter(|line| line.contains("skipped")).collect();
+        let [seven, eight, nine] = told[..] else { panic!("{log}") };
+        assert_eq!(seven, r#"{"step":7,"loss":1.0,"lr":0.1,"skipped":true}"#);
+        assert_eq!(eight, r#"{"step":8,"loss":null,"lr":0.1,"skipped":true}"#);
+        assert!(nine.starts_with(r#"{"step":9"#), "{nine}");
+        // Curves are of the steps that happened: 0, 3, 6, 12, ...
+        assert_eq!(super::super::log::read(&few.join("log.jsonl")).unwrap().len(), 8);
+        let error = go_on_bad(&mut toy(7..11), &many, false, OnBad::Skip).unwrap_err().to_string();
+        assert!(error.contains("step 10") && error.contains("exp"), "{error}");
+        let error = go(&mut toy(7..8), &dir.path().join("stop"), false).unwrap_err().to_string();
+        assert!(error.contains("step 7") && error.contains("running mean"), "{error}");
     }
 }

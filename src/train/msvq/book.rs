@@ -51,16 +51,16 @@ impl Usage {
 
     /// Draws for codes that are drawn less often than `below` of an even draw a new place among
     /// `rows` vectors, a token's each, and gives them credit; -1 for the others, and for all unless
-    /// `pulse` beats.
+    /// the step's gate is finite.
     pub fn revive(
         &mut self,
         rows: usize,
         below: f64,
         stream: Stream,
-        pulse: &Tensor,
+        gate: &Tensor,
     ) -> Result<Tensor> {
         let op = ReviveCodes { sides: self.sides.clone(), rows, below, stream };
-        let [counts, moved] = <[Tensor; 2]>::try_from(run(&op, &[&self.counts, pulse])?)
+        let [counts, moved] = <[Tensor; 2]>::try_from(run(&op, &[&self.counts, gate])?)
             .map_err(|_| Error::Internal("revive_codes has two outputs".into()))?;
         self.counts = counts;
         Ok(moved)

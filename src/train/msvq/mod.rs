@@ -25,9 +25,10 @@ use crate::ops::elementwise::{Axpy, Mul};
 use crate::ops::reduce::SumTo;
 use crate::tensor::{Purpose, Stream, Tensor};
 use crate::train::Stage;
+use crate::train::guard::Guard;
 use crate::train::kmeans::kmeans;
 use crate::train::learner::Learner;
-use crate::train::numbers::{Numbers, Pending, Pulse};
+use crate::train::numbers::{Numbers, Pending};
 use crate::train::schedule::{learning_rate, ramp};
 use book::{Pool, Usage};
 use loss::{Adversary, AtImage, add, pixel_loss};
@@ -50,7 +51,7 @@ pub struct MsvqStage {
     params: Params,
     model: Msvq,
     learner: Learner,
-    pulse: Pulse,
+    guard: Guard,
     adversary: Option<Adversary>,
     usage: Usage,
     images: Vec<Rgb>,
@@ -97,12 +98,12 @@ impl MsvqStage {
             usage: Usage::new(&msvq),
             held: if crops.is_empty() { None } else { Some(to_tensor(&crops)?) },
             config: msvq,
+            guard: Guard::new(&stage),
             stage,
             seed: config.seed,
             params,
             model,
             learner,
-            pulse: Pulse::new(),
             adversary,
             images,
             device: Device::Cpu,
@@ -234,7 +235,7 @@ impl MsvqStage {
         let vectors = self.model.quantiser().vectors(q)?;
         let rows = vectors.shape().matrix().0;
         let below = self.config.restart_below;
-        let moved = self.usage.revive(rows, below, draws, self.pulse.value())?;
+        let moved = self.usage.revive(rows, below, draws, self.guard.gate())?;
         self.learner.replace_rows(self.model.book(), &vectors, &moved)?;
         Ok(moved)
     }
@@ -310,14 +311,14 @@ impl Stage for MsvqStage {
             _ => None,
         };
         parts.extend(hinge.iter().map(|(loss, _)| ("disc", loss.clone())));
-        let felt = [&loss, &norm].into_iter().chain(parts.iter().map(|(_, value)| value));
-        self.pulse.feel(&felt.collect::<Vec<_>>())?;
-        self.learner.update(&grads, &self.pulse.gate(&norm)?, lr, step)?;
+        let felt = [&loss].into_iter().chain(parts.iter().map(|(_, value)| value));
+        let gate = self.guard.judge(step, &norm, &felt.collect::<Vec<_>>())?;
+        self.learner.update(&grads, &gate, lr, step)?;
         if let (Some(adversary), Some((_, grads))) = (&mut self.adversary, &hinge) {
-            let norm = self.pulse.gate(&adversary.learner.norm(grads)?)?;
+            let norm = self.guard.also(&adversary.learner.norm(grads)?)?;
             adversary.learner.update(grads, &norm, lr, step)?;
         }
-        let mut numbers = Numbers::new(lr, &loss).one("grad_norm", &norm);
+        let mut numbers = Numbers::new(lr, &loss).under(&gate).one("grad_norm", &norm);
         numbers = parts.iter().fold(numbers, |n, (name, value)| n.one(name, value));
         if let Some(q) = &quantised {
             numbers = numbers.many(&self.tend_book(step, q)?, told);
@@ -331,6 +332,7 @@ impl Stage for MsvqStage {
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = self.learner.state("")?;
+        state.extend([self.guard.state()]);
         if let Some(adversary) = &self.adversary {
             state.extend(adversary.learner.state("disc.")?);
         }
@@ -340,6 +342,7 @@ impl Stage for MsvqStage {
 
     fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
         self.learner.restore(&state, "")?;
+        self.guard.restore(&state);
         if let Some(adversary) = &mut self.adversary {
             adversary.learner.restore(&state, "disc.")?;
         }
@@ -357,7 +360,7 @@ impl Stage for MsvqStage {
         self.learner.place(device)?;
         self.adversary.iter_mut().try_for_each(|a| a.place(device))?;
         self.usage.place(device)?;
-        self.pulse = Pulse::on(device)?;
+        self.guard.place(device)?;
         self.device = device.clone();
         Ok(())
     }
