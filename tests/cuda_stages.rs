@@ -117,6 +117,34 @@ fn is_rehearsed(make: Made) {
     assert_eq!(train(&mut *stage, 0..2), train(&mut *on(make, &device), 0..2));
 }
 
+/// A batch in parts has the loss and the gradients of the whole, but for the order of sums, and
+/// takes less memory.
+#[test]
+fn a_batch_may_be_taken_in_parts() {
+    assert!(!stages::msvq(Data::Alone).divide(2));
+    for make in [stages::meanflow as Made, stages::ar] {
+        for device in [Some(Device::Cpu), cuda()].into_iter().flatten() {
+            let [mut whole, mut parts] = [make(Data::Alone), make(Data::Alone)];
+            assert!(parts.divide(2));
+            let plans = [&mut whole, &mut parts].map(|stage| rehearse(&mut **stage).unwrap());
+            assert!(plans[1] < plans[0], "{plans:?} bytes");
+            let [own, cut] = [&mut whole, &mut parts].map(|stage| {
+                stage.place(&device).unwrap();
+                (train(&mut **stage, 0..1)[0], stage.state().unwrap())
+            });
+            assert!((own.0 - cut.0).abs() <= 1e-5 * own.0.abs(), "{} and {}", own.0, cut.0);
+            // After one step the first moment is a tenth of the gradient.
+            let moments = own.1.iter().filter(|(name, _)| name.starts_with("adam_m."));
+            for (name, m) in moments {
+                let (m, n) = (m.to_f64s(), cut.1[name].to_f64s());
+                let top = m.iter().fold(1e-6f64, |top, x| top.max(x.abs()));
+                let far = m.iter().zip(&n).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                assert!(far <= 1e-4 * top, "{}: {name}: {far:e} of {top:e}", whole.name());
+            }
+        }
+    }
+}
+
 /// One batch, seen again and again, is learnt: `what` falls to a part of what it was.
 fn learns_one_batch(make: Made, (what, part): (&str, f64)) {
     let Some(device) = cuda() else { return };

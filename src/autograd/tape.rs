@@ -124,4 +124,25 @@ impl Gradients {
     pub fn param(&self, p: &Param) -> Option<&Tensor> {
         self.params.get(&p.key()).and_then(|&i| self.grads[i].as_ref())
     }
+
+    /// The sums with those of another loss, parameter by parameter; gradients of other leaves are
+    /// let go.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn plus(mut self, other: &Self) -> Result<Self> {
+        let mut all = Self { grads: Vec::new(), params: HashMap::new() };
+        for key in self.params.keys().chain(other.params.keys()) {
+            all.params.entry(*key).or_insert_with(|| {
+                all.grads.push(None);
+                all.grads.len() - 1
+            });
+        }
+        for (key, &at) in &all.params {
+            let own = self.params.get(key).and_then(|&i| self.grads[i].take());
+            let more = other.params.get(key).and_then(|&i| other.grads[i].clone());
+            all.grads[at] = sum(own, more)?;
+        }
+        Ok(all)
+    }
 }

@@ -45,6 +45,13 @@ impl Config {
         let names = ["beta_vae", "msvq", "meanflow", "ar"];
         for (name, stage) in names.iter().zip(self.train.stages()) {
             stage.check(&format!("train.{name}"))?;
+            let cut = stage.accumulate > 1 && ["beta_vae", "msvq"].contains(name);
+            let fix = match *name {
+                "beta_vae" => "leave it at 1: its batch norm looks at the whole batch",
+                _ => "leave it at 1 and lower the batch",
+            };
+            let what = format!("{name} takes its batches whole");
+            want(!cut, &format!("train.{name}.accumulate"), what, fix)?;
         }
         Ok(())
     }
@@ -201,6 +208,9 @@ impl StageConfig {
         let key = |name: &str| format!("{place}.{name}");
         closed(&key("warmup"), self.warmup)?;
         positive(&key("batch"), self.batch)?;
+        positive(&key("accumulate"), self.accumulate)?;
+        let parts = format!("{} parts of {} examples", self.accumulate, self.batch);
+        want(self.accumulate <= self.batch, &key("accumulate"), parts, "give no more than batch")?;
         positive(&key("keep"), self.keep)?;
         positive(&key("log_every"), usize::from(self.log_every > 0))?;
         positive(&key("checkpoint_every"), usize::from(self.checkpoint_every > 0))?;

@@ -223,6 +223,9 @@ pub struct StageConfig {
     pub steps: u64,
     /// Examples a step.
     pub batch: usize,
+    /// Parts that a batch is taken in, one after the other, of meanflow and ar: the gradients are
+    /// those of the whole, the memory is that of a part.
+    pub accumulate: usize,
     /// Peak learning rate.
     pub lr: f64,
     /// Learning rate at the end, as a share of the peak (cosine and lin0).
@@ -266,6 +269,7 @@ impl Default for StageConfig {
         Self {
             steps: 1000,
             batch: 16,
+            accumulate: 1,
             lr: 1e-3,
             min_lr: 0.0,
             warmup: 0.02,

@@ -27,6 +27,12 @@ pub struct Times {
 }
 
 impl Times {
+    /// Those of some rows.
+    pub fn part(&self, rows: std::ops::Range<usize>) -> Self {
+        let cut = |all: &[f64]| all.get(rows.clone()).unwrap_or_default().to_vec();
+        Self { t: cut(&self.t), r: cut(&self.r) }
+    }
+
     /// Draws `rows` pairs for (seed, step).
     pub fn draw(cfg: &MeanFlowConfig, seed: u64, step: u64, rows: usize) -> Self {
         let s = Stream::new(seed, step, 0, Purpose::Time);
@@ -239,6 +245,12 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// With that of more samples, which follow.
+    pub fn and(mut self, more: Self) -> Self {
+        self.equal.extend(more.equal);
+        self
+    }
+
     /// Of S, |u| and |u_tgt| [B, 3]: the mean squared error of u to its target, an element; the
     /// same over rows with r = t only, the plain velocity loss; the mean length of u over that of
     /// its target.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::Stage;
+use super::accumulate::{Sums, parts};
 use super::frozen::Frozen;
 use super::guard::Guard;
 use super::learner::Learner;
@@ -21,7 +22,7 @@ use crate::models::masked_ar::{Cond, Inputs, MaskedAr, TrainNoise};
 use crate::models::msvq::Msvq;
 use crate::models::phi::Phi;
 use crate::ops::call;
-use crate::ops::elementwise::Affine;
+use crate::ops::elementwise::{ADD, Affine};
 use crate::ops::layout::{Concat, Reshape};
 use crate::ops::loss::CrossEntropy;
 use crate::ops::random::SwapTokens;
@@ -52,6 +53,7 @@ pub struct ArStage<'a> {
     held_out: Option<Held>,
     notes: Map<String, Value>,
     device: Device,
+    parts: usize,
 }
 
 /// Held-out rows, embedded at the first look: only the transformer changes between looks at them.
@@ -90,6 +92,7 @@ impl<'a> ArStage<'a> {
             held_out: None,
             notes: Map::new(),
             device: Device::Cpu,
+            parts: cfg.train.ar.accumulate,
         })
     }
 
@@ -170,12 +173,28 @@ impl<'a> ArStage<'a> {
         Ok((mean, rows.into_value()))
     }
 
-    /// The loss, and the share of positions that the mask kept.
-    fn forward(&mut self, step: u64, pass: &Pass) -> Result<(Var, Option<Tensor>)> {
+    /// The sums over the parts of a step's batch, and the share of positions that the mask kept.
+    fn forward(&mut self, step: u64, checked: bool) -> Result<(Sums, Tensor)> {
         let batch = self.batches.at(step)?;
-        let x = self.prepare(&batch, Some(step))?;
-        let noise = Some(TrainNoise { seed: self.cfg.seed, step });
-        Ok((self.loss(pass, &x, &batch.null, noise)?.0, x.inputs.keep))
+        let (rows, mut sums, mut kept) = (batch.ids.len(), Sums::default(), None);
+        for (i, part) in parts(rows, self.parts).enumerate() {
+            let share = part.len() as f64 / rows as f64;
+            let own = batch.part(part)?;
+            // Noise is named by rows of a part: each part has names of its own.
+            let draw = step * self.parts as u64 + i as u64;
+            let x = self.prepare(&own, Some(draw))?;
+            let noise = Some(TrainNoise { seed: self.cfg.seed, step: draw });
+            let pass = Pass::tape().training(&self.params).checked(checked);
+            let (l, _) = self.loss(&pass, &x, &own.null, noise)?;
+            sums.add(pass, &l, share)?;
+            let Some(keep) = &x.inputs.keep else { continue };
+            let keep = call(&Affine { scale: share, shift: 0.0 }, &[&mean(keep)?])?;
+            kept = Some(match kept {
+                None => keep,
+                Some(before) => call(&ADD, &[&before, &keep])?,
+            });
+        }
+        Ok((sums, kept.unwrap_or_else(|| Tensor::full(DType::F32, [1], 1.0))))
     }
 
     /// Adds the loss on the held-out rows, taken with the running mean of the weights.
@@ -240,14 +259,12 @@ impl Stage for ArStage<'_> {
 
     fn step(&mut self, step: u64) -> Result<Pending> {
         let lr = learning_rate(&self.cfg.train.ar, step);
-        let pass = Pass::tape().training(&self.params);
-        let (l, keep) = self.forward(step, &pass)?;
-        let grads = pass.backward(&l)?;
+        let (sums, keep) = self.forward(step, false)?;
+        let (grads, loss) = sums.whole()?;
         let norm = self.learner.norm(&grads)?;
-        let gate = self.guard.judge(step, &norm, &[l.value()])?;
+        let gate = self.guard.judge(step, &norm, &[&loss])?;
         self.learner.update(&grads, &gate, lr, step)?;
-        let keep = keep.map_or_else(|| Ok(Tensor::full(DType::F32, [1], 1.0)), |k| mean(&k))?;
-        let numbers = Numbers::new(lr, l.value()).one("keep_rate", &keep).one("grad_norm", &norm);
+        let numbers = Numbers::new(lr, &loss).one("keep_rate", &keep).one("grad_norm", &norm);
         let numbers = numbers.under(&gate);
         match self.held_out.as_ref().is_some_and(|h| step.is_multiple_of(h.every)) {
             true => self.look(numbers)?.send(),
@@ -284,10 +301,13 @@ impl Stage for ArStage<'_> {
         Ok(())
     }
 
+    fn divide(&mut self, parts: usize) -> bool {
+        self.parts = parts;
+        true
+    }
+
     fn diagnose(&mut self, step: u64) -> Result<()> {
-        let pass = Pass::tape().training(&self.params).checked(true);
-        let (l, _) = self.forward(step, &pass)?;
-        let grads = pass.backward(&l)?;
+        let (grads, _) = self.forward(step, true)?.0.whole()?;
         self.learner.blame(&grads)
     }
 

@@ -1,10 +1,12 @@
 //! The stage that trains Phi: one scale a step, counterfactuals re-encoded on the fly.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde_json::{Map, Value};
 
 use super::Stage;
+use super::accumulate::{Sums, parts};
 use super::counterfactual::Counterfactual;
 use super::frozen::Frozen;
 use super::guard::Guard;
@@ -15,14 +17,15 @@ use super::tissue::{Batches, TissueBatch};
 use crate::autograd::{Params, Pass};
 use crate::config::{Config, CounterfactualConfig, FlowMode};
 use crate::device::{Device, span};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::genevar::FeatureStats;
-use crate::models::meanflow::{FlowBatch, FlowLoss, Times, loss};
+use crate::models::meanflow::{FlowBatch, FlowLoss, Summary, Times, loss};
 use crate::models::msvq::Msvq;
 use crate::models::phi::Phi;
 use crate::ops::call;
 use crate::ops::elementwise::SUB;
 use crate::ops::embed::GatherRows;
+use crate::ops::layout::Concat;
 use crate::ops::random::{Rows, names, normal_rows};
 use crate::tensor::{Purpose, Stream, Tensor};
 
@@ -41,6 +44,7 @@ pub struct MeanFlowStage<'a> {
     guard: Guard,
     notes: Map<String, Value>,
     device: Device,
+    parts: usize,
 }
 
 impl<'a> MeanFlowStage<'a> {
@@ -54,8 +58,8 @@ impl<'a> MeanFlowStage<'a> {
     ) -> Result<Self> {
         let learner = Learner::new(&params, &cfg.train.meanflow)?;
         let guard = Guard::new(&cfg.train.meanflow);
-        let (notes, device) = (Map::new(), Device::Cpu);
-        Ok(Self { cfg, msvq, stats, batches, params, phi, learner, guard, notes, device })
+        let (notes, device, parts) = (Map::new(), Device::Cpu, cfg.train.meanflow.accumulate);
+        Ok(Self { cfg, msvq, stats, batches, params, phi, learner, guard, notes, device, parts })
     }
 
     /// What a reader of the checkpoint needs beside tensors.
@@ -78,7 +82,7 @@ impl<'a> MeanFlowStage<'a> {
         &self,
         b: &TissueBatch,
         (pixels, f): (&Tensor, &Tensor),
-        (k, step): (usize, u64),
+        (k, step, rows): (usize, u64, Range<usize>),
     ) -> Result<Vec<(Tensor, Vec<f64>)>> {
         let seed = self.cfg.seed;
         let mut found = Vec::new();
@@ -89,16 +93,34 @@ impl<'a> MeanFlowStage<'a> {
             found.extend(other_slide(f, &b.slides)?);
         }
         let (lo, hi) = (self.cfg.meanflow.lambda_min, self.cfg.meanflow.lambda_max);
-        let rows = b.ids.len();
         let with_lambda = |(n, f): (usize, Tensor)| {
-            let draws = Stream::new(seed, step, LAMBDA + n as u16, Purpose::Time).uniforms(rows);
+            let draws = Stream::new(seed, step, LAMBDA + n as u16, Purpose::Time);
+            let draws = draws.uniforms(rows.end).split_off(rows.start);
             (f, draws.iter().map(|&u| lo + (hi - lo) * f64::from(u)).collect())
         };
         Ok(found.into_iter().enumerate().map(with_lambda).collect())
     }
 
-    fn forward(&mut self, step: u64, pass: &Pass) -> Result<FlowLoss> {
-        let b = self.batches.at(step)?;
+    /// The sums over the parts of a step's batch, and what each part saw.
+    fn parts(&mut self, step: u64, checked: bool) -> Result<(Sums, Vec<FlowLoss>)> {
+        let batch = self.batches.at(step)?;
+        let (all, mut sums, mut seen) = (batch.ids.len(), Sums::default(), Vec::new());
+        for rows in parts(all, self.parts) {
+            let pass = self.pass().checked(checked);
+            let loss = self.forward(&pass, step, (&batch.part(rows.clone())?, rows.clone()))?;
+            sums.add(pass, &loss.loss, rows.len() as f64 / all as f64)?;
+            seen.push(loss);
+        }
+        Ok((sums, seen))
+    }
+
+    /// The loss of `rows` of a step's batch, which are `b`.
+    fn forward(
+        &self,
+        pass: &Pass,
+        step: u64,
+        (b, rows): (&TissueBatch, Range<usize>),
+    ) -> Result<FlowLoss> {
         let seed = self.cfg.seed;
         let scales = self.cfg.msvq.scales();
         let k = 1 + Stream::new(seed, step, 2, Purpose::Time).below(0, scales - 1);
@@ -109,13 +131,13 @@ impl<'a> MeanFlowStage<'a> {
         let alpha = flow.alpha * ramp(flow.alpha_ramp, stage.steps, step);
         let contrasts = flow.mode != FlowMode::Vit && flow.alpha > 0.0;
         let negatives = match contrasts {
-            true => self.negatives(&b, (&pixels, &f), (k, step))?,
+            true => self.negatives(b, (&pixels, &f), (k, step, rows.clone()))?,
             false => Vec::new(),
         };
         let row = f.shape().dims().get(1..).unwrap_or_default().into();
-        let rows = Rows { scale: k as u16, purpose: Purpose::Noise, row };
-        let eps = normal_rows(&self.device, rows, &names(seed, &b.ids)?)?;
-        let times = Times::draw(flow, seed, step, b.ids.len());
+        let each = Rows { scale: k as u16, purpose: Purpose::Noise, row };
+        let eps = normal_rows(&self.device, each, &names(seed, &b.ids)?)?;
+        let times = Times::draw(flow, seed, step, rows.end).part(rows);
         let batch = FlowBatch {
             k,
             f: &f,
@@ -143,19 +165,24 @@ impl Stage for MeanFlowStage<'_> {
 
     fn step(&mut self, step: u64) -> Result<Pending> {
         let lr = learning_rate(&self.cfg.train.meanflow, step);
-        let pass = self.pass();
-        let l = self.forward(step, &pass)?;
-        let grads = pass.backward(&l.loss)?;
+        let (sums, losses) = self.parts(step, false)?;
+        let (grads, loss) = sums.whole()?;
         let norm = self.learner.norm(&grads)?;
-        let gate = self.guard.judge(step, &norm, &[l.loss.value()])?;
+        let gate = self.guard.judge(step, &norm, &[&loss])?;
         self.learner.update(&grads, &gate, lr, step)?;
-        let summary = l.summary();
+        let none = || Error::Internal("a batch without parts".into());
+        let summary = losses.iter().map(FlowLoss::summary).reduce(Summary::and).ok_or_else(none)?;
+        let seen: Vec<&Tensor> = losses.iter().map(FlowLoss::seen).collect();
+        let seen = match seen[..] {
+            [one] => one.clone(),
+            _ => call(&Concat { axis: 0 }, &seen)?,
+        };
         let named = move |seen: &[f64]| {
             let names = ["mse", "mse_equal_times", "length_ratio"].map(String::from);
             names.into_iter().zip(summary.of(seen)).collect()
         };
-        let numbers = Numbers::new(lr, l.loss.value()).under(&gate).one("grad_norm", &norm);
-        numbers.many(l.seen(), named).send()
+        let numbers = Numbers::new(lr, &loss).under(&gate).one("grad_norm", &norm);
+        numbers.many(&seen, named).send()
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
@@ -189,10 +216,13 @@ impl Stage for MeanFlowStage<'_> {
         self.cfg.train.meanflow.steps.saturating_sub(1)
     }
 
+    fn divide(&mut self, parts: usize) -> bool {
+        self.parts = parts;
+        true
+    }
+
     fn diagnose(&mut self, step: u64) -> Result<()> {
-        let pass = self.pass().checked(true);
-        let l = self.forward(step, &pass)?;
-        let grads = pass.backward(&l.loss)?;
+        let (grads, _) = self.parts(step, true)?.0.whole()?;
         self.learner.blame(&grads)
     }
 

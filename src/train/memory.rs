@@ -4,6 +4,7 @@
 //! and only bytes are counted. The workspaces that single kernels ask for are not part of it.
 
 use super::run::Stage;
+use crate::config::StageConfig;
 use crate::device::cuda::Queue;
 use crate::device::{Device, Meter};
 use crate::error::{Error, Result, Within};
@@ -24,26 +25,49 @@ pub fn rehearse(stage: &mut dyn Stage) -> Result<u64> {
 }
 
 /// Says what a step takes, and fails if that is more than is free on the GPU.
-pub(super) fn check(stage: &mut dyn Stage, queue: &Queue) -> Result<()> {
+pub(super) fn check(stage: &mut dyn Stage, of: &StageConfig, queue: &Queue) -> Result<()> {
     let wanted = rehearse(stage)?;
     let (free, all) = queue.gpu().memory()?;
-    let told = enough(stage.name(), wanted, (free as u64, all as u64))?;
+    let told = format!(
+        "a step of {} takes {}, {} of the GPU's {} are free",
+        stage.name(),
+        amount(wanted),
+        amount(free as u64),
+        amount(all as u64)
+    );
+    if wanted > free as u64 {
+        return Err(Error::data(told, advice(stage, of, free as u64)?));
+    }
     eprintln!("{told}");
     Ok(())
 }
 
-fn enough(stage: &str, wanted: u64, (free, all): (u64, u64)) -> Result<String> {
-    let told = format!(
-        "a step of {stage} takes {}, {} of the GPU's {} are free",
-        amount(wanted),
-        amount(free),
-        amount(all)
-    );
-    if wanted <= free {
-        return Ok(told);
+/// What to do about a step that does not fit: the largest parts of a batch that do.
+fn advice(stage: &mut dyn Stage, of: &StageConfig, free: u64) -> Result<String> {
+    let key = format!("train.{}", stage.name());
+    let mut parts = of.accumulate;
+    let mut divided = true;
+    let mut fits = None;
+    while fits.is_none() && parts < of.batch && divided {
+        parts = (2 * parts).min(of.batch);
+        divided = stage.divide(parts);
+        if divided && rehearse(stage)? <= free {
+            fits = Some(parts);
+        }
     }
-    let fix = format!("lower train.{stage}.batch, or stop what else runs on the GPU");
-    Err(Error::data(told, fix))
+    stage.divide(of.accumulate);
+    Ok(match (fits, divided) {
+        (Some(parts), _) => {
+            let rows = of.batch.div_ceil(parts);
+            format!(
+                "batches of {rows} fit: set {key}.accumulate = {parts}, or {key}.batch = {rows}"
+            )
+        }
+        (None, true) => "a batch of one does not fit either: take a larger GPU or a smaller tier \
+                         or stop what else runs there"
+            .to_string(),
+        (None, false) => format!("lower {key}.batch, or stop what else runs on the GPU"),
+    })
 }
 
 fn amount(bytes: u64) -> String {
@@ -57,16 +81,66 @@ fn amount(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_does_not_fit_is_told_with_its_numbers() {
-        let fits = enough("beta_vae", 1 << 20, (1 << 20, 1 << 30)).unwrap();
-        assert_eq!(
-            fits,
-            "a step of beta_vae takes 1024 KiB, 1024 KiB of the GPU's 1024 MiB are free"
-        );
-        let told = enough("beta_vae", (50 << 20) + 1, (3 << 20, 1 << 30)).unwrap_err().to_string();
-        for part in ["beta_vae takes 51 MiB", "3072 KiB of", "train.beta_vae.batch"] {
-            assert!(told.contains(part), "{told}");
+    use std::collections::BTreeMap;
+
+    use crate::tensor::{DType, Tensor};
+    use crate::train::log::StepLog;
+    use crate::train::numbers::Pending;
+
+    /// Holds 4 KB an example.
+    struct Hungry {
+        parts: usize,
+        divides: bool,
+        device: Device,
+    }
+
+    impl Stage for Hungry {
+        fn name(&self) -> &'static str {
+            "ar"
         }
+        fn step(&mut self, _: u64) -> Result<Pending> {
+            self.device.put(&Tensor::zeros(DType::F32, [64 / self.parts, 1024]))?;
+            Ok(StepLog::default().into())
+        }
+        fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+            Ok(BTreeMap::new())
+        }
+        fn restore(&mut self, _: BTreeMap<String, Tensor>) -> Result<()> {
+            Ok(())
+        }
+        fn diagnose(&mut self, _: u64) -> Result<()> {
+            Ok(())
+        }
+        fn place(&mut self, device: &Device) -> Result<()> {
+            self.device = device.clone();
+            Ok(())
+        }
+        fn divide(&mut self, parts: usize) -> bool {
+            if self.divides {
+                self.parts = parts;
+            }
+            self.divides
+        }
+    }
+
+    #[test]
+    fn the_largest_parts_that_fit_are_named() {
+        let of = StageConfig { batch: 64, ..StageConfig::default() };
+        let told = |free: u64, divides: bool| {
+            let mut stage = Hungry { parts: 1, divides, device: Device::Cpu };
+            let told = advice(&mut stage, &of, free).unwrap();
+            assert_eq!(stage.parts, 1);
+            told
+        };
+        let fits = told(40 << 10, true);
+        assert!(fits.contains("batches of 8 fit") && fits.contains("ar.accumulate = 8"), "{fits}");
+        assert!(told(1 << 10, true).contains("a batch of one does not fit"));
+        assert!(told(40 << 10, false).contains("lower train.ar.batch"));
+    }
+
+    #[test]
+    fn amounts_are_readable() {
+        assert_eq!(amount(1 << 20), "1024 KiB");
+        assert_eq!(amount((50 << 20) + 1), "51 MiB");
     }
 }

@@ -4,6 +4,7 @@
 //! rest: checkpoints, log, progress bar, the stop on NaN, Ctrl-C, and a resume that gives the bits
 //! of an uninterrupted run.
 
+pub mod accumulate;
 pub mod ar;
 pub mod beta_vae;
 pub mod bundle;

@@ -51,6 +51,12 @@ pub trait Stage {
         0
     }
 
+    /// Takes batches in so many parts from now on, if it can: the gradients of the whole, memory
+    /// of a part.
+    fn divide(&mut self, _parts: usize) -> bool {
+        false
+    }
+
     /// What a reader of the checkpoint needs beside tensors: gene names, data set.
     fn notes(&self) -> Map<String, Value> {
         Map::new()
@@ -96,7 +102,7 @@ pub struct Summary {
 pub fn run(stage: &mut dyn Stage, plan: &Plan) -> Result<Summary> {
     let _claim = Claim::on(plan.dir)?;
     if let Device::Cuda(queue) = plan.device {
-        memory::check(stage, queue)?;
+        memory::check(stage, plan.stage, queue)?;
     }
     stage.place(plan.device)?;
     let first = start(stage, plan)?;

@@ -4,6 +4,8 @@
 //! Crop `i` of step `s` is a function of (seed, s, i). Paired crops come from tiles with RNA; a
 //! share of each batch may come from unpaired tissue, which is seen under the null condition.
 
+use std::ops::Range;
+
 use crate::data::augment::window;
 use crate::data::loader::{Sampler, to_tensor};
 use crate::error::{Error, Result};
@@ -78,6 +80,26 @@ pub struct TissueBatch {
     pub genes: Option<Tensor>,
     /// Class numbers `[B]`; 0 where there is none.
     pub classes: Tensor,
+}
+
+impl TissueBatch {
+    /// Some of its rows.
+    ///
+    /// # Errors
+    /// Rows that it has not.
+    pub fn part(&self, rows: Range<usize>) -> Result<Self> {
+        let cut = |t: &Tensor| t.rows(rows.start, rows.len());
+        let lacks = || Error::Internal(format!("a batch without rows {rows:?}"));
+        Ok(Self {
+            pixels: cut(&self.pixels)?,
+            z: cut(&self.z)?,
+            null: self.null.get(rows.clone()).ok_or_else(lacks)?.to_vec(),
+            slides: self.slides.get(rows.clone()).ok_or_else(lacks)?.to_vec(),
+            ids: self.ids.get(rows.clone()).ok_or_else(lacks)?.to_vec(),
+            genes: self.genes.as_ref().map(cut).transpose()?,
+            classes: cut(&self.classes)?,
+        })
+    }
 }
 
 /// Draws batches of a [`Tissue`].

@@ -24,15 +24,24 @@ pub enum Data {
     Many,
     /// One batch again and again, but for how its tiles lie.
     OneBatch,
+    /// One large batch, where no row looks at another one.
+    Alone,
 }
 
 const SIDE: usize = 20;
 const TILES: usize = 12;
 
 impl Data {
+    fn rows(self) -> usize {
+        if self == Self::Alone { 4 * ROWS } else { ROWS }
+    }
+
     fn config(self) -> Config {
         let mut c = config();
-        if self == Self::OneBatch {
+        if self == Self::Alone {
+            c.meanflow.counterfactual.other_slide = false;
+        }
+        if self != Self::Many {
             (c.ar.drop_path, c.ar.token_noise) = (0.0, 0.0);
             (c.msvq.warmup_steps, c.msvq.loss.gan) = (1000, 0.0);
             for s in c.train.stages_mut() {
@@ -45,7 +54,7 @@ impl Data {
 
 /// Striped tiles of two kinds.
 fn images(data: Data) -> Vec<Rgb> {
-    let (count, side) = if data == Data::Many { (TILES, SIDE) } else { (ROWS, 16) };
+    let (count, side) = if data == Data::Many { (TILES, SIDE) } else { (data.rows(), 16) };
     let tile = |i: usize| {
         let draws = Stream::new(8, i as u64, 0, Purpose::Test);
         let pixel = |p: usize| {
@@ -59,12 +68,12 @@ fn images(data: Data) -> Vec<Rgb> {
 
 fn batches(c: &Config, data: Data) -> Batches {
     let (images, many) = (images(data), data == Data::Many);
-    let paired = if many { TILES - 2 } else { ROWS };
+    let paired = if many { TILES - 2 } else { data.rows() };
     let std = Tensor::full(DType::F32, [paired, c.beta_vae.latent], 0.2);
     let latents = Latents { mean: noise(1, &[paired, c.beta_vae.latent]), std };
     let slides = (0..images.len()).map(|i| i / 3).collect();
     let tissue = Tissue { images, slides, latents, genes: None, classes: Vec::new() };
-    let (seed, batch, crop) = (c.seed, ROWS, c.msvq.image);
+    let (seed, batch, crop) = (c.seed, data.rows(), c.msvq.image);
     let (unpaired, drop) = if many { (0.3, 0.2) } else { (0.0, 0.0) };
     Batches::new(tissue, BatchRule { seed, batch, crop, unpaired, drop, posterior: many }).unwrap()
 }
