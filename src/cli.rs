@@ -22,6 +22,7 @@ use crate::eval;
 use crate::io::atomic;
 use crate::ops;
 use crate::profile;
+use crate::runs;
 use crate::sample;
 use crate::train::command;
 use crate::train::show::{self, CheckpointCommand};
@@ -64,6 +65,12 @@ enum Command {
     /// Judges tiles.
     #[command(subcommand, after_help = examples::EVAL)]
     Eval(EvalCommand),
+    /// Writes a page about runs: curves, scales, tiles, distances, time, settings.
+    #[command(after_help = examples::REPORT)]
+    Report(Box<runs::command::ReportArgs>),
+    /// Writes logs of training for other programs.
+    #[command(subcommand, after_help = examples::LOG)]
+    Log(runs::tensorboard::LogCommand),
     /// Everything once, on the tissue and the trained system of the repository, with a report.
     #[command(after_help = examples::DEMO)]
     Demo(demo::DemoArgs),
@@ -140,6 +147,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Checkpoint(command) => print(&show::run(&command)?),
         Command::Import(command) => print(&var::command::run(&command)?),
         Command::Sample(args) => sample::command::run(&args),
+        Command::Report(args) => print(&runs::command::run(&args)?),
+        Command::Log(command) => print(&runs::tensorboard::run(&command)?),
         Command::Demo(args) => print(&demo::run(&args)?),
         Command::Ops => print(&ops::table_markdown()),
         Command::Kernels(args) => print(&kernels::run(&args)?),

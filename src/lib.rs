@@ -14,6 +14,7 @@ pub mod nn;
 pub mod ops;
 pub mod profile;
 pub mod report;
+pub mod runs;
 pub mod sample;
 pub mod tensor;
 pub mod train;

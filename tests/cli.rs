@@ -80,9 +80,19 @@ fn every_command_has_examples_a_manual_page_and_completions() {
         String::from_utf8(output.stdout).unwrap()
     };
     assert!(text(&["--help"]).contains("Exit codes:"));
-    for verb in
-        ["config", "data", "train", "export", "import", "sample", "eval", "checkpoint", "profile"]
-    {
+    for verb in [
+        "config",
+        "data",
+        "train",
+        "export",
+        "import",
+        "sample",
+        "eval",
+        "checkpoint",
+        "profile",
+        "report",
+        "log",
+    ] {
         assert!(text(&[verb, "--help"]).contains("Examples:"), "{verb}");
     }
     for shell in ["bash", "zsh", "fish"] {

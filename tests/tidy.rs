@@ -25,6 +25,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sample", BELOW_PROGRAMS),
     ("eval", BELOW_PROGRAMS),
     ("profile", BELOW_PROGRAMS),
+    ("runs", BELOW_PROGRAMS),
     ("demo", TOP),
     ("cli", TOP),
     ("main", TOP),
@@ -38,7 +39,7 @@ const BELOW_PROGRAMS: &[&str] = &[
 
 const TOP: &[&str] = &[
     "error", "config", "tensor", "device", "ops", "autograd", "io", "data", "nn", "models",
-    "train", "sample", "eval", "profile", "report", "demo", "cli",
+    "train", "sample", "eval", "profile", "report", "runs", "demo", "cli",
 ];
 
 /// Where Rust code lies.

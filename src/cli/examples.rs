@@ -70,6 +70,19 @@ Examples:
   genevar eval fd --real mine.safetensors#test --tiles tiles
   genevar eval fd --checkpoint runs/mine --pack mine.safetensors --json fd.json";
 
+/// `report`.
+pub const REPORT: &str = "\
+Examples:
+  genevar report runs/mine --data mine.safetensors --out mine.html
+  genevar report runs/a runs/b runs/c --tiles 0 --out three.html      curves over each other
+  genevar report runs/mine --eval fd.json                             with distances";
+
+/// `log`.
+pub const LOG: &str = "\
+Examples:
+  genevar log tensorboard runs/mine --out tb && tensorboard --logdir tb
+  genevar log tensorboard runs/a runs/b --out tb                      two runs beside each other";
+
 /// `demo`.
 pub const DEMO: &str = "\
 Examples:

@@ -12,6 +12,7 @@ pub mod explain;
 mod flow;
 mod load;
 mod models;
+pub mod short;
 mod tier;
 
 use serde::{Deserialize, Serialize};

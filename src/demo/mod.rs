@@ -8,7 +8,6 @@ mod assets;
 mod memory;
 mod page;
 pub mod scratch;
-mod settings;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -1,15 +1,16 @@
 //! The demo's report: picture, numbers with their meaning, curves, and what held it back.
 
 use crate::config::Config;
+use crate::config::short::settings;
 use crate::error::Result;
 use crate::eval::bootstrap::{Interval, Scored};
 use crate::eval::metrics::{Costs, Metrics, ProbeReport, Verdict};
+use crate::eval::table::meaning;
 use crate::io::images::Rgb;
 use crate::report::{Chart, Report};
 use crate::train::log::StepLog;
 
 use super::scratch::Curves;
-use super::settings::settings;
 
 /// Numbers of the log that are drawn, by stage; those that a log lacks are left out.
 const DRAWN: [(&str, &str, &[&str]); 4] = [
@@ -282,7 +283,7 @@ fn distances(page: &mut Report, verdict: &Verdict) {
     let table = &verdict.table;
     page.heading(&format!("Distances: {}", verdict.name));
     let row = |r: &crate::eval::table::Row| {
-        vec![r.set.clone(), format!("{:.1}", r.fd), between(&r.interval, 1), meaning(&r.key)]
+        vec![r.set.clone(), format!("{:.1}", r.fd), between(&r.interval, 1), meaning(&r.key).into()]
     };
     let rows: Vec<Vec<String>> = table.rows.iter().map(row).collect();
     let caption = format!(
@@ -295,22 +296,6 @@ fn distances(page: &mut Report, verdict: &Verdict) {
         table.reps
     );
     page.table(&caption, &["set", "distance", "interval", "meaning"], &rows);
-}
-
-fn meaning(key: &str) -> String {
-    match key {
-        "fd_generated" => "what the system paints",
-        "fd_shuffled" => "the same set in another order: a distance cannot see the RNA",
-        "fd_recon" => "what the tokenizer loses",
-        "fd_recon_fhat" => "the tokenizer, its last scale predicted",
-        "fd_real_floor" => "real against real: what n alone makes",
-        "fd_blur05" => "hardly visible blur",
-        "fd_blur1" => "visible blur",
-        "fd_blur2" => "strong blur",
-        "fd_mean_colour" => "colour and nothing else",
-        _ => "",
-    }
-    .into()
 }
 
 fn probe_row(p: &ProbeReport) -> Vec<String> {

@@ -7,7 +7,7 @@ use super::tiles::Tiles;
 use crate::data::loader::{from_tensor, to_tensor};
 use crate::data::pack::Pack;
 use crate::device::cpu::each;
-use crate::error::{Result, Within};
+use crate::error::{Error, Result, Within};
 use crate::io::images::Rgb;
 use crate::models::msvq::Msvq;
 use crate::sample::profiles::Profiles;
@@ -77,6 +77,21 @@ impl Painter<'_> {
         Ok(Painted { own, shuffled, seconds: started.elapsed().as_secs_f64() })
     }
 
+    /// Paints one tile for each image of the pack from its RNA; images follow each other in the
+    /// pack's order or not, each once.
+    ///
+    /// # Errors
+    /// RNA that the system cannot read.
+    pub fn from_rna(&self, images: &[usize]) -> Result<Vec<Rgb>> {
+        let expression = self.pack.expression(images)?;
+        let rows: Vec<usize> = (0..images.len()).collect();
+        let profiles = Profiles::encode(self.system, &expression, &rows)?;
+        let one = |(row, &image): (usize, &usize)| {
+            profiles.subject(self.system, row, image as u64 * TILES_AN_IMAGE)
+        };
+        self.draw(&images.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?)
+    }
+
     fn draw(&self, subjects: &[Subject]) -> Result<Vec<Rgb>> {
         let settings = &self.system.config.sample;
         let refiner = self.system.refiner(self.seed);
@@ -134,6 +149,16 @@ impl Painter<'_> {
         (self.done)();
         Ok((whole, predicted))
     }
+}
+
+/// A tile through the tokenizer and back.
+///
+/// # Errors
+/// A tile of another size.
+pub fn through(msvq: &Msvq, tile: &Rgb) -> Result<Rgb> {
+    let none = || Error::Internal("there are no scales".into());
+    let latent = pyramid(msvq, tile)?.pop().ok_or_else(none)?;
+    from_tensor(&msvq.paint_latent(&latent)?)?.pop().ok_or_else(none)
 }
 
 /// f_1 .. f_K of a tile.

@@ -121,6 +121,23 @@ pub fn with_anchors(other: &Tiles) -> Vec<(&'static str, Tiles)> {
     ]
 }
 
+/// What a set says, by its key, in a few words for people.
+pub fn meaning(key: &str) -> &'static str {
+    match key {
+        "fd_generated" => "what the system paints",
+        "fd" => "the tiles that are judged",
+        "fd_shuffled" => "the same set in another order: a distance cannot see the RNA",
+        "fd_recon" => "what the tokenizer loses",
+        "fd_recon_fhat" => "the tokenizer, its last scale predicted",
+        "fd_real_floor" => "real against real: what n alone makes",
+        "fd_blur05" => "hardly visible blur",
+        "fd_blur1" => "visible blur",
+        "fd_blur2" => "strong blur",
+        "fd_mean_colour" => "colour and nothing else",
+        _ => "",
+    }
+}
+
 fn check_like(real: &Tiles, set: &Tiles) -> Result<()> {
     check_n((real.name(), real.n()), (set.name(), set.n()))?;
     if real.size() != set.size() {

@@ -8,11 +8,14 @@ use std::fmt::Write as _;
 use super::escape;
 use super::scale::{Scale, label};
 
-const WIDTH: f64 = 760.0;
-const HEIGHT: f64 = 380.0;
-const LEFT: f64 = 66.0;
+/// Width and height of a chart, and of one that stands beside others.
+const SIZE: (f64, f64) = (760.0, 380.0);
+const SMALL: (f64, f64) = (500.0, 310.0);
+const LEFT: f64 = 76.0;
 const RIGHT: f64 = 18.0;
 const TOP: f64 = 58.0;
+/// Height of a further line of the legend.
+const LINE: f64 = 18.0;
 const BOTTOM: f64 = 50.0;
 /// Colours in the style sheet.
 const COLOURS: usize = 6;
@@ -27,8 +30,37 @@ pub struct Chart {
     x: String,
     y: String,
     log: [bool; 2],
-    series: Vec<(String, Vec<(f64, f64)>)>,
+    small: bool,
+    /// What the x axis holds in any case.
+    span: Vec<f64>,
+    series: Vec<Series>,
     marks: Vec<(f64, String)>,
+}
+
+#[derive(Clone, Debug)]
+struct Series {
+    name: String,
+    points: Vec<(f64, f64)>,
+    /// Which colour and which dash pattern.
+    looks: (usize, usize),
+}
+
+/// Where the axes stand.
+#[derive(Clone, Copy)]
+struct Frame {
+    width: f64,
+    height: f64,
+    top: f64,
+}
+
+impl Frame {
+    fn across(self, place: f64) -> f64 {
+        LEFT + place * (self.width - LEFT - RIGHT)
+    }
+
+    fn down(self, place: f64) -> f64 {
+        self.height - BOTTOM - place * (self.height - self.top - BOTTOM)
+    }
 }
 
 impl Chart {
@@ -39,6 +71,8 @@ impl Chart {
             x: x.into(),
             y: y.into(),
             log: [false; 2],
+            small: false,
+            span: Vec::new(),
             series: Vec::new(),
             marks: Vec::new(),
         }
@@ -56,10 +90,40 @@ impl Chart {
         self
     }
 
-    /// Adds a line through `points` in their order; a point without a place interrupts it.
-    pub fn series(mut self, name: &str, points: Vec<(f64, f64)>) -> Self {
-        self.series.push((name.into(), points));
+    /// With an x axis that holds at least `low` to `high`: charts side by side then agree.
+    pub fn spanning(mut self, low: f64, high: f64) -> Self {
+        self.span = vec![low, high];
         self
+    }
+
+    /// Under another title.
+    pub fn titled(mut self, title: &str) -> Self {
+        self.title = title.into();
+        self
+    }
+
+    /// As it stands beside others, in two columns where there is room.
+    pub fn small(mut self) -> Self {
+        self.small = true;
+        self
+    }
+
+    /// Adds a line through `points` in their order; a point without a place interrupts it.
+    pub fn series(self, name: &str, points: Vec<(f64, f64)>) -> Self {
+        // The seventh line has the colour of the first, and another dash pattern.
+        let i = self.series.len();
+        self.drawn(name, points, (i, i + i / COLOURS))
+    }
+
+    /// The same in a colour and a dash pattern, by number: lines of one colour belong together.
+    pub fn drawn(mut self, name: &str, points: Vec<(f64, f64)>, looks: (usize, usize)) -> Self {
+        self.series.push(Series { name: name.into(), points, looks });
+        self
+    }
+
+    /// Whether no line has a point.
+    pub fn is_empty(&self) -> bool {
+        self.series.iter().all(|s| s.points.is_empty())
     }
 
     /// Marks a moment on the x axis ("stopped and resumed").
@@ -70,32 +134,67 @@ impl Chart {
 
     /// The drawing.
     pub fn svg(&self) -> String {
-        let points = || self.series.iter().flat_map(|(_, p)| p.iter().copied());
+        let points = || self.series.iter().flat_map(|s| s.points.iter().copied());
         let marks = self.marks.iter().map(|m| m.0);
-        let x = Scale::over(points().map(|p| p.0).chain(marks), self.log[0]);
+        let span = self.span.iter().copied();
+        let x = Scale::over(points().map(|p| p.0).chain(marks).chain(span), self.log[0]);
         let y = Scale::over(points().map(|p| p.1), self.log[1]).with_air(0.05);
+        let legend = self.legend();
+        let (width, height) = if self.small { SMALL } else { SIZE };
+        let more = LINE * legend.last().map_or(0.0, |l| l.1);
+        let frame = Frame { width, height: height + more, top: TOP + more };
+        let height = frame.height;
         let mut out = format!(
-            "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
+            "<svg viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
              role=\"img\" aria-label=\"{}\">",
             escape(&self.description())
         );
         let _ =
             write!(out, "<text class=\"title\" x=\"16\" y=\"24\">{}</text>", escape(&self.title));
-        self.draw_axes(&mut out, &x, &y);
-        self.draw_marks(&mut out, &x);
-        for (i, (_, points)) in self.series.iter().enumerate() {
-            let path = path(&thinned(points), &x, &y);
-            let _ = write!(out, "<path class=\"series\" {} d=\"{path}\"/>", stroke(i));
+        self.draw_axes(&mut out, frame, &x, &y);
+        self.draw_marks(&mut out, frame, &x);
+        for series in &self.series {
+            let path = path(&thinned(&series.points), frame, &x, &y);
+            let _ = write!(out, "<path class=\"series\" {} d=\"{path}\"/>", stroke(series.looks));
         }
-        self.draw_legend(&mut out);
+        for (series, (at, line)) in self.series.iter().zip(legend) {
+            let _ = write!(
+                out,
+                "<path class=\"series\" {} d=\"M{at:.1} {:.1}H{:.1}\"/>\
+                 <text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+                stroke(series.looks),
+                42.0 + LINE * line,
+                at + 24.0,
+                at + 30.0,
+                46.0 + LINE * line,
+                escape(&series.name)
+            );
+        }
         out.push_str("</svg>");
         out
+    }
+
+    /// Where each name of the legend begins, and on which line, from 0, under the title; widths are
+    /// estimated, there being no font to ask.
+    fn legend(&self) -> Vec<(f64, f64)> {
+        let width = if self.small { SMALL.0 } else { SIZE.0 };
+        let (mut at, mut line) = (16.0, 0.0);
+        let mut places = Vec::with_capacity(self.series.len());
+        for series in &self.series {
+            let long = 30.0 + 6.8 * series.name.chars().count() as f64;
+            if at > 16.0 && at + long > width - RIGHT {
+                (at, line) = (16.0, line + 1.0);
+            }
+            places.push((at, line));
+            at += long + 16.0;
+        }
+        places
     }
 
     /// What the chart shows, for those who cannot see it: each line's ends and extremes.
     fn description(&self) -> String {
         let mut text = format!("Line chart: {}. {} against {}.", self.title, self.y, self.x);
-        for (name, points) in &self.series {
+        for Series { name, points, .. } in &self.series {
             let ys = || points.iter().map(|p| p.1).filter(|y| y.is_finite());
             if let (Some(first), Some(last)) = (ys().next(), ys().next_back()) {
                 let low = ys().fold(f64::INFINITY, f64::min);
@@ -111,10 +210,10 @@ impl Chart {
         text
     }
 
-    fn draw_axes(&self, out: &mut String, x: &Scale, y: &Scale) {
-        let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
-        for t in y.ticks(6) {
-            let at = down(y.place(t));
+    fn draw_axes(&self, out: &mut String, frame: Frame, x: &Scale, y: &Scale) {
+        let (right, bottom) = (frame.width - RIGHT, frame.height - BOTTOM);
+        for t in y.ticks(if self.small { 5 } else { 6 }) {
+            let at = frame.down(y.place(t));
             let _ = write!(
                 out,
                 "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
@@ -124,8 +223,8 @@ impl Chart {
                 label(t)
             );
         }
-        for t in x.ticks(8) {
-            let at = across(x.place(t));
+        for t in x.ticks(if self.small { 5 } else { 8 }) {
+            let at = frame.across(x.place(t));
             let _ = write!(
                 out,
                 "<line class=\"axis\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom}\" y2=\"{:.1}\"/>\
@@ -135,7 +234,7 @@ impl Chart {
                 label(t)
             );
         }
-        let middle = (TOP + bottom) / 2.0;
+        let middle = (frame.top + bottom) / 2.0;
         let _ = write!(
             out,
             "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{bottom}\" y2=\"{bottom}\"/>\
@@ -143,60 +242,36 @@ impl Chart {
              <text transform=\"translate(17 {middle:.1}) rotate(-90)\" \
              text-anchor=\"middle\">{}</text>",
             (LEFT + right) / 2.0,
-            HEIGHT - 10.0,
+            frame.height - 10.0,
             escape(&self.x),
             escape(&self.y)
         );
     }
 
-    fn draw_marks(&self, out: &mut String, x: &Scale) {
+    fn draw_marks(&self, out: &mut String, frame: Frame, x: &Scale) {
         for (value, text) in self.marks.iter().filter(|m| x.shows(m.0)) {
             let place = x.place(*value);
-            let at = across(place);
+            let at = frame.across(place);
             // The words stand on the side that has room.
             let (shift, anchor) = if place < 0.6 { (6.0, "start") } else { (-6.0, "end") };
             let _ = write!(
                 out,
-                "<line class=\"mark\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{:.1}\"/>\
+                "<line class=\"mark\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{:.1}\" y2=\"{:.1}\"/>\
                  <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
-                HEIGHT - BOTTOM,
+                frame.top,
+                frame.height - BOTTOM,
                 at + shift,
-                TOP + 12.0,
+                frame.top + 12.0,
                 escape(text)
             );
         }
     }
-
-    /// One line of names under the title; widths are estimated, there being no font to ask.
-    fn draw_legend(&self, out: &mut String) {
-        let mut at = 16.0;
-        for (i, (name, _)) in self.series.iter().enumerate() {
-            let _ = write!(
-                out,
-                "<path class=\"series\" {} d=\"M{at:.1} 42H{:.1}\"/>\
-                 <text x=\"{:.1}\" y=\"46\">{}</text>",
-                stroke(i),
-                at + 24.0,
-                at + 30.0,
-                escape(name)
-            );
-            at += 46.0 + 6.8 * name.chars().count() as f64;
-        }
-    }
 }
 
-fn stroke(i: usize) -> String {
-    let dash = DASHES[i % DASHES.len()];
+fn stroke((colour, dash): (usize, usize)) -> String {
+    let dash = DASHES[dash % DASHES.len()];
     let dash = if dash.is_empty() { dash.into() } else { format!(";stroke-dasharray:{dash}") };
-    format!("style=\"stroke:var(--s{}){dash}\"", i % COLOURS)
-}
-
-fn across(place: f64) -> f64 {
-    LEFT + place * (WIDTH - LEFT - RIGHT)
-}
-
-fn down(place: f64) -> f64 {
-    HEIGHT - BOTTOM - place * (HEIGHT - TOP - BOTTOM)
+    format!("style=\"stroke:var(--s{}){dash}\"", colour % COLOURS)
 }
 
 fn short(v: f64) -> String {
@@ -204,7 +279,7 @@ fn short(v: f64) -> String {
     format!("{v:.digits$}")
 }
 
-fn path(points: &[(f64, f64)], x: &Scale, y: &Scale) -> String {
+fn path(points: &[(f64, f64)], frame: Frame, x: &Scale, y: &Scale) -> String {
     let mut out = String::new();
     let mut pen = 'M';
     let mut run = 0;
@@ -214,7 +289,7 @@ fn path(points: &[(f64, f64)], x: &Scale, y: &Scale) -> String {
             continue;
         }
         run = if pen == 'M' { 0 } else { run + 1 };
-        let _ = write!(out, "{pen}{:.1} {:.1}", across(x.place(px)), down(y.place(py)));
+        let _ = write!(out, "{pen}{:.1} {:.1}", frame.across(x.place(px)), frame.down(y.place(py)));
         if run == 0 {
             // A zero-length stroke with round caps: a lone point is seen as a dot.
             out.push_str("h0");
@@ -261,7 +336,7 @@ mod tests {
     fn ends_of_the_data_lie_inside_the_frame() {
         let svg = Chart::new("t", "x", "y").series("s", vec![(10.0, -3.0), (20.0, 7.0)]).svg();
         assert!(svg.contains(&format!("M{:.1} ", LEFT)));
-        assert!(svg.contains(&format!("L{:.1} ", WIDTH - RIGHT)));
+        assert!(svg.contains(&format!("L{:.1} ", SIZE.0 - RIGHT)));
         assert!(svg.contains("from -3.00 to 7.00, lowest -3.00"));
     }
 
@@ -273,6 +348,20 @@ mod tests {
         assert!(thin.len() <= 2 * COLUMNS);
         assert!(thin.contains(&(31_234.0, 99.0)));
         assert!(thin.windows(2).all(|w| w[0].0 < w[1].0));
+    }
+
+    #[test]
+    fn a_long_legend_is_broken_and_no_two_lines_look_alike() {
+        let mut chart = Chart::new("t", "x", "y").small();
+        for i in 0..14 {
+            chart = chart.series(&format!("runs/some-long-name · val_own_{i}"), vec![(0.0, 1.0)]);
+        }
+        let legend = chart.legend();
+        assert!(legend.iter().all(|(at, _)| *at < 400.0) && legend[13].1 >= 6.0, "{legend:?}");
+        assert!(chart.svg().contains("height=\"544\""), "{}", &chart.svg()[..200]);
+        let looks: std::collections::BTreeSet<String> =
+            chart.series.iter().map(|s| stroke(s.looks)).collect();
+        assert_eq!(looks.len(), 14);
     }
 
     #[test]

@@ -22,6 +22,18 @@ const STYLE: &str = include_str!("style.css");
 enum Block {
     Html(String),
     Metric(String),
+    Chart(String),
+}
+
+impl Block {
+    /// The element round blocks of this kind that follow each other, where there is one.
+    fn round(&self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Html(_) => None,
+            Self::Metric(_) => Some(("<dl class=\"metrics\">\n", "</dl>\n")),
+            Self::Chart(_) => Some(("<div class=\"charts\">\n", "</div>\n")),
+        }
+    }
 }
 
 /// A report under construction.
@@ -75,6 +87,26 @@ impl Report {
             "<figure>{}<figcaption>{}</figcaption></figure>\n",
             chart.svg(),
             escape(caption)
+        ))
+    }
+
+    /// A small line chart with a sentence below it. Consecutive ones share a grid.
+    pub fn small_chart(&mut self, chart: Chart, caption: &str) -> &mut Self {
+        let caption = match caption {
+            "" => String::new(),
+            text => format!("<figcaption>{}</figcaption>", escape(text)),
+        };
+        let html = format!("<figure>{}{caption}</figure>\n", chart.small().svg());
+        self.blocks.push(Block::Chart(html));
+        self
+    }
+
+    /// Text as it stands, folded away behind a line of words.
+    pub fn folded(&mut self, summary: &str, text: &str) -> &mut Self {
+        self.html(format!(
+            "<details><summary>{}</summary><pre>{}</pre></details>\n",
+            escape(summary),
+            escape(text)
         ))
     }
 
@@ -136,21 +168,18 @@ impl Report {
              <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n\
              <h1>{title}</h1>\n"
         );
-        let mut in_grid = false;
+        let mut open: Option<(&str, &str)> = None;
         for block in &self.blocks {
-            let (metric, html) = match block {
-                Block::Metric(html) => (true, html),
-                Block::Html(html) => (false, html),
-            };
-            if metric != in_grid {
-                out.push_str(if metric { "<dl class=\"metrics\">\n" } else { "</dl>\n" });
-                in_grid = metric;
+            let round = block.round();
+            if round != open {
+                out.push_str(open.map_or("", |o| o.1));
+                out.push_str(round.map_or("", |r| r.0));
+                open = round;
             }
+            let (Block::Html(html) | Block::Metric(html) | Block::Chart(html)) = block;
             out.push_str(html);
         }
-        if in_grid {
-            out.push_str("</dl>\n");
-        }
+        out.push_str(open.map_or("", |o| o.1));
         out.push_str("</main>\n</body>\n</html>\n");
         out
     }

@@ -103,9 +103,9 @@ impl<'a> ArStage<'a> {
     }
 
     /// Every `every` steps logs the loss a token on the first batch of `held_out` under its own z
-    /// (`val_own`) and under the null (`val_null`), and the difference at each scale
-    /// (`val_gap_k`): the gap is what RNA tells the model, and where it stops growing, training
-    /// should.
+    /// (`val_own`, at each scale `val_own_k`) and under the null (`val_null`), and the difference
+    /// (`val_gap`, `val_gap_k`): the gap is what RNA tells the model, and where it stops growing,
+    /// training should.
     pub fn with_held_out(mut self, mut held_out: Batches, every: u64) -> Result<Self> {
         self.held_out = Some(Held { every, batch: held_out.at(0)?, examples: None });
         Ok(self)
@@ -227,8 +227,12 @@ impl<'a> ArStage<'a> {
                 .map(|(name, value)| (name.to_string(), value))
                 .collect::<Vec<_>>();
             let scales = |x: &[f64]| by_scale(&sides, x);
-            let gaps = scales(&x[2..2 + n]).into_iter().zip(scales(&x[2 + n..])).enumerate();
-            named.extend(gaps.map(|(k, (own, null))| (format!("val_gap_{}", k + 1), null - own)));
+            for (k, (own, null)) in
+                scales(&x[2..2 + n]).into_iter().zip(scales(&x[2 + n..])).enumerate()
+            {
+                named.push((format!("val_own_{}", k + 1), own));
+                named.push((format!("val_gap_{}", k + 1), null - own));
+            }
             named
         };
         Ok(numbers.many(&all, named))

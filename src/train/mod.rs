@@ -10,6 +10,7 @@ pub mod beta_vae;
 pub mod bundle;
 pub mod checkpoint;
 pub mod claim;
+pub mod clock;
 pub mod command;
 pub mod counterfactual;
 pub mod frozen;

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::checkpoint::{self, Checkpoint, Keep, Meta};
 use super::claim::Claim;
+use super::clock::Clock;
 use super::guard;
 use super::interrupt::Interrupt;
 use super::log::{Log, StepLog};
@@ -107,6 +108,7 @@ pub fn run(stage: &mut dyn Stage, plan: &Plan) -> Result<Summary> {
     stage.place(plan.device)?;
     let first = start(stage, plan)?;
     let log = Log::open(&plan.dir.join("log.jsonl"), first)?;
+    let clock = Clock::start(plan.dir, first, plan.device);
     let progress = Progress::new(stage.name(), plan.stage.steps, first);
     let mut told = Told { plan, log, progress, ahead: None, last: None, skips: 0 };
     for step in first..plan.stage.steps {
@@ -126,6 +128,7 @@ pub fn run(stage: &mut dyn Stage, plan: &Plan) -> Result<Summary> {
         if saves {
             told.log.sync()?;
             save(stage, plan, (done, told.last.as_ref()))?;
+            clock.mark(done);
         }
         if stop {
             told.progress.finish();

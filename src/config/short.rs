@@ -1,9 +1,12 @@
 //! A configuration as a person would write it: the tier, and what differs.
 
-use crate::config::Config;
+use super::Config;
 use crate::error::Result;
 
 /// A configuration as its tier and the keys that differ from it.
+///
+/// # Errors
+/// A tier that there is not.
 pub fn settings(config: &Config) -> Result<String> {
     let base = Config::tier(&config.tier)?;
     let (whole, changed) = (config.to_toml()?, config.differences(&base)?);
