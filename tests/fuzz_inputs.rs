@@ -3,10 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 
+#[path = "support/bend.rs"]
+mod bend;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use genevar::config::Config;
 use genevar::data::ids::IdMap;
 use genevar::data::inspect;
 use genevar::data::source::{Rna, RnaOptions, Wanted};
@@ -14,7 +18,10 @@ use genevar::io::images::{self, Expect, Rgb};
 use genevar::io::safetensors::{Store, TensorFile, Writer};
 use genevar::io::tables::Table;
 use genevar::tensor::Tensor;
+use genevar::train::checkpoint::{self, Keep, Meta};
 use proptest::prelude::*;
+
+use bend::{bend, bent, memory_is_in_bounds};
 
 fn folder() -> &'static Path {
     static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
@@ -52,59 +59,18 @@ fn read(path: &Path) -> Result<(), TestCaseError> {
     memory_is_in_bounds()
 }
 
-/// The most memory that this process ever held, where the system tells.
-fn memory_is_in_bounds() -> Result<(), TestCaseError> {
-    let Ok(status) = fs::read_to_string("/proc/self/status") else { return Ok(()) };
-    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or("0 kB");
-    let kb: u64 = peak.trim().trim_end_matches(" kB").trim().parse().unwrap();
-    prop_assert!(kb < 2 << 20, "{} kB", kb);
-    Ok(())
-}
-
-/// A change of a good file.
-#[derive(Clone, Debug)]
-enum Bend {
-    Cut(prop::sample::Index),
-    Set(prop::sample::Index, u8),
-    /// Eight bytes of a header turned into a huge or odd number.
-    Number(prop::sample::Index, u64),
-    Repeat(prop::sample::Index, prop::sample::Index),
-}
-
-fn bend() -> impl Strategy<Value = Bend> {
-    let at = any::<prop::sample::Index>;
-    let number = prop::sample::select(vec![0, 1, u64::MAX, u64::MAX / 2, 1 << 32, 1 << 48, 7]);
-    prop_oneof![
-        1 => at().prop_map(Bend::Cut),
-        4 => (at(), any::<u8>()).prop_map(|(i, v)| Bend::Set(i, v)),
-        2 => (at(), number).prop_map(|(i, v)| Bend::Number(i, v)),
-        1 => (at(), at()).prop_map(|(a, b)| Bend::Repeat(a, b)),
-    ]
-}
-
-fn bent(good: &[u8], bends: &[Bend]) -> Vec<u8> {
-    let mut bytes = good.to_vec();
-    for bend in bends {
-        if bytes.is_empty() {
-            break;
-        }
-        let n = bytes.len();
-        match bend {
-            Bend::Cut(at) => bytes.truncate(at.index(n)),
-            Bend::Set(at, v) => bytes[at.index(n)] = *v,
-            Bend::Number(at, v) => {
-                let at = at.index(n);
-                let end = (at + 8).min(n);
-                bytes[at..end].copy_from_slice(&v.to_le_bytes()[..end - at]);
-            }
-            Bend::Repeat(a, b) => {
-                let (a, b) = (a.index(n), b.index(n));
-                let part = bytes[a.min(b)..a.max(b)].to_vec();
-                bytes.splice(a..a, part);
-            }
-        }
-    }
-    bytes
+/// A checkpoint of one tensor: the files that hold it.
+fn checkpoint() -> &'static [(PathBuf, Vec<u8>)] {
+    static FILES: OnceLock<Vec<(PathBuf, Vec<u8>)>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let run = folder().join("run");
+        let config = Config::tier("t0").unwrap().to_toml().unwrap();
+        let state = [("w".to_string(), Tensor::new(vec![1.0; 6], [2, 3]).unwrap())].into();
+        let keep = Keep { newest: 1, best: "" };
+        let step = checkpoint::save(&run, keep, &Meta::new("ar", 3, config), &state).unwrap();
+        let names = [run.join("LATEST"), step.join("meta.json"), step.join("state.safetensors")];
+        names.map(|path| (path.clone(), fs::read(&path).unwrap())).to_vec()
+    })
 }
 
 fn fixture(name: &str) -> Vec<u8> {
@@ -237,5 +203,31 @@ proptest! {
         let bytes = bent(&good, &bends);
         judged(images::decode(&bytes, Path::new("x"), Expect::any()))?;
         read(&file(["b.png", "b.jpg", "b.tiff"][kind], &bytes))?;
+    }
+
+    #[test]
+    fn bent_configurations_are_answered(bends in prop::collection::vec(bend(), 1..6)) {
+        static GOOD: OnceLock<String> = OnceLock::new();
+        let good = GOOD.get_or_init(|| Config::tier("t0").unwrap().to_toml().unwrap());
+        let text = bent(good.as_bytes(), &bends);
+        let text = String::from_utf8_lossy(&text);
+        judged(Config::parse(&text).and_then(|c| c.to_toml()))?;
+        judged(Config::recorded(&text))?;
+        memory_is_in_bounds()?;
+    }
+
+    #[test]
+    fn bent_checkpoints_are_answered(
+        which in 0..3usize,
+        bends in prop::collection::vec(bend(), 1..5),
+    ) {
+        let (path, good) = &checkpoint()[which];
+        fs::write(path, bent(good, &bends)).unwrap();
+        let run = folder().join("run");
+        let loaded = checkpoint::load(&run);
+        fs::write(path, good).unwrap();
+        judged(loaded)?;
+        memory_is_in_bounds()?;
+        prop_assert!(checkpoint::load(&run).is_ok());
     }
 }
