@@ -89,7 +89,8 @@ impl Spread {
             return edges;
         }
         let (min, max) = (f64::from(self.min), f64::from(self.max));
-        let bars = if self.is_whole() { ((max - min) as usize + 1).min(BARS) } else { BARS };
+        // In floats: two values may lie further apart than any whole number of the machine.
+        let bars = if self.is_whole() { (max - min + 1.0).min(BARS as f64) as usize } else { BARS };
         let step = if self.is_whole() {
             (max - min + 1.0) / bars as f64
         } else {
@@ -155,6 +156,9 @@ mod tests {
         let bars = s.histogram();
         assert_eq!(bars.len(), 10, "0, 1, 2, 5 ... 500: {bars:?}");
         assert!(bars[0].contains("40.00 %") && bars[9].contains("20.00 %"), "{bars:?}");
+        let far = of(&[f32::MIN, f32::MAX]).histogram();
+        assert_eq!(far.len(), BARS);
+        assert!(far[0].contains("50.00 %") && far[BARS - 1].contains("50.00 %"), "{far:?}");
         let half = of(&[-1.0, 0.5, 2.0]).histogram();
         assert_eq!(half.len(), BARS);
         assert!(half[0].contains("33.33 %") && half[BARS - 1].contains("33.33 %"), "{half:?}");
