@@ -13,8 +13,9 @@ mod stages;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use genevar::autograd::{Pass, Var};
 use genevar::device::Device;
-use genevar::ops::heard;
+use genevar::ops::{Precision, heard};
 use genevar::tensor::Tensor;
 use genevar::train::Stage;
 use genevar::train::memory::rehearse;
@@ -180,6 +181,48 @@ fn is_not_waited_for(make: Made) {
     let read: Vec<_> = ahead.into_iter().map(|log| log.read().unwrap()).collect();
     assert_eq!(queue.fetches() - before, UNWAITED as usize);
     assert_eq!(read, read_at_once);
+}
+
+#[test]
+fn a_tokenizer_with_a_wide_head_trains_there() {
+    let Some(device) = cuda() else { return };
+    let queue = gpu::gpu().unwrap().queue().unwrap().verified(true);
+    let verified = Device::Cuda(queue);
+    let (seen, ran) = heard(|| train(&mut *on(stages::wide_msvq, &verified), 0..1));
+    for op in ["attention", "attention_vjp"] {
+        assert!(ran.iter().any(|r| r.op == op && !r.on_cpu), "{op} did not run");
+    }
+    let fallen: Vec<_> = ran.iter().filter(|r| r.on_cpu).map(|r| r.op).collect();
+    assert!(fallen.is_empty(), "on the CPU: {fallen:?}");
+    let there = train(&mut *on(stages::wide_msvq, &device), 0..2);
+    assert_eq!(seen[..], there[..1]);
+    let here = train(&mut *stages::wide_msvq(Data::Many), 0..2);
+    let apart = here.iter().zip(&there).map(|(a, b)| ((a - b) / a).abs()).fold(0.0, f64::max);
+    assert!(apart < 1e-4, "{here:?}, {there:?}");
+}
+
+#[test]
+fn a_tokenizer_with_a_wide_head_reads_and_paints_there() {
+    let Some(device) = cuda() else { return };
+    let c = stages::with_a_wide_head(models::config());
+    let image = models::noise(3, &[1, 16, 16, 3]);
+    let drawn = |device: &Device, precision| {
+        let msvq = models::tokenizer(&c);
+        msvq.place_in(device, precision).unwrap();
+        let pass = Pass::eval();
+        let f = msvq.encode(&pass, &Var::constant(image.clone())).unwrap().into_value();
+        let pixels = msvq.paint_latent(&f).unwrap();
+        [f, pixels].map(|t| t.here().unwrap())
+    };
+    let here = drawn(&Device::Cpu, Precision::F32);
+    for (precision, room) in [(Precision::F32, 1e-4), (Precision::Bf16, 0.05)] {
+        for (a, b) in here.iter().zip(drawn(&device, precision)) {
+            let size =
+                |f: &dyn Fn(usize) -> f64| (0..a.len()).map(|i| f(i).powi(2)).sum::<f64>().sqrt();
+            let (apart, all) = (size(&|i| a.at(i) - b.at(i)), size(&|i| a.at(i)));
+            assert!(apart < room * all, "{precision:?}: {apart} of {all}");
+        }
+    }
 }
 
 macro_rules! stages {

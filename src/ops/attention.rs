@@ -1,5 +1,5 @@
 //! Attention: softmax(scale q k^T + mask) v per head, its tangent and its gradients, without an n x
-//! m matrix.
+//! m matrix but for wide heads on a GPU (`wide`).
 //!
 //! With s = scale q k^T, p = softmax(s) = e^(s - lse) and, per query, mean(a) = sum_j p_j a_j:
 //!   tangent    o' = (p (s' - <s'>)) v + p v'
@@ -10,13 +10,16 @@
 mod cpu;
 mod cuda;
 mod dual;
+mod sizes;
+mod wide;
 
 use std::ops::RangeInclusive;
 
+use self::sizes::{ROOMS, SIZES, Sizes, TIMED, WIDE, derived, drawn, roomy, sized};
 use super::composed::{self, Composed};
 use super::layout::{Narrow, Place};
 use super::{
-    Case, Cases, CpuFace, Diff, Draw, DynOp, FIRST_ORDER, Grads, In, Input, Kernels, Op, Out, Real,
+    Case, Cases, CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Input, Kernels, Op, Out, Real,
     Saved, Saves, call, run,
 };
 use crate::error::{Error, Result};
@@ -182,64 +185,6 @@ impl Attention {
     }
 }
 
-/// Shapes a case is made of: (name, batch, queries, keys, heads, width, ends).
-type Sizes = (&'static str, [usize; 5], &'static [usize]);
-
-const SIZES: &[Sizes] = &[
-    ("one", [1, 1, 1, 1, 4], &[]),
-    ("odd", [2, 5, 7, 3, 5], &[]),
-    ("single_head", [2, 16, 16, 1, 32], &[]),
-    ("cross", [1, 33, 4, 2, 16], &[]),
-    ("no_queries", [2, 0, 3, 2, 8], &[]),
-    ("scales", [2, 30, 30, 2, 16], &[1, 5, 14, 30, 55]),
-    ("cached", [2, 9, 14, 3, 8], &[1, 5, 14]),
-    ("several_cached", [1, 13, 14, 1, 8], &[1, 5, 14]),
-    ("tiled", [1, 300, 300, 1, 16], &[]),
-    ("wide", [1, 70, 70, 2, 64], &[1, 5, 30, 70]),
-    ("odd_wide", [2, 9, 12, 1, 99], &[3, 7, 12]),
-    ("widest", [1, 20, 37, 1, 128], &[]),
-];
-
-fn sized(s: &Sizes) -> (Attention, [usize; 4], [usize; 4]) {
-    let [b, n, m, h, d] = s.1;
-    let mask = if s.2.is_empty() { Mask::Full } else { Mask::Blocks(s.2.to_vec()) };
-    (Attention { scale: 1.0 / (d as f64).sqrt(), mask }, [b, n, h, d], [b, m, h, d])
-}
-
-fn drawn(d: &mut Draw<'_>) -> (Attention, [usize; 4], [usize; 4]) {
-    let (b, h, width) = (d.size(1, 2), d.size(1, 3), d.size(1, 20));
-    let scale = 1.0 / (width as f64).sqrt();
-    let scales = d.size(0, 3);
-    if scales == 0 {
-        let (n, m) = (d.size(1, 20), d.size(1, 20));
-        return (Attention { scale, mask: Mask::Full }, [b, n, h, width], [b, m, h, width]);
-    }
-    let mut end = 0;
-    let ends: Vec<usize> = (0..scales)
-        .map(|_| {
-            end += d.size(1, 8);
-            end
-        })
-        .collect();
-    let n = d.size(1, end);
-    (Attention { scale, mask: Mask::Blocks(ends) }, [b, n, h, width], [b, end, h, width])
-}
-
-/// (q, k, v, lse) and then `more`.
-fn derived(q: [usize; 4], k: [usize; 4], more: &[Input]) -> Vec<Input> {
-    let lse = Input::uniform([q[0], q[1], q[2]], 1.0, 4.0);
-    let mut inputs = vec![Input::normal(q), Input::normal(k), Input::normal(k), lse];
-    inputs.extend_from_slice(more);
-    inputs
-}
-
-/// Timed shapes: a training batch of the small tier, and the last scale of the reference's sampler.
-const TIMED: &[Sizes] = &[
-    ("small_tier", [16, 130, 130, 4, 64], &[1, 5, 14, 30, 66, 130]),
-    ("d16_last_scale", [2, 256, 680, 16, 64], &[]),
-    ("full_256", [16, 256, 256, 3, 64], &[]),
-];
-
 impl Op for Attention {
     const NAME: &'static str = "attention";
     const INPUTS: RangeInclusive<usize> = 3..=3;
@@ -310,27 +255,14 @@ impl Op for Attention {
             Case::new(s.0, op, vec![Input::normal(q), Input::normal(k), Input::normal(k)])
         };
         Cases {
-            named: SIZES.iter().map(case).chain(ROOMS.iter().map(roomy)).collect(),
+            named: SIZES.iter().chain(WIDE).map(case).chain(ROOMS.iter().map(roomy)).collect(),
             draw: |d| {
-                let (op, q, k) = drawn(d);
+                let (op, q, k) = drawn(d, &[0, 0, 0, 0, 0, 0, 32, 128]);
                 Case::new("drawn", op, vec![Input::normal(q), Input::normal(k), Input::normal(k)])
             },
             bench: TIMED.iter().map(case).collect(),
         }
     }
-}
-
-/// Sizes with the number of keys that are there.
-const ROOMS: &[(&str, [usize; 5], usize)] = &[
-    ("room", [2, 9, 21, 3, 8], 14),
-    ("room_for_one", [2, 5, 6, 1, 5], 5),
-    ("wide_room", [2, 20, 90, 2, 64], 37),
-];
-
-fn roomy(&(name, [b, n, m, h, d], seen): &(&'static str, [usize; 5], usize)) -> Case {
-    let op = Attention { scale: 1.0 / (d as f64).sqrt(), mask: Mask::First(seen) };
-    let k = [b, m, h, d];
-    Case::new(name, op, vec![Input::normal([b, n, h, d]), Input::normal(k), Input::normal(k)])
 }
 
 impl AttentionJvp {
@@ -396,13 +328,16 @@ impl Op for AttentionJvp {
                 Case::new(name, AttentionJvp { of, given }, derived(q, k, &some))
             };
         let all = [true; 3];
-        let mut named: Vec<Case> = SIZES.iter().map(|s| make(s.0, sized(s), all)).collect();
+        let mut named: Vec<Case> =
+            SIZES.iter().chain(WIDE).map(|s| make(s.0, sized(s), all)).collect();
         named.push(make("queries_only", sized(&SIZES[1]), [true, false, false]));
         named.push(make("values_only", sized(&SIZES[5]), [false, false, true]));
+        named.push(make("wide_keys_only", sized(&WIDE[0]), [false, true, false]));
+        named.push(make("wide_values_only", sized(&WIDE[0]), [false, false, true]));
         Cases {
             named,
             draw: |d| {
-                let (of, q, k) = drawn(d);
+                let (of, q, k) = drawn(d, &[0, 0, 0, 0, 0, 0, 32, 128]);
                 let some = [Input::normal(k), Input::normal(k)];
                 let op = AttentionJvp { of, given: [false, true, true] };
                 Case::new("drawn", op, derived(q, k, &some))
@@ -463,9 +398,9 @@ impl Op for AttentionVjp {
             Case::new(name, AttentionVjp { of }, derived(q, k, &more))
         };
         Cases {
-            named: SIZES.iter().map(|s| make(s.0, sized(s))).collect(),
+            named: SIZES.iter().chain(WIDE).map(|s| make(s.0, sized(s))).collect(),
             draw: |d| {
-                let (of, q, k) = drawn(d);
+                let (of, q, k) = drawn(d, &[0, 0, 0, 0, 0, 0, 32, 128]);
                 let more = [Input::normal(q), Input::normal(q)];
                 Case::new("drawn", AttentionVjp { of }, derived(q, k, &more))
             },

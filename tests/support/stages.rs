@@ -84,6 +84,18 @@ pub fn msvq(data: Data) -> Box<dyn Stage> {
     Box::new(MsvqStage::with_images(&data.config(), images(data), &held[..2]).unwrap())
 }
 
+/// Settings of a tokenizer whose attention has one head of 132.
+pub fn with_a_wide_head(mut c: Config) -> Config {
+    c.msvq.ch_mult = vec![1, 2, 22];
+    c
+}
+
+/// Training of such a one.
+pub fn wide_msvq(data: Data) -> Box<dyn Stage> {
+    let (c, held) = (with_a_wide_head(data.config()), images(data));
+    Box::new(MsvqStage::with_images(&c, images(data), &held[..2]).unwrap())
+}
+
 /// Training of Phi.
 pub fn meanflow(data: Data) -> Box<dyn Stage> {
     let c: &'static Config = Box::leak(Box::new(data.config()));

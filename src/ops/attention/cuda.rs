@@ -1,9 +1,9 @@
 //! The kernels of attention: tiles of queries or keys that never cross a scale.
 
-use super::{Attention, AttentionJvp, AttentionVjp, Dims, Mask};
+use super::{Attention, AttentionJvp, AttentionVjp, Dims, Mask, wide};
 use crate::device::Held;
 use crate::device::cuda::{Buffer, Queue};
-use crate::device::kernel::{Bf16, Grid};
+use crate::device::kernel::{Bf16, Grid, Slice};
 use crate::device::launch::attention as launch;
 use crate::device::launch::{attention, attention_mma};
 use crate::error::{Error, Result};
@@ -11,8 +11,12 @@ use crate::ops::cuda::{CudaFace, Kernels, Variant, block_per_job, warp_per_row};
 use crate::ops::{CudaIn, CudaOut, Precision, Site};
 use crate::tensor::Shape;
 
-/// The widest head.
+/// The widest head whose scores stay on chip.
 pub(super) const WIDEST: usize = 128;
+/// The narrowest head for the tensor cores, where weights have 16 digits. Scores are sums of as
+/// many products as a head is wide, and what those may lose counts for more in a weight, unless the
+/// head is narrower than this.
+pub(super) const LEAST_MMA: usize = 32;
 /// Scales that a launch can tell the kernel of.
 const SCALES: usize = 16;
 
@@ -90,8 +94,12 @@ fn at_once(width: i32) -> usize {
     if width <= 64 { 64 } else { 32 }
 }
 
-fn narrow(_: &Shape, x: &Shape) -> bool {
-    x.last() <= WIDEST
+fn narrow(x: &[&Shape]) -> bool {
+    x[0].last() <= WIDEST
+}
+
+fn for_mma(x: &[&Shape]) -> bool {
+    (LEAST_MMA..=WIDEST).contains(&x[0].last())
 }
 
 /// Calls `$face::<T, D>` with the least D that holds the width.
@@ -123,26 +131,50 @@ face!(tangent, AttentionJvp, tangent_of: attention_jvp);
 face!(gradients, AttentionVjp, gradients_of: attention_queries_vjp, attention_keys_vjp);
 
 const fn tiled<O>(f32: CudaFace<O>, bf16: CudaFace<O>) -> Variant<O> {
-    let takes = |_: &O, x: &[&Shape]| narrow(x[0], x[0]);
+    let takes = |_: &O, x: &[&Shape]| narrow(x);
     Variant { name: "tiles", f32: Some(f32), bf16: Some(bf16), takes, needs: None }
 }
 
 const fn by_mma<O>(bf16: CudaFace<O>) -> Variant<O> {
-    let takes = |_: &O, x: &[&Shape]| narrow(x[0], x[0]);
+    let takes = |_: &O, x: &[&Shape]| for_mma(x);
     Variant { name: "mma", f32: None, bf16: Some(bf16), takes, needs: None }
 }
 
-/// The tensor cores where there are bf16: predicted, not measured on a card yet.
-fn fastest<O>(_: &O, site: Site<'_>, _: &[&Shape]) -> usize {
-    usize::from(site.precision == Precision::Bf16)
+const fn by_products<O>(f32: CudaFace<O>, bf16: CudaFace<O>) -> Variant<O> {
+    let takes = |_: &O, x: &[&Shape]| !narrow(x);
+    Variant { name: "products", f32: Some(f32), bf16: Some(bf16), takes, needs: None }
 }
 
-pub(super) const FORWARD: Kernels<Attention> =
-    Kernels { variants: &[tiled(forward::<f32>, forward::<Bf16>), by_mma(forward_mma)], fastest };
-pub(super) const TANGENT: Kernels<AttentionJvp> =
-    Kernels { variants: &[tiled(tangent::<f32>, tangent::<Bf16>), by_mma(tangent_mma)], fastest };
+/// The tensor cores where there are bf16: predicted, not measured on a card yet.
+fn fastest<O>(_: &O, site: Site<'_>, x: &[&Shape]) -> usize {
+    match narrow(x) {
+        true => usize::from(site.precision == Precision::Bf16 && for_mma(x)),
+        false => 2,
+    }
+}
+
+pub(super) const FORWARD: Kernels<Attention> = Kernels {
+    variants: &[
+        tiled(forward::<f32>, forward::<Bf16>),
+        by_mma(forward_mma),
+        by_products(wide::forward::<f32>, wide::forward::<Bf16>),
+    ],
+    fastest,
+};
+pub(super) const TANGENT: Kernels<AttentionJvp> = Kernels {
+    variants: &[
+        tiled(tangent::<f32>, tangent::<Bf16>),
+        by_mma(tangent_mma),
+        by_products(wide::tangent::<f32>, wide::tangent::<Bf16>),
+    ],
+    fastest,
+};
 pub(super) const GRADIENTS: Kernels<AttentionVjp> = Kernels {
-    variants: &[tiled(gradients::<f32>, gradients::<Bf16>), by_mma(gradients_mma)],
+    variants: &[
+        tiled(gradients::<f32>, gradients::<Bf16>),
+        by_mma(gradients_mma),
+        by_products(wide::gradients::<f32>, wide::gradients::<Bf16>),
+    ],
     fastest,
 };
 
@@ -158,8 +190,22 @@ fn gradients_mma(op: &AttentionVjp, q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOu
     by_width!(gradients_mma_of, op, q, x, y)
 }
 
-fn outputs() -> Error {
+pub(super) fn outputs() -> Error {
     Error::Internal("attention was given another number of outputs".into())
+}
+
+/// The mean of gy v^T under each query's weights, which is gy y.
+pub(super) fn means<T: Held + launch::attention_means_vjp::Instance>(
+    queue: &Queue,
+    d: Dims,
+    gy: &Slice<'_, T>,
+    y: &Slice<'_, T>,
+) -> Result<Buffer<f32>> {
+    let rows = d.batch * d.queries * d.heads;
+    let mut means = Buffer::new(queue, rows)?;
+    let grid = warp_per_row(queue, rows);
+    launch::attention_means_vjp(queue, grid, &mut means.slice_mut(), gy, y, rows, d.width)?;
+    Ok(means)
 }
 
 fn forward_of<T: Held + launch::attention_fwd::Instance<D>, const D: i32>(
@@ -297,18 +343,7 @@ macro_rules! gradients {
             let (q, k, v) = (x[0].get::<T>()?, x[1].get::<T>()?, x[2].get::<T>()?);
             let (lse, y, gy) = (x[3].get::<f32>()?, x[4].get::<T>()?, x[5].get::<T>()?);
             let (d, [e0, e1, e2, e3]) = (job.d, job.ends);
-            let stats = d.batch * d.queries * d.heads;
-            let mut means = Buffer::<f32>::new(queue, stats)?;
-            let grid = warp_per_row(queue, stats);
-            launch::attention_means_vjp(
-                queue,
-                grid,
-                &mut means.slice_mut(),
-                &gy,
-                &y,
-                stats,
-                d.width,
-            )?;
+            let means = means(queue, d, &gy, &y)?;
             let (rows, cols) = $asks;
             let (tiles, work) = job.by_queries(rows, cols);
             $module::$queries::<T, D>(

@@ -6,8 +6,9 @@
 
 use std::ops::RangeInclusive;
 
-use super::cuda::{Job, WIDEST, by_width, rows};
-use super::{Attention, Dims, SIZES, Sizes, TIMED, drawn, sized};
+use super::cuda::{Job, LEAST_MMA, WIDEST, by_width, rows};
+use super::sizes::{SIZES, Sizes, TIMED, drawn, sized};
+use super::{Attention, Dims};
 use crate::device::Held;
 use crate::device::cuda::Queue;
 use crate::device::kernel::{Bf16, Grid};
@@ -118,13 +119,14 @@ impl Op for AttentionDual {
                     0..=32 => mma_of::<Bf16, 32>(op, q, x, y),
                     _ => mma_of::<Bf16, 64>(op, q, x, y),
                 }),
-                takes: |_, x| x[0].last() <= WIDEST_MMA,
+                takes: |_, x| (LEAST_MMA..=WIDEST_MMA).contains(&x[0].last()),
                 needs: None,
             },
         ],
         // The tensor cores where there are bf16: predicted, not measured on a card yet.
         fastest: |_, site, x| {
-            usize::from(site.precision == Precision::Bf16 && x[0].last() <= WIDEST_MMA)
+            let takes = (LEAST_MMA..=WIDEST_MMA).contains(&x[0].last());
+            usize::from(site.precision == Precision::Bf16 && takes)
         },
     };
 
@@ -180,10 +182,14 @@ impl Op for AttentionDual {
         Cases {
             named,
             draw: |d| {
-                let sizes = drawn(d);
+                let sizes = drawn(d, &[0, 0, 0, 32]);
                 case("drawn", sizes, d.pick(&[[true; 3], [false, true, true], [true, false, true]]))
             },
-            bench: TIMED.iter().map(|s| some(s, s.0, [true; 3])).collect(),
+            bench: TIMED
+                .iter()
+                .filter(|s| s.1[4] <= WIDEST)
+                .map(|s| some(s, s.0, [true; 3]))
+                .collect(),
         }
     }
 }
