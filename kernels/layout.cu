@@ -27,6 +27,37 @@ __global__ void __launch_bounds__(256) copy_runs_fwd(
     });
 }
 
+// concat_fwd: y[o, put ..] = a[o], b[o], c[o] and d[o], one behind the other; the rest of y is left
+// alone.
+//   for    T: f32, bf16
+//   floor  bytes = 2*rows*(of_a + of_b + of_c + of_d)*s;  flops = 0
+//   plan   as copy_runs_fwd, over the runs of all four; absent ones have no elements
+//   code   16-byte loads
+//   slack  1.3 for of_a >= 256 and of_b*(of_b - 256) >= 0 and of_c*(of_c - 256) >= 0
+//          and of_d*(of_d - 256) >= 0; 3 for of_a >= 16 and of_b*(of_b - 16) >= 0
+//          and of_c*(of_c - 16) >= 0 and of_d*(of_d - 16) >= 0; 17 beyond (a sector for each run)
+//   bits   copies
+template <class T>
+__global__ void __launch_bounds__(256) concat_fwd(
+    T*       __restrict__ y,   // [rows, max(to, put + of_a + of_b + of_c + of_d)]
+    const T* __restrict__ a,   // [rows, of_a]
+    const T* __restrict__ b,   // [rows, of_b]
+    const T* __restrict__ c,   // [rows, of_c]
+    const T* __restrict__ d,   // [rows, of_d]
+    int rows, int of_a, int of_b, int of_c, int of_d, int to, int put) {
+    constexpr int N = width<T>;
+    const bool fits = (of_a | of_b | of_c | of_d | to | put) % N == 0;
+    const unsigned two = of_a + of_b, three = two + of_c, all = three + of_d;
+    each<T>(rows * all, fits && aligned(y, a, b, c, d), [&](unsigned i, auto w) {
+        const unsigned o = i / all, at = i % all;
+        const T* from = at < static_cast<unsigned>(of_a) ? a + o * of_a + at
+                        : at < two                       ? b + o * of_b + (at - of_a)
+                        : at < three                     ? c + o * of_c + (at - two)
+                                                         : d + o * of_d + (at - three);
+        move<decltype(w)::value>(y + o * to + put + at, from);
+    });
+}
+
 // place_fwd: y[o, put + i] = x[o, i] for i in 0..run, zero in the rest of a row.
 //   for    T: f32, bf16
 //   floor  bytes = rows*(run + to)*s;  flops = 0

@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 
 use super::cuda::Kernels;
 use super::elementwise::ADD;
-use super::reduce::{SumTo, broadcast_into};
+use super::reduce::{broadcast_into, sum_into};
 use super::{
     Case, Cases, CpuFace, Diff, Draw, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves,
     call,
@@ -201,7 +201,7 @@ impl Op for Conv2d {
         let gw = || call(&Conv2dDw { conv: self.clone() }, &[gy, at.x(0)?]);
         let mut grads = vec![want[0].then(gx).transpose()?, want[1].then(gw).transpose()?];
         if at.arity() == 3 {
-            let gb = || call(&SumTo { to: at.shape(2).clone() }, &[gy]);
+            let gb = || sum_into(gy, at.shape(2));
             grads.push(want[2].then(gb).transpose()?);
         }
         Ok(grads)

@@ -10,7 +10,7 @@ use super::broadcast::{
     Rows, broadcast_cases, drawn_pair, each_row, pair, rows_of, zip_cpu, zip_reference,
 };
 use super::cuda::{Kernels, kernels, over_elements, spread as spread_of};
-use super::reduce::{SumTo, broadcast_into};
+use super::reduce::{broadcast_into, sum_into};
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
 use crate::device::cpu;
 use crate::device::launch::elementwise as launch;
@@ -49,11 +49,6 @@ pub struct Modulate;
 /// A gated residual z = x + g y, with g broadcast to x and y.
 #[derive(Clone, Debug)]
 pub struct GatedAdd;
-
-/// The gradient or tangent of a broadcast operand, brought back to its shape.
-fn to_shape(g: &Tensor, shape: &Shape) -> Result<Tensor> {
-    if g.shape() == shape { Ok(g.clone()) } else { call(&SumTo { to: shape.clone() }, &[g]) }
-}
 
 /// A tangent of a broadcast operand, spread over the result's shape.
 fn spread(dx: &Tensor, shape: &Shape) -> Result<Tensor> {
@@ -107,7 +102,7 @@ impl Op for Axpy {
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
         let gb = || {
-            let g = to_shape(gy, at.shape(1))?;
+            let g = sum_into(gy, at.shape(1))?;
             match self.alpha == 1.0 {
                 true => Ok(g),
                 false => call(&Affine { scale: self.alpha, shift: 0.0 }, &[&g]),
@@ -160,7 +155,7 @@ impl Op for Mul {
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
         let ga = || call(self, &[gy, at.x(1)?]);
-        let gb = || to_shape(&call(self, &[gy, at.x(0)?])?, at.shape(1));
+        let gb = || sum_into(&call(self, &[gy, at.x(0)?])?, at.shape(1));
         Ok(vec![want[0].then(ga).transpose()?, want[1].then(gb).transpose()?])
     }
     fn cases() -> Cases {
@@ -285,8 +280,8 @@ impl Op for Modulate {
             let a = at.x(1)?;
             call(self, &[gy, a, &Tensor::zeros(a.dtype(), a.shape())])
         };
-        let ga = || to_shape(&call(&Mul, &[gy, at.x(0)?])?, at.shape(1));
-        let gb = || to_shape(gy, at.shape(2));
+        let ga = || sum_into(&call(&Mul, &[gy, at.x(0)?])?, at.shape(1));
+        let gb = || sum_into(gy, at.shape(2));
         Ok(vec![
             want[0].then(gx).transpose()?,
             want[1].then(ga).transpose()?,
@@ -376,7 +371,7 @@ impl Op for GatedAdd {
         add_tangents(dy, dg)
     }
     fn vjp(&self, at: &Saved, gz: &Tensor, want: &[bool]) -> Result<Grads> {
-        let gg = || to_shape(&call(&Mul, &[gz, at.x(2)?])?, at.shape(1));
+        let gg = || sum_into(&call(&Mul, &[gz, at.x(2)?])?, at.shape(1));
         let gy = || call(&Mul, &[gz, at.x(1)?]);
         Ok(vec![
             want[0].then(|| gz.clone()),

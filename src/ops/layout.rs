@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 use super::cuda::{Kernels, kernels, over_elements};
 use super::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, call};
 use crate::device::cpu;
+use crate::device::kernel::Slice;
 use crate::device::launch::layout as launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
@@ -276,12 +277,21 @@ impl Op for Concat {
     });
     const CUDA: Kernels<Self> = kernels!([f32, bf16], |op, q, x, y| {
         let (starts, total) = op.starts(x.iter().map(|x| x.shape));
+        let (outer, _, inner) = split(x[0].shape, op.axis);
         let mut y = y[0].get::<T>()?;
-        for (x, start) in x.iter().zip(starts) {
-            let (outer, len, inner) = split(x.shape, op.axis);
-            let (run, to, put) = (len * inner, total * inner, start * inner);
-            let grid = over_elements(q, outer * run);
-            launch::copy_runs_fwd(q, grid, &mut y, &x.get::<T>()?, outer, run, to, put, run, 0)?;
+        // Four a launch.
+        for (x, starts) in x.chunks(4).zip(starts.chunks(4)) {
+            let mut from = [const { None }; 4];
+            for (from, x) in from.iter_mut().zip(x) {
+                *from = Some(x.get::<T>()?);
+            }
+            let from = from.map(|x| x.unwrap_or_else(|| Slice::none(q)));
+            let run = |i: usize| x.get(i).map_or(0, |x| x.shape.dims()[op.axis] * inner);
+            let [a, b, c, d] = [0, 1, 2, 3].map(run);
+            let grid = over_elements(q, outer * (a + b + c + d));
+            let (to, put) = (total * inner, starts[0] * inner);
+            let [x0, x1, x2, x3] = &from;
+            launch::concat_fwd(q, grid, &mut y, x0, x1, x2, x3, outer, a, b, c, d, to, put)?;
         }
         Ok(())
     });
@@ -337,6 +347,7 @@ impl Op for Concat {
                 case("tokens", 1, &[&[2, 1, 5], &[2, 4, 5], &[2, 9, 5]]),
                 case("channels", 2, &[&[3, 4, 7], &[3, 4, 16]]),
                 case("past_a_chunk", 1, &[&[3, 100, 40], &[3, 99, 40]]),
+                case("six", 1, &[&[2, 8], &[2, 16], &[2, 8], &[2, 24], &[2, 8], &[2, 8]]),
             ],
             draw: |d| {
                 let mut s = [d.size(1, 5), d.size(1, 6), d.size(1, 20)];

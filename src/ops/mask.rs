@@ -10,7 +10,7 @@ use super::composed::{self, Composed};
 use super::cuda::{Kernels, block_per_job, kernels, over_elements, warp_per_row};
 use super::elementwise::ADD;
 use super::random::{Rows, last_word, stream_of};
-use super::reduce::{SumTo, broadcast_into};
+use super::reduce::{broadcast_into, sum_into};
 use super::{Case, Cases, Diff, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
 use crate::device::kernel::Slice;
 use crate::device::launch::mask as launch;
@@ -288,7 +288,7 @@ impl Op for SelectRows {
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
         let keep = at.x(1)?;
-        let sum = |g: &Tensor, i: usize| call(&SumTo { to: at.shape(i).clone() }, &[g]);
+        let sum = |g: &Tensor, i: usize| sum_into(g, at.shape(i));
         let gx = || call(&MaskRows { rest: false }, &[gy, keep]);
         let ge = || sum(&call(&MaskRows { rest: true }, &[gy, keep])?, 2);
         let mut grads = vec![want[0].then(gx).transpose()?, None, want[2].then(ge).transpose()?];

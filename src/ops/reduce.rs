@@ -32,6 +32,11 @@ pub fn broadcast_into(x: &Tensor, to: &Shape) -> Result<Tensor> {
     if x.shape() == to { Ok(x.clone()) } else { call(&BroadcastTo { to: to.clone() }, &[x]) }
 }
 
+/// `x` summed to `to`, without a copy when it has that shape already.
+pub fn sum_into(x: &Tensor, to: &Shape) -> Result<Tensor> {
+    if x.shape() == to { Ok(x.clone()) } else { call(&SumTo { to: to.clone() }, &[x]) }
+}
+
 /// (outer, summed, inner) extents when the summed axes are neighbours; `None` when they are not.
 fn block(from: &Shape, to: &Shape) -> Option<(usize, usize, usize)> {
     let f = from.dims();
@@ -238,7 +243,7 @@ impl Op for BroadcastTo {
         dx[0].map(|dx| call(self, &[dx])).transpose()
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, _: &[bool]) -> Result<Grads> {
-        Ok(vec![Some(call(&SumTo { to: at.shape(0).clone() }, &[gy])?)])
+        Ok(vec![Some(sum_into(gy, at.shape(0))?)])
     }
     fn cases() -> Cases {
         let case = |name: &str, from: &[usize], to: &[usize]| {

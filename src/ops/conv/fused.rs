@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::ops::composed::{self, Composed};
 use crate::ops::cuda::Kernels;
 use crate::ops::elementwise::ADD;
-use crate::ops::reduce::{SumTo, broadcast_into};
+use crate::ops::reduce::{broadcast_into, sum_into};
 use crate::ops::resample::Resample;
 use crate::ops::{Case, Cases, CpuFace, Grads, In, Input, Op, Out, Real, Saved, Saves, call};
 use crate::tensor::{Shape, Tensor};
@@ -130,7 +130,7 @@ impl Op for FusedConv {
             if self.double { call(&back, &[&g]) } else { Ok(g) }
         };
         let gw = || call(&Conv2dDw { conv: self.conv.clone() }, &[gy, &self.doubled(at.x(0)?)?]);
-        let gb = || call(&SumTo { to: at.shape(2).clone() }, &[gy]);
+        let gb = || sum_into(gy, at.shape(2));
         let mut grads = vec![
             want[0].then(gx).transpose()?,
             want[1].then(gw).transpose()?,

@@ -16,7 +16,7 @@ use crate::ops::composed::{self, Composed};
 use crate::ops::cuda::{CudaIn, CudaOut, Kernels, Precision, Variant, block_per_job};
 use crate::ops::elementwise::ADD;
 use crate::ops::group_norm::{GroupNorm, GroupNormVjp, statistics};
-use crate::ops::reduce::{SumTo, broadcast_into};
+use crate::ops::reduce::{broadcast_into, sum_into};
 use crate::ops::{Case, Cases, DynOp, Grads, In, Input, Op, Out, Real, Saved, Saves, call, run};
 use crate::tensor::{Shape, Tensor};
 
@@ -215,7 +215,7 @@ impl Op for NormedConv {
             grads[3] = Some(call(&Conv2dDw { conv: conv() }, &[gy, &map])?);
         }
         if want[4] {
-            grads[4] = Some(call(&SumTo { to: at.shape(4).clone() }, &[gy])?);
+            grads[4] = Some(sum_into(gy, at.shape(4))?);
         }
         if want.get(5) == Some(&true) {
             grads[5] = Some(gy.clone());

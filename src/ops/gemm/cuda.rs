@@ -11,8 +11,21 @@ use crate::ops::cuda::{CudaIn, CudaOut, Kernels, PROCESSORS, Variant, over_eleme
 use crate::ops::{Op, Precision, Site};
 use crate::tensor::Shape;
 
-/// Blocks of tiles that a multiprocessor holds.
-const RESIDENT: usize = 2;
+/// How tiles of one kind are laid on the card.
+#[derive(Clone, Copy)]
+pub(super) struct Tiling {
+    /// Side of a tile.
+    pub(super) side: usize,
+    /// Blocks that a multiprocessor holds.
+    pub(super) resident: usize,
+    /// Nanoseconds that a tile takes for one of k, as predicted: not measured on a card yet.
+    pub(super) pace: f64,
+}
+
+/// Nanoseconds that joining takes beside the sums' way through memory: a launch, as the models of
+/// `profile` assume it. And bytes a nanosecond of that way.
+const JOIN: f64 = 2000.0;
+const MEMORY: f64 = 3000.0;
 /// The least of k that is worth a block of its own, and the most parts that are worth joining.
 const LEAST_PART: usize = 256;
 const MOST_PARTS: usize = 32;
@@ -45,12 +58,19 @@ impl Size {
         self.batch * self.m.div_ceil(side) * self.n.div_ceil(side)
     }
 
-    /// How many parts of k fill the card with a sample's tiles of this side, so many blocks to a
-    /// multiprocessor; 1 where they do alone.
-    pub(super) fn parts(&self, side: usize, resident: usize) -> usize {
-        let tiles = self.own.div_ceil(side) * self.n.div_ceil(side);
-        let wanted = PROCESSORS * resident / tiles.max(1);
-        wanted.min(self.k / LEAST_PART).clamp(1, MOST_PARTS)
+    /// Into how many parts k is best cut where a sample's tiles leave processors idle, as
+    /// predicted: each is done so much sooner, but then they are written, read and joined by
+    /// another launch.
+    pub(super) fn parts(&self, by: Tiling) -> usize {
+        let tiles = self.own.div_ceil(by.side) * self.n.div_ceil(by.side);
+        let room = PROCESSORS * by.resident / tiles.max(1);
+        let most = room.min(self.k / LEAST_PART).clamp(1, MOST_PARTS);
+        let through = 2.0 * (self.own * self.n * size_of::<f32>()) as f64 / MEMORY;
+        let time = |parts: usize| {
+            let joined = if parts > 1 { JOIN + through * parts as f64 } else { 0.0 };
+            self.k.div_ceil(parts) as f64 * by.pace + joined
+        };
+        (1..=most).min_by(|&a, &b| time(a).total_cmp(&time(b))).unwrap_or(1)
     }
 }
 
@@ -76,6 +96,10 @@ impl Way {
     /// order.
     pub(super) fn fastest(op: &impl Multiply, site: Site<'_>, x: &[&Shape]) -> Self {
         let (size, precision) = (op.size(x), site.precision);
+        let small = match precision {
+            Precision::F32 => <f32 as Elements>::SMALL,
+            Precision::Bf16 => Bf16::SMALL,
+        };
         let by_wgmma = precision == Precision::Bf16 && wgmma::pays(&size) && wgmma::takes(op, x);
         if by_wgmma && site.serves(wgmma::ENTRY) {
             Self::Wgmma
@@ -83,7 +107,7 @@ impl Way {
             Self::Few
         } else if precision == Precision::Bf16 && op.has_few(x, FEW_MMA) {
             Self::FewMma
-        } else if size.parts(64, RESIDENT) > 1 {
+        } else if size.parts(small) > 1 {
             Self::Parts
         } else if size.tiles(128) >= PROCESSORS {
             Self::Tiles128
@@ -156,7 +180,7 @@ impl<T: Elements> Product<'_, T> {
             Way::Tiles64 => T::tiles(&mut self, q, &mut SliceMut::none(q), (64, 1)),
             Way::Parts => {
                 // Two at least, so that a test of this way runs it.
-                let parts = self.size.parts(64, RESIDENT).max(2);
+                let parts = self.size.parts(T::SMALL).max(2);
                 let mut sums = Buffer::new(q, parts * self.size.rows() * self.size.n)?;
                 T::tiles(&mut self, q, &mut sums.slice_mut(), (64, parts))?;
                 self.join(q, &sums.slice(), parts)
@@ -219,6 +243,8 @@ pub(super) trait Elements: Held + launch::matmul_join_fwd::Instance {
         side_and_parts: (usize, usize),
     ) -> Result<()>;
 
+    /// Tiles of 64 x 64.
+    const SMALL: Tiling;
     /// The most rows that are few.
     const MOST: usize;
     /// How far a warp gets along k at once.
@@ -236,10 +262,11 @@ pub(super) trait Elements: Held + launch::matmul_join_fwd::Instance {
 
 macro_rules! elements {
     (
-        $t:ty, $tiles:ident, $threads:literal, $few:ident, $most:expr, $step:literal,
-        $columns:expr, [$($rows:literal),+]
+        $t:ty, $tiles:ident, $threads:literal, $pace:literal, $few:ident, $most:expr,
+        $step:literal, $columns:expr, [$($rows:literal),+]
     ) => {
         impl Elements for $t {
+            const SMALL: Tiling = Tiling { side: 64, resident: 2, pace: $pace };
             const MOST: usize = $most;
             const STEP: usize = $step;
 
@@ -341,13 +368,16 @@ elements!(
     f32,
     matmul_fma_fwd,
     256,
+    // 64 x 64 fused multiply-adds at a processor's half a TFLOP/s.
+    16.0,
     matmul_dot_fwd,
     FEW.0,
     128,
     |rows| if rows > 8 { 2 } else { 4 },
     [1, 4, 8, 16]
 );
-elements!(Bf16, matmul_mma_fwd, 128, matmul_dot_mma_fwd, FEW_MMA.0, 32, |_| 8, [8, 16, 32]);
+// 64 of either operand at the 80 GB/s that one processor can ask for.
+elements!(Bf16, matmul_mma_fwd, 128, 3.2, matmul_dot_mma_fwd, FEW_MMA.0, 32, |_| 8, [8, 16, 32]);
 
 /// An op that is a product with an epilogue.
 pub(super) trait Multiply: Op {

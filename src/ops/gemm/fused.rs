@@ -15,7 +15,7 @@ use crate::ops::composed::{self, Composed};
 use crate::ops::cuda::{CudaIn, CudaOut, Kernels};
 use crate::ops::elementwise::{ADD, Mul};
 use crate::ops::kinds::Pointwise;
-use crate::ops::reduce::SumTo;
+use crate::ops::reduce::sum_into;
 use crate::ops::{
     Case, Cases, CpuFace, DynOp, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
 };
@@ -226,7 +226,7 @@ impl Op for FusedLinear {
         if gated {
             let gate = || {
                 let g = call(&Mul, &[gy, &self.act.of(&self.sums(at)?)?])?;
-                call(&SumTo { to: at.shape(4).clone() }, &[&g])
+                sum_into(&g, at.shape(4))
             };
             grads.push(wants(4).then(gate).transpose()?);
         }

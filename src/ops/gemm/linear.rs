@@ -10,7 +10,7 @@ use crate::device::panel::{Factor, Start, product};
 use crate::error::{Error, Result};
 use crate::ops::cuda::{CudaIn, CudaOut, Kernels};
 use crate::ops::elementwise::ADD;
-use crate::ops::reduce::{SumTo, broadcast_into};
+use crate::ops::reduce::{broadcast_into, sum_into};
 use crate::ops::{
     Case, Cases, CpuFace, DynOp, Grads, In, Input, Op, Out, Real, Saved, Saves, call,
 };
@@ -71,7 +71,7 @@ pub(super) fn layer_vjp(at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads>
     let gw = || call(&MatMul::of(true, false), &[gy, at.x(0)?]);
     let mut grads = vec![want[0].then(gx).transpose()?, want[1].then(gw).transpose()?];
     if let Some(wanted) = want.get(2) {
-        let gb = || call(&SumTo { to: at.shape(2).clone() }, &[gy]);
+        let gb = || sum_into(gy, at.shape(2));
         grads.push(wanted.then(gb).transpose()?);
     }
     Ok(grads)

@@ -1,6 +1,6 @@
 //! The launch of products on Hopper: which operands its copy engine takes, and when it pays.
 
-use super::cuda::{Multiply, Product, Size, Way};
+use super::cuda::{Multiply, Product, Size, Tiling, Way};
 use crate::device::cuda::{Buffer, Queue};
 use crate::device::kernel::{Bf16, Boxes, Entry, Grid, SliceMut};
 use crate::device::launch::gemm_wgmma::{self as launch, matmul_wgmma_fwd};
@@ -12,6 +12,8 @@ pub(super) const ENTRY: &Entry = <Bf16 as matmul_wgmma_fwd::Instance<false, true
 
 /// Side of a block's tile.
 const SIDE: usize = 128;
+/// One block to a multiprocessor; 128 of either operand at the 80 GB/s that it can ask for.
+const TILING: Tiling = Tiling { side: SIDE, resident: 1, pace: 6.4 };
 /// Threads of a block: eight warps with sums, and one that copies.
 const THREADS: u32 = 288;
 
@@ -39,8 +41,7 @@ impl Product<'_, Bf16> {
         if !self.a.is_aligned() || !self.b.is_aligned() {
             return self.run(q, Way::Tiles128);
         }
-        // One block to a multiprocessor.
-        match self.size.parts(SIDE, 1) {
+        match self.size.parts(TILING) {
             0 | 1 => self.tiles(q, &mut SliceMut::none(q), 1),
             parts => {
                 let mut sums = Buffer::new(q, parts * self.size.rows() * self.size.n)?;

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::ops::broadcast::groups;
 use crate::ops::composed::{self, Composed};
 use crate::ops::cuda::{Kernels, kernels, warp_per_row};
-use crate::ops::reduce::SumTo;
+use crate::ops::reduce::sum_into;
 use crate::ops::{
     Case, Cases, CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Input, Op, Out, Real, Saved, Saves,
     call, lanes, run,
@@ -150,7 +150,7 @@ impl Op for AdaNorm {
         given[0].then(|| Box::new(dual) as Box<dyn DynOp>)
     }
     fn vjp(&self, at: &Saved, gy: &Tensor, want: &[bool]) -> Result<Grads> {
-        let sum = |g: &Tensor| call(&SumTo { to: at.shape(1).clone() }, &[g]);
+        let sum = |g: &Tensor| sum_into(g, at.shape(1));
         let mut grads = vec![None, None, want[2].then(|| sum(gy)).transpose()?];
         if want[0] || want[1] {
             let op = AdaNormVjp { scaled: want[1] };
