@@ -71,7 +71,7 @@ impl Example {
         let (f, t, null) =
             (moving(&self.f), moving(&self.t), vec![false; self.z.shape().dims()[0]]);
         let Self { r_k, z, r, k, .. } = self;
-        let input = PhiInput { f: &f, r_k, z, null: &null, t: &t, r, k: *k };
+        let input = PhiInput { f: &f, r_k, z: z.into(), null: &null, t: &t, r, k: *k };
         let u = self.phi.forward(p, &input).unwrap();
         let du = u.tangent().unwrap().clone().into_tensor();
         [u.value(), &du].map(|t| t.f32s().unwrap().to_vec())

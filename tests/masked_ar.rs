@@ -157,13 +157,13 @@ fn the_gradient_map_matches_finite_differences_on_r_k() {
     let (_, phi) = phi(DType::F64);
     let (r_k, z) = (noise(1, &[1, 3, 3, 8]).cast(DType::F64), noise(2, &[1, 6]).cast(DType::F64));
     let target = noise(3, &[1, 4, 4, 8]).cast(DType::F64);
-    let x = MaskInput { r_k: &r_k, z: &z, k: 2, names: &names(1, &[5]).unwrap() };
+    let x = MaskInput { r_k: &r_k, z: (&z).into(), k: 2, names: &names(1, &[5]).unwrap() };
     let cfg = MaskConfig { k_m: 1, ..MaskConfig::default() };
     let (f_hat, g) = gradient(&phi, &cfg, &x, &|_| Ok(target.clone())).unwrap();
     let norms = threshold(&cfg, &x, &g).unwrap().1;
     let eps = genevar::models::mask::noise(&phi, &x, 0).unwrap();
     let error = |r: &Tensor| {
-        let cond = FlowCond { z: &z, null: &[false], k: 2 };
+        let cond = FlowCond { z: (&z).into(), null: &[false], k: 2 };
         let f = sample(&phi, &Pass::eval(), &eps, &r.clone().into(), &cond).unwrap();
         let d = f.value().to_f64s();
         let sum: f64 = d.iter().zip(target.to_f64s()).map(|(a, b)| (a - b).powi(2)).sum();
@@ -182,7 +182,7 @@ fn the_gradient_map_matches_finite_differences_on_r_k() {
         let (want, got) = (square.sqrt(), norms.at(position));
         assert!((want - got).abs() < 1e-6 * (1.0 + want), "{want} {got}");
     }
-    let cond = FlowCond { z: &z, null: &[false], k: 2 };
+    let cond = FlowCond { z: (&z).into(), null: &[false], k: 2 };
     let again = sample(&phi, &Pass::eval(), &eps, &r_k.clone().into(), &cond).unwrap();
     assert_eq!(f_hat.to_f64s(), again.value().to_f64s());
 }
@@ -192,7 +192,7 @@ fn keep_rate(cfg: &MaskConfig, g: impl Fn(usize) -> f64) -> f64 {
     let n = 40_000;
     let r_k = Tensor::zeros(DType::F32, [1, 200, 200, 1]);
     let z = Tensor::zeros(DType::F32, [1, 6]);
-    let x = MaskInput { r_k: &r_k, z: &z, k: 3, names: &names(2, &[9]).unwrap() };
+    let x = MaskInput { r_k: &r_k, z: (&z).into(), k: 3, names: &names(2, &[9]).unwrap() };
     let saliency = Tensor::from_f64s(DType::F32, (0..n).map(g).collect(), [1, n, 1, 1]).unwrap();
     threshold(cfg, &x, &saliency).unwrap().0.to_f64s().iter().sum::<f64>() / n as f64
 }
@@ -219,7 +219,7 @@ fn every_mask_kind_and_target_gives_ones_and_zeros() {
     let (_, phi) = phi(DType::F32);
     let (r_k, z) = (noise(1, &[2, 3, 3, 8]), noise(2, &[2, 6]));
     let f = noise(3, &[2, 4, 4, 8]);
-    let x = MaskInput { r_k: &r_k, z: &z, k: 2, names: &names(1, &[5, 6]).unwrap() };
+    let x = MaskInput { r_k: &r_k, z: (&z).into(), k: 2, names: &names(1, &[5, 6]).unwrap() };
     for kind in [MaskKind::Gradient, MaskKind::None, MaskKind::Random, MaskKind::EDistance] {
         for target in [MaskTarget::Prev, MaskTarget::True, MaskTarget::Selfq, MaskTarget::Sens] {
             let cfg = MaskConfig { kind, target, k_m: 3, draws: 2, ..MaskConfig::default() };

@@ -6,7 +6,7 @@
 use genevar::autograd::{Params, Pass, Var};
 use genevar::config::{FlowMode, Formulation, MeanFlowConfig, StageConfig};
 use genevar::models::meanflow::{self, FlowBatch, FlowCond, Times};
-use genevar::models::phi::{Phi, PhiDims, PhiInput};
+use genevar::models::phi::{Phi, PhiDims, PhiInput, PhiLatent};
 use genevar::nn::{Init, Linear};
 use genevar::ops::activation::{Silu, Square};
 use genevar::ops::elementwise::{Affine, SUB};
@@ -259,7 +259,8 @@ fn example(dtype: DType) -> Example {
     }
 }
 
-const NONE: [bool; 3] = [false, true, false];
+/// Rows that see the null instead of z.
+const SOME: [bool; 3] = [false, true, false];
 
 fn central_difference(dtype: DType, delta: f64, tolerance: f64) {
     let (_, phi) = phi(&config(), dtype);
@@ -268,7 +269,7 @@ fn central_difference(dtype: DType, delta: f64, tolerance: f64) {
     let vec = |t: &[f64]| Tensor::from_f64s(dtype, t.to_vec(), [3]).unwrap();
     let r: Var = vec(&x.times.r).into();
     let at = |p: &Pass, f: &Var, t: &Var| {
-        let input = PhiInput { f, r_k: &x.r_k, z: &x.z, null: &NONE, t, r: &r, k: 2 };
+        let input = PhiInput { f, r_k: &x.r_k, z: (&x.z).into(), null: &SOME, t, r: &r, k: 2 };
         phi.forward(p, &input).unwrap()
     };
     let p = Pass::dual();
@@ -322,7 +323,7 @@ fn formulations_a_and_b_have_the_same_loss_for_mirrored_networks() {
                 f: &x.f,
                 r_k: &x.r_k,
                 z: &x.z,
-                null: &NONE,
+                null: &SOME,
                 eps: &x.eps,
                 times: &times,
                 negatives: &negatives,
@@ -338,7 +339,7 @@ fn formulations_a_and_b_have_the_same_loss_for_mirrored_networks() {
 #[test]
 fn every_mode_samples_and_trains() {
     for mode in [FlowMode::Causal, FlowMode::Vanilla, FlowMode::FlowMatching, FlowMode::Vit] {
-        let cfg = MeanFlowConfig { mode, euler_steps: 3, ..config() };
+        let cfg = MeanFlowConfig { mode, euler_steps: 3, rna: true, ..config() };
         let (params, phi) = phi(&cfg, DType::F32);
         let x = example(DType::F32);
         let times = Times::draw(&cfg, 1, 0, 3);
@@ -348,7 +349,7 @@ fn every_mode_samples_and_trains() {
             f: &x.f,
             r_k: &x.r_k,
             z: &x.z,
-            null: &NONE,
+            null: &SOME,
             eps: &x.eps,
             times: &times,
             negatives: &negatives,
@@ -359,10 +360,24 @@ fn every_mode_samples_and_trains() {
         let grads = p.backward(&l.loss).unwrap();
         let reached = params.iter().filter(|p| grads.param(p).is_some()).count();
         assert!(reached > params.len() / 2, "{mode:?}: {reached} of {}", params.len());
-        let cond = FlowCond { z: &x.z, null: &NONE, k: 2 };
+        let cond = FlowCond { z: (&x.z).into(), null: &SOME, k: 2 };
         let f = meanflow::sample(&phi, &Pass::eval(), &x.eps, &x.r_k, &cond).unwrap();
         f.value().check_finite("sample").unwrap();
         assert_eq!(f.dims(), [3, 4, 4, 8]);
+        let bits = |t: &Tensor| t.f32s().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let sampled = |z: PhiLatent<'_>, null: [bool; 3]| {
+            let cond = FlowCond { z, null: &null, k: 2 };
+            let f = meanflow::sample(&phi, &Pass::eval(), &x.eps, &x.r_k, &cond).unwrap();
+            bits(f.value())
+        };
+        let [own, other] = [x.z.clone(), noise(61, &[3, 6]).cast(DType::F32)].map(|z| {
+            let settled = meanflow::settle(&phi, &z).unwrap();
+            [[false; 3], SOME]
+                .map(|null| sampled(PhiLatent { z: &x.z, settled: Some(&settled) }, null))
+        });
+        assert_eq!(own, [[false; 3], SOME].map(|null| sampled((&x.z).into(), null)), "{mode:?}");
+        assert_ne!(own[0], other[0], "{mode:?}: it is read");
+        assert_eq!(own[1], other[1], "{mode:?}: it is not where rows are null");
     }
 }
 

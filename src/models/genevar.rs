@@ -2,9 +2,9 @@
 //! scale k.
 
 use super::mask::{MaskInput, Refined, refine};
-
+use super::meanflow;
 use super::msvq::Msvq;
-use super::phi::Phi;
+use super::phi::{Phi, PhiLatent, Settled};
 use crate::config::{ArConfig, MaskConfig, MaskTarget};
 use crate::device::Device;
 use crate::error::{Error, Result, Within};
@@ -131,17 +131,27 @@ impl Refiner<'_> {
         ids: &[u64],
     ) -> Result<ScaleInputs> {
         let names = Device::of([f_prev]).put(&names(self.seed, ids)?)?;
-        self.inputs_named(k, f_prev, truth, z, &names)
+        self.inputs_of(k, f_prev, truth, z.into(), &names)
+    }
+
+    /// What Phi reads of z [B, latent] at every scale, for a [`PhiLatent`]; None where nobody asks
+    /// it.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn settle(&self, z: &Tensor) -> Result<Option<Settled>> {
+        let phi = self.phi.filter(|_| !self.ar.plain_var);
+        phi.map(|phi| meanflow::settle(phi, z)).transpose()
     }
 
     /// [`Refiner::inputs`] with the rows' names [B, 4], the seed among them, as
     /// [`names`] makes them.
-    pub fn inputs_named(
+    pub fn inputs_of(
         &self,
         k: usize,
         f_prev: &Tensor,
         truth: Option<&Tensor>,
-        z: &Tensor,
+        z: PhiLatent<'_>,
         names: &Tensor,
     ) -> Result<ScaleInputs> {
         self.refined(k, f_prev, truth, z, names).within(format_args!("inputs of scale {}", k + 1))
@@ -152,7 +162,7 @@ impl Refiner<'_> {
         k: usize,
         f_prev: &Tensor,
         truth: Option<&Tensor>,
-        z: &Tensor,
+        z: PhiLatent<'_>,
         names: &Tensor,
     ) -> Result<ScaleInputs> {
         let r_k = self.msvq.quantiser().pool(k, f_prev)?;
@@ -198,8 +208,11 @@ impl Refiner<'_> {
 
     /// Inputs of scales 2..K side by side, for teacher forcing. `pyramid` holds f_1..f_K.
     pub fn teacher(&self, pyramid: &[Tensor], z: &Tensor, ids: &[u64]) -> Result<ScaleInputs> {
+        let names = Device::of([z]).put(&names(self.seed, ids)?)?;
+        let settled = self.settle(z)?;
+        let z = PhiLatent { z, settled: settled.as_ref() };
         let per_scale = (1..pyramid.len())
-            .map(|k| self.inputs(k, &pyramid[k - 1], Some(&pyramid[k]), z, ids))
+            .map(|k| self.inputs_of(k, &pyramid[k - 1], Some(&pyramid[k]), z, &names))
             .collect::<Result<Vec<_>>>()?;
         let join = |parts: Vec<Tensor>| {
             let parts: Vec<&Tensor> = parts.iter().collect();

@@ -6,7 +6,7 @@
 //! the standardisation. Once made, the mask is a constant.
 
 use super::meanflow::{FlowCond, sample};
-use super::phi::Phi;
+use super::phi::{Phi, PhiLatent};
 use crate::autograd::Pass;
 use crate::config::{Gamma, MaskConfig, MaskKind, MaskTarget, Normalise};
 use crate::device::{Device, span};
@@ -25,8 +25,8 @@ const DRAW_STRIDE: u16 = 256;
 pub struct MaskInput<'a> {
     /// r_k [B, p, p, d].
     pub r_k: &'a Tensor,
-    /// z [B, latent].
-    pub z: &'a Tensor,
+    /// z.
+    pub z: PhiLatent<'a>,
     /// 0-based scale.
     pub k: usize,
     /// What names each row's random numbers [B, 4]: see [`crate::ops::random::names`].
@@ -55,7 +55,7 @@ pub fn noise(phi: &Phi, x: &MaskInput<'_>, draw: u16) -> Result<Tensor> {
     let d = phi.dims();
     let (scale, row) = (x.k as u16 + draw * DRAW_STRIDE, [d.side, d.side, d.d].into());
     let rows = Rows { scale, purpose: Purpose::Noise, row };
-    Ok(normal_rows(&Device::of([x.r_k]), rows, x.names)?.cast(x.z.dtype()))
+    Ok(normal_rows(&Device::of([x.r_k]), rows, x.names)?.cast(x.r_k.dtype()))
 }
 
 /// f_hat_k and M_k. `target` gives f* for a prediction f_hat (both standardised).
@@ -160,5 +160,5 @@ fn coins(cfg: &MaskConfig, x: &MaskInput<'_>) -> Result<Tensor> {
     let op = KeepCoins { positions, rate, scale: x.k as u16 };
     let coins = run_on(&Device::of([x.r_k]), &op, &[x.names])?;
     let none = || Error::Internal("keep_coins has no output".into());
-    Ok(coins.into_iter().next().ok_or_else(none)?.cast(x.z.dtype()))
+    Ok(coins.into_iter().next().ok_or_else(none)?.cast(x.r_k.dtype()))
 }

@@ -6,7 +6,7 @@
 //! Formulation B is its mirror image (t -> 1 - t, r -> 1 - r, Phi -> -Phi) and exists to prove
 //! that. Feature maps are standardised per channel.
 
-use super::phi::{Phi, PhiInput};
+use super::phi::{Phi, PhiInput, PhiLatent, Settled};
 use crate::autograd::{Pass, Var};
 use crate::config::{Clamp, FlowMode, Formulation, MeanFlowConfig, TangentKind, TimeSampler};
 use crate::device::{Device, constant};
@@ -218,7 +218,7 @@ pub fn loss(phi: &Phi, p: &Pass, b: &FlowBatch<'_>) -> Result<FlowLoss> {
 }
 
 fn input<'a>(b: &'a FlowBatch<'_>, f: &'a Var, t: &'a Var, r: &'a Var) -> PhiInput<'a> {
-    PhiInput { f, r_k: b.r_k, z: b.z, null: b.null, t, r, k: b.k }
+    PhiInput { f, r_k: b.r_k, z: b.z.into(), null: b.null, t, r, k: b.k }
 }
 
 impl FlowLoss {
@@ -268,12 +268,30 @@ impl Summary {
 
 /// What a sample is conditioned on.
 pub struct FlowCond<'a> {
-    /// z [B, latent].
-    pub z: &'a Tensor,
+    /// z.
+    pub z: PhiLatent<'a>,
     /// Rows that see the null instead of z.
     pub null: &'a [bool],
     /// 0-based scale.
     pub k: usize,
+}
+
+/// (t, r) of all that [`sample`] asks Phi for; None where it goes by several steps.
+fn ends(cfg: &MeanFlowConfig) -> Option<[f64; 2]> {
+    match (cfg.mode, cfg.formulation) {
+        (FlowMode::Vit, _) => Some([0.0, 0.0]),
+        (FlowMode::FlowMatching, _) => None,
+        (_, Formulation::A) => Some([1.0, 0.0]),
+        (_, Formulation::B) => Some([0.0, 1.0]),
+    }
+}
+
+/// What [`sample`] reads of z [B, latent], none of its rows null, at every scale.
+///
+/// # Errors
+/// Those of the ops.
+pub fn settle(phi: &Phi, z: &Tensor) -> Result<Settled> {
+    phi.settle(&Pass::eval(), z, ends(phi.config())).within("Phi's condition")
 }
 
 /// f_hat [B, H, H, d] from noise: one step of MeanFlow, `euler_steps` of flow matching, or the
@@ -290,9 +308,15 @@ pub fn sample(phi: &Phi, p: &Pass, eps: &Tensor, r_k: &Var, cond: &FlowCond<'_>)
         phi.forward(p, &PhiInput { f, r_k, z, null, t: &t, r: &r, k })
     };
     let noise = Var::constant(eps.clone());
-    match (cfg.mode, cfg.formulation) {
-        (FlowMode::Vit, _) => u(&Tensor::zeros(eps.dtype(), eps.shape()).into(), 0.0, 0.0),
-        (FlowMode::FlowMatching, form) => {
+    match (ends(cfg), cfg.formulation) {
+        (Some([t, r]), _) if cfg.mode == FlowMode::Vit => {
+            u(&Tensor::zeros(eps.dtype(), eps.shape()).into(), t, r)
+        }
+        (Some([t, r]), form) => {
+            let u = u(&noise, t, r)?;
+            p.op(if form == Formulation::A { SUB } else { ADD }, &[&noise, &u])
+        }
+        (None, form) => {
             let (n, mut f) = (cfg.euler_steps, noise);
             let h = 1.0 / n as f64;
             for i in 0..n {
@@ -306,7 +330,5 @@ pub fn sample(phi: &Phi, p: &Pass, eps: &Tensor, r_k: &Var, cond: &FlowCond<'_>)
             }
             Ok(f)
         }
-        (_, Formulation::A) => p.op(SUB, &[&noise, &u(&noise, 1.0, 0.0)?]),
-        (_, Formulation::B) => p.op(ADD, &[&noise, &u(&noise, 0.0, 1.0)?]),
     }
 }

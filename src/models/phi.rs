@@ -8,7 +8,7 @@
 use crate::autograd::{Param, Params, Pass, Var};
 use crate::config::{FlowMode, MeanFlowConfig, TimePair};
 use crate::device::constant;
-use crate::error::{Result, Within};
+use crate::error::{Error, Result, Within};
 use crate::nn::{
     AdaLn, CrossAttention, Init, Linear, Mlp, Onto, SelfAttention, Stack, Tables, layer_norm,
     norm_modulate,
@@ -60,14 +60,37 @@ struct Block {
     cross: Option<(AdaLn, CrossAttention)>,
 }
 
+/// z [B, latent], and what Phi made of it if it is asked more than once.
+#[derive(Clone, Copy)]
+pub struct PhiLatent<'a> {
+    /// z itself.
+    pub z: &'a Tensor,
+    /// What is the same at every scale.
+    pub settled: Option<&'a Settled>,
+}
+
+impl<'a> From<&'a Tensor> for PhiLatent<'a> {
+    fn from(z: &'a Tensor) -> Self {
+        Self { z, settled: None }
+    }
+}
+
+/// What Phi reads at every scale of a sample, made once; see [`Phi::settle`].
+pub struct Settled {
+    /// E_z(z) [B, 1, w].
+    z: Var,
+    /// E_t(t) + E_r(r) [B, 1, w], where all that is asked for is at these times.
+    times: Option<Var>,
+}
+
 /// What Phi looks at.
 pub struct PhiInput<'a> {
     /// f^t [B, H, H, d].
     pub f: &'a Var,
     /// r_k [B, p, p, d].
     pub r_k: &'a Var,
-    /// z [B, latent].
-    pub z: &'a Tensor,
+    /// z.
+    pub z: PhiLatent<'a>,
     /// Rows that see the learned null instead of z.
     pub null: &'a [bool],
     /// Current time t `[B]`.
@@ -156,6 +179,24 @@ impl Phi {
         &self.dims
     }
 
+    /// What [`Phi::forward`] makes of z [B, latent], none of its rows null, and of the times (t, r)
+    /// of all rows, if there is one such pair.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn settle(&self, p: &Pass, z: &Tensor, times: Option<[f64; 2]>) -> Result<Settled> {
+        let null = vec![false; z.shape().matrix().0];
+        let at = |[t, r]: [f64; 2]| {
+            let time = |x: f64| {
+                let all = Tensor::full(z.dtype(), [null.len()], x);
+                Ok::<_, Error>(Var::constant(constant(z, &all)?))
+            };
+            self.waves(p, &time(t)?, &time(r)?)
+        };
+        let times = times.map(at).transpose()?.flatten();
+        Ok(Settled { z: self.z(p, z, &null)?, times })
+    }
+
     /// u [B, H, H, d].
     pub fn forward(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
         self.velocity(p, x).within(format_args!("Phi at scale {}", x.k + 1))
@@ -171,7 +212,11 @@ impl Phi {
         };
         let mut h = place(&self.f_in.forward(p, &flat(x.f, n)?)?, self.dims.side)?;
         let times = self.times(p, x)?;
-        let c1 = p.op(Silu, &[&p.op(ADD, &[&self.z(p, x)?, &times])?])?;
+        let z = match x.z.settled.filter(|_| !x.null.contains(&true)) {
+            Some(settled) => settled.z.clone(),
+            None => self.z(p, x.z.z, x.null)?,
+        };
+        let c1 = p.op(Silu, &[&p.op(ADD, &[&z, &times])?])?;
         let context = match self.cfg.mode {
             FlowMode::Vanilla => None,
             _ => {
@@ -209,35 +254,43 @@ impl Phi {
         Ok(Read { m, cross: Some([ada, kv]) })
     }
 
-    /// E_t(t) + E_r(r or t - r) + E_k(k) [B, 1, w]; the deterministic network has no times.
+    /// E_t(t) + E_r(r or t - r) + E_k(k) [B, 1, w].
     fn times(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
         let b = x.f.dims()[0];
         let rows = constant(x.f.value(), &Tensor::new_i32(vec![x.k as i32; b], [b])?)?;
         let level = each_alone(p, &p.op(GatherRows, &[&p.param(&self.e_k), &rows.into()])?)?;
+        let settled = x.z.settled.and_then(|s| s.times.clone());
+        match settled.map_or_else(|| self.waves(p, x.t, x.r), |times| Ok(Some(times)))? {
+            Some(times) => p.op(ADD, &[&times, &level]),
+            None => Ok(level),
+        }
+    }
+
+    /// E_t(t) + E_r(r or t - r) [B, 1, w]; the deterministic network has no times.
+    fn waves(&self, p: &Pass, t: &Var, r: &Var) -> Result<Option<Var>> {
         if self.cfg.mode == FlowMode::Vit {
-            return Ok(level);
+            return Ok(None);
         }
         let wave = TimeEmbed { dim: self.cfg.time_dims, max_period: MAX_PERIOD };
         let second = match self.cfg.embed {
-            TimePair::Both => x.r.clone(),
-            TimePair::Difference => p.op(SUB, &[x.t, x.r])?,
+            TimePair::Both => r.clone(),
+            TimePair::Difference => p.op(SUB, &[t, r])?,
         };
         let wave = |t: &Var| each_alone(p, &p.op(wave.clone(), &[t])?);
-        let t = self.e_t.forward(p, &wave(x.t)?)?;
+        let t = self.e_t.forward(p, &wave(t)?)?;
         let r = self.e_r.forward(p, &wave(&second)?)?;
-        p.op(ADD, &[&p.op(ADD, &[&t, &r])?, &level])
+        p.op(ADD, &[&t, &r]).map(Some)
     }
 
     /// E_z of z, or of the learned null on rows that must not see it [B, 1, w].
-    fn z(&self, p: &Pass, x: &PhiInput<'_>) -> Result<Var> {
-        if self.cfg.rna && !x.null.contains(&true) && !p.tracks(&self.z_null) {
-            return self.e_z.forward(p, &each_alone(p, &x.z.clone().into())?);
+    fn z(&self, p: &Pass, z: &Tensor, null: &[bool]) -> Result<Var> {
+        if self.cfg.rna && !null.contains(&true) && !p.tracks(&self.z_null) {
+            return self.e_z.forward(p, &each_alone(p, &z.clone().into())?);
         }
-        let keep = x.null.iter().map(|&n| f64::from(u8::from(self.cfg.rna && !n))).collect();
-        let keep = Tensor::from_f64s(x.f.value().dtype(), keep, [x.null.len(), 1])?;
-        let keep = constant(x.f.value(), &keep)?;
+        let keep = null.iter().map(|&n| f64::from(u8::from(self.cfg.rna && !n))).collect();
+        let keep = constant(z, &Tensor::from_f64s(z.dtype(), keep, [null.len(), 1])?)?;
         let rest = p.op(Affine { scale: -1.0, shift: 1.0 }, &[&keep.clone().into()])?;
-        let z = p.op(Mul, &[&x.z.clone().into(), &keep.into()])?;
+        let z = p.op(Mul, &[&z.clone().into(), &keep.into()])?;
         let spread = crate::ops::reduce::BroadcastTo { to: z.value().shape().clone() };
         let null = p.op(Mul, &[&p.op(spread, &[&p.param(&self.z_null)])?, &rest])?;
         self.e_z.forward(p, &each_alone(p, &p.op(ADD, &[&z, &null])?)?)

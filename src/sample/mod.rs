@@ -26,6 +26,7 @@ use crate::device::span;
 use crate::error::{Error, Result, Within};
 use crate::models::genevar::Refiner;
 use crate::models::masked_ar::{Cond, Inputs, MaskedAr};
+use crate::models::phi::PhiLatent;
 use crate::ops::call;
 use crate::ops::random::{Rows, names, uniform_rows};
 use crate::ops::sample::SampleToken;
@@ -245,6 +246,8 @@ impl Sampler<'_> {
         let part = span::part("condition");
         let cond = self.condition(&p, given)?;
         let modulation = self.ar.modulation(&p, &cond)?;
+        let settled = self.refiner.settle(&given.z)?;
+        let z = PhiLatent { z: &given.z, settled: settled.as_ref() };
         drop(part);
         let mut caches = self.ar.caches(self.settings.few);
         let scales = self.ar.scales();
@@ -252,9 +255,9 @@ impl Sampler<'_> {
         let mut tokens = Vec::with_capacity(scales);
         for k in 0..scales {
             let _scale = span::scale(k + 1);
-            let (z, names) = (&given.z, &given.names);
+            let names = &given.names;
             let part = span::part("input");
-            let seen = f.as_ref().map(|f| self.refiner.inputs_named(k, f, None, z, names));
+            let seen = f.as_ref().map(|f| self.refiner.inputs_of(k, f, None, z, names));
             let seen = seen.transpose()?;
             let inputs = seen.as_ref().map(|i| Inputs {
                 features: &i.features,

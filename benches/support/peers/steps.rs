@@ -193,7 +193,7 @@ impl Job for JvpJob {
             &PhiInput {
                 f: &p.with_tangent(self.flow.f.clone(), self.flow.eps.clone()),
                 r_k: &self.flow.r_k.clone().into(),
-                z: &self.flow.z,
+                z: (&self.flow.z).into(),
                 null: &null,
                 t: &p.with_tangent(self.t.clone(), self.one.clone()),
                 r: &self.r.clone().into(),
