@@ -10,7 +10,7 @@ use super::report::say;
 use crate::exec::Program;
 use crate::ptx::Module;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 
 /// A loaded module.
 pub(super) struct Loaded {
@@ -66,10 +66,14 @@ fn text_of(image: Host) -> Result<String> {
     as_text(image.text().bytes()?)
 }
 
+/// Says so once: programs that have both kinds try machine code first, module after module.
 fn refuse(kind: &str) -> Code {
-    say(&format!(
-        "{kind} holds code of a real card and cannot be run; load the PTX of the module instead"
-    ));
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        say(&format!(
+            "{kind} holds code of a real card and cannot be run; load the PTX of the module instead"
+        ));
+    });
     Code::NO_BINARY_FOR_GPU
 }
 
