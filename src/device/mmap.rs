@@ -1,7 +1,6 @@
 //! A file mapped into memory, read-only: the operating system pages it in as it is touched.
 #![allow(unsafe_code)]
 
-use std::any::Any;
 use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::Path;
@@ -80,7 +79,7 @@ impl Halves {
 
     /// Those of a tensor, if it holds such.
     pub fn of(t: &Tensor) -> Option<&Self> {
-        t.remote()?.as_any().downcast_ref()
+        t.remote()?.downcast_ref()
     }
 
     /// The elements.
@@ -101,14 +100,5 @@ impl Remote for Halves {
         let wide: Vec<f32> = self.elements().iter().map(|x| x.to_f32()).collect();
         let n = wide.len();
         Tensor::new(wide, [n])
-    }
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
-    }
-    fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self
     }
 }

@@ -3,7 +3,6 @@
 //! A tensor on a GPU holds an [`OnGpu`]; one in a plan holds no elements at all and is only
 //! counted, so a training step can be rehearsed to learn what memory it takes.
 
-use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,7 +55,7 @@ impl Device {
     /// The device that the first tensor elsewhere than in the CPU's memory is on.
     pub fn of<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Self {
         let away = |t: &Tensor| {
-            let any = t.remote()?.as_any();
+            let any = t.remote()?;
             let gpu = any.downcast_ref::<OnGpu>().map(|held| Self::Cuda(held.queue().clone()));
             gpu.or_else(|| any.downcast_ref::<Planned>().map(|p| Self::Plan(p.meter.clone())))
         };
@@ -110,7 +109,7 @@ pub fn constant(beside: &Tensor, t: &Tensor) -> Result<Tensor> {
 /// More elements than there are.
 pub fn shared(t: &Tensor, first: usize, shape: &Shape) -> Result<Option<Tensor>> {
     let len = shape.len();
-    let Some(any) = t.remote().map(|r| r.as_any()) else { return Ok(None) };
+    let Some(any) = t.remote() else { return Ok(None) };
     if first + len > t.len() {
         let what = format!("{len} elements from {first} on of {}", t.shape());
         return Err(Error::shape("part", what));
@@ -207,7 +206,7 @@ held!(f32: F32, Bf16: Bf16, i32: I32);
 impl OnGpu {
     /// The elements of a tensor that is on a GPU.
     pub fn of(t: &Tensor) -> Option<&Self> {
-        t.remote()?.as_any().downcast_ref()
+        t.remote()?.downcast_ref()
     }
 
     /// Whether a tensor is on a GPU in bf16.
@@ -301,15 +300,6 @@ impl Remote for OnGpu {
         let (dtype, len) = (self.dtype(), self.elements());
         Ok(sent.map(|sent| -> Box<dyn Coming> { Box::new(Sending { sent, dtype, len }) }))
     }
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
-    }
-    fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self
-    }
 }
 
 /// Counts the bytes of planned tensors; clones count together.
@@ -376,15 +366,6 @@ impl Remote for Planned {
     }
     fn fetch(&self) -> Result<Tensor> {
         Ok(Tensor::zeros(self.dtype, [self.len]))
-    }
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
-    }
-    fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self
     }
 }
 

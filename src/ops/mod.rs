@@ -203,7 +203,7 @@ fn fitted(op: &dyn DynOp, shape: &Shape, room: Room) -> Result<Goes> {
         return Err(Error::shape(op.name(), format!("{shape} at {at} does not fit into {whole}")));
     }
     let window = Window { room: of[1], at };
-    let held = room.tensor.into_remote().and_then(|r| r.into_any().downcast::<OnGpu>().ok());
+    let held = room.tensor.into_remote().and_then(|r| r.downcast::<OnGpu>());
     let shared = || Error::Internal(format!("{}: others hold what is written into", op.name()));
     Ok(Goes::Into(whole, *held.ok_or_else(shared)?, window))
 }

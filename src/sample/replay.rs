@@ -153,7 +153,7 @@ impl Recorded {
 
 /// Writes other elements where those of a tensor are that nobody else holds.
 fn overwrite(to: &mut Tensor, from: &Tensor) -> Result<()> {
-    let held = to.remote_mut().and_then(|r| r.as_any_mut().downcast_mut::<OnGpu>());
+    let held = to.remote_mut().and_then(|r| r.downcast_mut::<OnGpu>());
     let shared = || Error::Internal("an input of a graph is held elsewhere".into());
     held.ok_or_else(shared)?.write(from)
 }

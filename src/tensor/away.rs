@@ -7,8 +7,9 @@ use std::sync::OnceLock;
 use super::{DType, Storage, Tensor};
 use crate::error::{Error, Result};
 
-/// Elements elsewhere. Who put them there finds its own type again through [`Remote::as_any`].
-pub trait Remote: fmt::Debug + Send + Sync + 'static {
+/// Elements elsewhere. Who put them there finds its own type again: see `downcast_ref` of `dyn
+/// Remote`.
+pub trait Remote: Any + fmt::Debug + Send + Sync {
     /// Their type.
     fn dtype(&self) -> DType;
     /// How many there are.
@@ -29,12 +30,23 @@ pub trait Remote: fmt::Debug + Send + Sync + 'static {
     fn send(&self) -> Result<Option<Box<dyn Coming>>> {
         Ok(None)
     }
+}
+
+impl dyn Remote {
     /// For the one who put them there.
-    fn as_any(&self) -> &dyn Any;
+    pub fn downcast_ref<T: Remote>(&self) -> Option<&T> {
+        (self as &dyn Any).downcast_ref()
+    }
+
     /// The same, to change them.
-    fn as_any_mut(&mut self) -> &mut dyn Any;
-    /// The same, for the last one who holds them.
-    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+    pub fn downcast_mut<T: Remote>(&mut self) -> Option<&mut T> {
+        (self as &mut dyn Any).downcast_mut()
+    }
+
+    /// The same, for the last one who holds them; None where it is another's.
+    pub fn downcast<T: Remote>(self: Box<Self>) -> Option<Box<T>> {
+        (self as Box<dyn Any>).downcast().ok()
+    }
 }
 
 /// Elements on their way to the CPU's memory.

@@ -377,15 +377,6 @@ mod tests {
             self.notes.lock().unwrap().push(format!("read {}", self.step));
             Tensor::new(vec![self.step as f32], [1])
         }
-        fn as_any_mut(&mut self) -> &mut dyn std::any::Any {
-            self
-        }
-        fn as_any(&self) -> &dyn std::any::Any {
-            self
-        }
-        fn into_any(self: Box<Self>) -> Box<dyn std::any::Any> {
-            self
-        }
     }
 
     /// Steps whose losses are late.
