@@ -114,6 +114,11 @@ impl<T: Element> Slice<'_, T> {
     pub fn is_empty(&self) -> bool {
         self.span.len == 0
     }
+    /// Device address of the first element, for a table of addresses: who makes one holds the
+    /// buffers until the launch that reads it is made.
+    pub fn address(&self) -> u64 {
+        self.span.address
+    }
     /// Whether it begins where the copy engine can ([`Boxes::GRAIN`]).
     pub fn is_aligned(&self) -> bool {
         self.span.address.is_multiple_of(Boxes::GRAIN)
@@ -140,6 +145,10 @@ impl<T: Element> SliceMut<'_, T> {
     /// No elements: for a kernel that can do without this buffer.
     pub fn none(queue: &Queue) -> Self {
         Self::new(0, 0, queue.id())
+    }
+    /// Device address of the first element, as [`Slice::address`].
+    pub fn address(&self) -> u64 {
+        self.span.address
     }
     /// Number of elements.
     pub fn len(&self) -> usize {

@@ -6,7 +6,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::cuda::{Kernels, kernels, over_elements};
+use super::cuda::{Kernels, kernels};
 use super::{Case, Cases, CpuFace, CudaIn, CudaOut, Diff, In, Input, Op, Out, Real, lanes};
 use crate::device::cuda::{Buffer, Queue};
 use crate::device::kernel::Grid;
@@ -22,8 +22,8 @@ const UPDATE: Diff = Diff::No("updates happen between steps, outside of any deri
 #[derive(Clone, Debug)]
 pub struct GlobalNorm;
 
-/// AdamW (Loshchilov and Hutter 2019): (p, m, v, g, norm `[1]`) to (p', m', v'), and with a running
-/// mean e of the weights (p, m, v, g, norm, e) to (p', m', v', e').
+/// AdamW (Loshchilov and Hutter 2019) of many tensors: norm `[1]`, then (p, m, v, g) of each, to
+/// (p', m', v') of each; with running means e of the weights (p, m, v, g, e) to (p', m', v', e').
 ///
 /// m' = b1 m + (1 - b1) g, v' = b2 v + (1 - b2) g^2,
 /// p' = p - lr (decay p + (m' / (1 - b1^t)) / (sqrt(v' / (1 - b2^t)) + eps)), with g first
@@ -37,8 +37,12 @@ pub struct AdamW {
     pub betas: (f64, f64),
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Weight decay; 0 for parameters that do not decay.
+    /// Weight decay.
     pub decay: f64,
+    /// Which tensors decay.
+    pub decays: Vec<bool>,
+    /// Whether running means are kept.
+    pub mean: bool,
     /// Number t of this step, from 1.
     pub step: u64,
     /// Norm that gradients are brought down to; 0 clips nothing.
@@ -61,6 +65,18 @@ struct Constants<R> {
 }
 
 impl AdamW {
+    /// Tensors that each weight has: inputs and outputs.
+    fn strides(&self) -> [usize; 2] {
+        if self.mean { [5, 4] } else { [4, 3] }
+    }
+
+    /// The constants for one tensor.
+    fn own<R: Real>(&self, norm: R, index: usize) -> Constants<R> {
+        let decays = self.decays.get(index).copied().unwrap_or(false);
+        let c = self.constants(norm);
+        if decays { c } else { Constants { shrink: R::of(0.0), ..c } }
+    }
+
     fn constants<R: Real>(&self, norm: R) -> Constants<R> {
         let (b1, b2) = self.betas;
         let t = self.step as f64;
@@ -92,24 +108,32 @@ impl<R: Real> Constants<R> {
 }
 
 fn adamw_cpu(op: &AdamW, x: &[In<'_, f32>], y: &mut [Out<'_, f32>]) {
-    let c = op.constants(x[4].r()[0]);
-    let from: Vec<&[f32]> = [0, 1, 2, 3].into_iter().map(|i| x[i].r()).collect();
-    let (Some(clip), Some(mean)) = (c.clip, x.get(5)) else {
-        return match (c.clip, y) {
-            (Some(clip), [p1, m1, v1]) => {
+    let [ins, outs] = op.strides();
+    let norm = x[0].r()[0];
+    for (i, (x, y)) in x[1..].chunks_exact(ins).zip(y.chunks_exact_mut(outs)).enumerate() {
+        let c = op.own(norm, i);
+        let from: Vec<&[f32]> = x.iter().map(|x| x.r()).collect();
+        let Some(clip) = c.clip else {
+            still(x, y);
+            continue;
+        };
+        match y {
+            [p1, m1, v1] => {
                 cpu::par_parts([p1.r(), m1.r(), v1.r()], |at, y| run(&c, clip, &from, at, y));
             }
-            (_, y) => still(x, y),
-        };
-    };
-    let [p1, m1, v1, e1] = y else { return };
-    cpu::par_parts([p1.r(), m1.r(), v1.r(), e1.r()], |at, [p1, m1, v1, e1]| {
-        run(&c, clip, &from, at, [p1, m1, v1]);
-        let mean = &mean.r()[at..at + p1.len()];
-        for (e1, (&e, &p1)) in e1.iter_mut().zip(mean.iter().zip(&*p1)) {
-            *e1 = e + c.follow * (p1 - e);
+            [p1, m1, v1, e1] => {
+                let y = [p1.r(), m1.r(), v1.r(), e1.r()];
+                cpu::par_parts(y, |at, [p1, m1, v1, e1]| {
+                    run(&c, clip, &from, at, [p1, m1, v1]);
+                    let mean = &from[4][at..at + p1.len()];
+                    for (e1, (&e, &p1)) in e1.iter_mut().zip(mean.iter().zip(&*p1)) {
+                        *e1 = e + c.follow * (p1 - e);
+                    }
+                });
+            }
+            _ => {}
         }
-    });
+    }
 }
 
 /// A stretch of an update that begins at element `at`.
@@ -130,20 +154,27 @@ fn run(c: &Constants<f32>, clip: f32, from: &[&[f32]], at: usize, y: [&mut [f32]
 
 /// An update that changes nothing.
 fn still<R: Real>(x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
-    for (y, from) in y.iter_mut().zip([0, 1, 2, 5]) {
+    for (y, from) in y.iter_mut().zip([0, 1, 2, 4]) {
         y.r().copy_from_slice(x[from].r());
     }
 }
 
-fn adamw_inputs(s: &Shape, mean: bool) -> Vec<Input> {
-    let x = Input::normal(s);
+/// The norm, and what each tensor has.
+fn adamw_inputs(shapes: &[Shape], mean: bool) -> Vec<Input> {
+    let own = |s: &Shape| {
+        let x = Input::normal(s);
+        let all = [x.clone(), x.clone(), Input::uniform(s, 0.01, 1.0), x.clone(), x];
+        all[..if mean { 5 } else { 4 }].to_vec()
+    };
     let norm = Input::uniform([1], 0.1, 2.0);
-    let all = [x.clone(), x.clone(), Input::uniform(s, 0.01, 1.0), x.clone(), norm, x];
-    all[..if mean { 6 } else { 5 }].to_vec()
+    [norm].into_iter().chain(shapes.iter().flat_map(own)).collect()
 }
 
-fn example(step: u64) -> AdamW {
-    AdamW { lr: 0.1, betas: (0.9, 0.95), eps: 1e-8, decay: 0.05, step, clip: 0.5, follow: 0.01 }
+/// Every second of so many tensors decays.
+fn example(step: u64, tensors: usize, mean: bool) -> AdamW {
+    let decays = (0..tensors).map(|i| i % 2 == 0).collect();
+    let (betas, eps, clip) = ((0.9, 0.95), 1e-8, 0.5);
+    AdamW { lr: 0.1, betas, eps, decay: 0.05, decays, mean, step, clip, follow: 0.01 }
 }
 
 /// A face was given other outputs than `shapes` names.
@@ -151,107 +182,177 @@ fn outputs(op: &'static str) -> Error {
     Error::Internal(format!("{op} was given another number of outputs"))
 }
 
+/// Elements that a block takes at a time, as kernels/optim.cu has them.
+const CHUNK: usize = 8192;
+
+/// A number as the kernels count.
+fn counted(n: usize) -> Result<i32> {
+    let too_many = |_| Error::shape("optimiser", format!("{n} elements in one launch"));
+    i32::try_from(n).map_err(too_many)
+}
+
+/// What a launch over many tensors is told of them.
+struct Lot {
+    lines: Buffer<i32>,
+    places: Buffer<u64>,
+    tensors: usize,
+    chunks: usize,
+    total: usize,
+}
+
+impl Lot {
+    /// Of tensors of so many elements, each with its number for the line and its addresses; empty
+    /// ones are left out.
+    fn new(q: &Queue, of: impl IntoIterator<Item = (usize, bool, Vec<u64>)>) -> Result<Self> {
+        let (mut lines, mut places, mut chunks, mut total) = (Vec::new(), Vec::new(), 0, 0);
+        for (n, decays, own) in of.into_iter().filter(|(n, ..)| *n > 0) {
+            lines.extend([counted(chunks)?, counted(n)?, i32::from(decays)]);
+            places.extend(own);
+            chunks += n.div_ceil(CHUNK);
+            total += n;
+        }
+        // Which tensors there are stays from step to step, where they lie does not.
+        let tensors = lines.len() / 3;
+        let (lines, places) = (q.constant(&lines)?, Buffer::from_slice(q, &places)?);
+        Ok(Self { lines, places, tensors, chunks, total })
+    }
+
+    fn grid(&self) -> Grid {
+        Grid::line(self.chunks.max(1), super::cuda::THREADS)
+    }
+}
+
 fn adamw_cuda<T>(op: &AdamW, q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOut]) -> Result<()>
 where
-    T: Held + launch::adamw_fwd::Instance + launch::adamw_mean_fwd::Instance,
+    T: Held + launch::adamw_fwd::Instance<0> + launch::adamw_fwd::Instance<1>,
 {
-    let [p, m, v, g] = [0, 1, 2, 3].map(|i| x[i].get::<T>());
-    let (p, m, v, g, norm) = (p?, m?, v?, g?, x[4].get::<f32>()?);
-    // The norm is not known here; the constants that depend on it are the kernel's.
-    let (n, c, limit) = (x[0].shape.len(), op.constants(0.0f32), op.clip as f32);
-    let ((b1, b2), (t1, t2)) = (c.keep, c.take);
-    let (rate, root, eps, shrink) = (c.rate, c.root, c.eps, c.shrink);
-    let grid = over_elements(q, n);
-    match (y, x.get(5)) {
-        ([p1, m1, v1], None) => {
-            let (mut p1, mut m1, mut v1) = (p1.get::<T>()?, m1.get::<T>()?, v1.get::<T>()?);
-            launch::adamw_fwd(
-                q, grid, &mut p1, &mut m1, &mut v1, &p, &m, &v, &g, &norm, n, limit, b1, b2, t1,
-                t2, rate, root, eps, shrink,
-            )
-        }
-        ([p1, m1, v1, e1], Some(e)) => {
-            let (mut p1, mut m1, mut v1) = (p1.get::<T>()?, m1.get::<T>()?, v1.get::<T>()?);
-            let (mut e1, e) = (e1.get::<T>()?, e.get::<T>()?);
-            launch::adamw_mean_fwd(
-                q, grid, &mut p1, &mut m1, &mut v1, &mut e1, &p, &m, &v, &g, &norm, &e, n, limit,
-                b1, b2, t1, t2, rate, root, eps, shrink, c.follow,
-            )
-        }
-        _ => Err(outputs("adamw")),
+    let [ins, outs] = op.strides();
+    let Some((norm, x)) = x.split_first() else { return Err(outputs("adamw")) };
+    let mut all = Vec::with_capacity(x.len() / ins);
+    for (i, (x, y)) in x.chunks_exact(ins).zip(y.chunks_exact_mut(outs)).enumerate() {
+        let from = x.iter().map(|x| Ok(x.get::<T>()?.address())).collect::<Result<Vec<_>>>()?;
+        let to = y.iter_mut().map(|y| Ok(y.get::<T>()?.address())).collect::<Result<Vec<_>>>()?;
+        let (moved, mean) = (to.split_at(3), from.split_at(4));
+        let own = [moved.0, mean.0, moved.1, mean.1].concat();
+        all.push((x[0].shape.len(), op.decays.get(i).copied().unwrap_or(false), own));
     }
+    let lot = Lot::new(q, all)?;
+    // The norm is not known here; the constants that depend on it are the kernel's.
+    let (c, limit) = (op.constants(0.0f32), op.clip as f32);
+    let ((b1, b2), (t1, t2)) = (c.keep, c.take);
+    let launch = match op.mean {
+        false => launch::adamw_fwd::<T, 0>,
+        true => launch::adamw_fwd::<T, 1>,
+    };
+    launch(
+        q,
+        lot.grid(),
+        &lot.lines.slice(),
+        &lot.places.slice(),
+        &norm.get::<f32>()?,
+        lot.tensors,
+        counted(lot.chunks)?,
+        lot.total,
+        limit,
+        b1,
+        b2,
+        t1,
+        t2,
+        c.rate,
+        c.root,
+        c.eps,
+        c.shrink,
+        c.follow,
+    )
 }
 
 impl Op for AdamW {
     const NAME: &'static str = "adamw";
-    const INPUTS: RangeInclusive<usize> = 5..=6;
+    const INPUTS: RangeInclusive<usize> = 1..=usize::MAX;
     const DIFF: Diff = UPDATE;
     const CPU: Option<CpuFace<Self>> = Some(adamw_cpu);
     const CUDA: Kernels<Self> = kernels!([f32], adamw_cuda::<T>);
 
     fn shapes(&self, x: &[&Shape]) -> Result<Vec<Shape>> {
-        let alike = |i: usize| i == 4 || x[i] == x[0];
-        if !(0..x.len()).all(alike) || x[4].dims() != [1] {
+        let ([ins, outs], tensors) = (self.strides(), self.decays.len());
+        let all = x[1..].chunks_exact(ins);
+        let alike = all.clone().all(|own| own.iter().all(|s| *s == own[0]));
+        if x[0].dims() != [1] || x.len() != 1 + ins * tensors || !alike {
             let found: Vec<String> = x.iter().map(ToString::to_string).collect();
-            let what = format!("wants p, m, v, g, norm [1], mean; found {}", found.join(", "));
+            let names = if self.mean { "p, m, v, g, mean" } else { "p, m, v, g" };
+            let found = found.join(", ");
+            let what = format!("wants norm [1] and {names} of {tensors} tensors; found {found}");
             return Err(Error::shape(Self::NAME, what));
         }
-        Ok(vec![x[0].clone(); x.len() - 2])
+        Ok(all.flat_map(|own| vec![own[0].clone(); outs]).collect())
     }
     fn reference<R: Real>(&self, x: &[In<'_, R>], y: &mut [Out<'_, R>]) {
-        let c = self.constants(x[4].r()[0]);
-        let Some(clip) = c.clip else { return still(x, y) };
-        for i in 0..x[0].r().len() {
-            let [p, m, v] = c.step(clip, [x[0].r()[i], x[1].r()[i], x[2].r()[i], x[3].r()[i]]);
-            (y[0].r()[i], y[1].r()[i], y[2].r()[i]) = (p, m, v);
-            if let Some(e) = x.get(5).map(|e| e.r()[i]) {
-                y[3].r()[i] = e + c.follow * (p - e);
+        let [ins, outs] = self.strides();
+        for (t, (own, y)) in x[1..].chunks_exact(ins).zip(y.chunks_exact_mut(outs)).enumerate() {
+            let c = self.own(x[0].r()[0], t);
+            let Some(clip) = c.clip else {
+                still(own, y);
+                continue;
+            };
+            for i in 0..own[0].r().len() {
+                let [p, m, v] = c.step(clip, [0, 1, 2, 3].map(|j| own[j].r()[i]));
+                (y[0].r()[i], y[1].r()[i], y[2].r()[i]) = (p, m, v);
+                if let Some(e) = own.get(4).map(|e| e.r()[i]) {
+                    y[3].r()[i] = e + c.follow * (p - e);
+                }
             }
         }
     }
     fn cases() -> Cases {
-        let case = |name: &str, s: &[usize], mean: bool| {
-            Case::new(name, example(3), adamw_inputs(&s.into(), mean))
+        let case = |name: &str, step: u64, shapes: &[&[usize]], mean: bool| {
+            let shapes: Vec<Shape> = shapes.iter().map(|&s| s.into()).collect();
+            Case::new(name, example(step, shapes.len(), mean), adamw_inputs(&shapes, mean))
         };
         Cases {
             named: vec![
-                case("empty", &[0], false),
-                case("one", &[1], true),
-                case("odd", &[3, 5, 7], false),
-                case("odd_with_mean", &[3, 5, 7], true),
-                case("past_a_chunk", &[16_390], true),
+                case("empty", 3, &[&[0]], false),
+                case("one", 3, &[&[1]], true),
+                case("odd", 3, &[&[3, 5, 7]], false),
+                case("some", 3, &[&[3, 5], &[0], &[7], &[2, 2, 2], &[0]], false),
+                case("some_with_means", 3, &[&[0], &[3, 5], &[7], &[8]], true),
+                case("past_a_chunk", 3, &[&[8195], &[1], &[16_390]], true),
             ],
             draw: |d| {
-                let s = Shape::from([d.size(1, 9), d.size(1, 40)]);
-                Case::new("drawn", example(1000), adamw_inputs(&s, d.coin()))
+                let n = d.size(1, 5);
+                let shapes: Vec<_> = (0..n).map(|_| [d.size(1, 9), d.size(1, 40)].into()).collect();
+                let mean = d.coin();
+                Case::new("drawn", example(1000, n, mean), adamw_inputs(&shapes, mean))
             },
-            bench: vec![case("ffn", &[1024, 256], true)],
+            bench: vec![case("ffn", 3, &[&[1024, 256], &[1024], &[256, 1024], &[256]], true)],
         }
     }
 }
 
-/// Most blocks that sum the squares of one tensor.
-const PARTS: usize = 64;
-/// Elements that are worth a block of their own.
+/// Elements that the CPU sums at a time.
 const PART: usize = 4096;
 
 fn norm_cuda<T>(q: &Queue, x: &[CudaIn<'_>], y: &mut [CudaOut]) -> Result<()>
 where
     T: Held + launch::squares_fwd::Instance,
 {
-    let parts: Vec<usize> =
-        x.iter().map(|x| x.shape.len().div_ceil(PART).clamp(1, PARTS)).collect();
-    let mut all = Buffer::<f32>::new(q, parts.iter().sum())?;
-    let mut at = 0;
-    for (x, &parts) in x.iter().zip(&parts) {
-        let grid = Grid::line(parts, super::cuda::THREADS);
-        let mut part = all.slice_mut();
-        let part = &mut part.part(at..at + parts)?;
-        launch::squares_fwd(q, grid, part, &x.get::<T>()?, x.shape.len(), parts)?;
-        at += parts;
-    }
+    let own = |x: &CudaIn<'_>| Ok((x.shape.len(), false, vec![x.get::<T>()?.address()]));
+    let lot = Lot::new(q, x.iter().map(own).collect::<Result<Vec<_>>>()?)?;
+    let mut all = Buffer::<f32>::new(q, lot.chunks)?;
+    let (lines, places) = (lot.lines.slice(), lot.places.slice());
+    let mut part = all.slice_mut();
+    launch::squares_fwd::<T>(
+        q,
+        lot.grid(),
+        &mut part,
+        &lines,
+        &places,
+        lot.tensors,
+        lot.chunks,
+        lot.total,
+    )?;
     let mut norm = y.first_mut().ok_or_else(|| outputs("global_norm"))?.get::<f32>()?;
-    launch::root_of_sum_fwd(q, Grid::line(1, super::cuda::THREADS), &mut norm, &all.slice(), at)
+    let grid = Grid::line(1, super::cuda::THREADS);
+    launch::root_of_sum_fwd(q, grid, &mut norm, &all.slice(), lot.chunks)
 }
 
 impl Op for GlobalNorm {
@@ -314,17 +415,17 @@ mod tests {
 
     #[test]
     fn the_first_step_moves_by_the_learning_rate_against_the_sign() {
-        let op = AdamW { decay: 0.0, clip: 0.0, eps: 0.0, ..example(1) };
+        let op = AdamW { decay: 0.0, clip: 0.0, eps: 0.0, ..example(1, 1, false) };
         let p = Tensor::new(vec![1.0, -2.0, 0.5], [3]).unwrap();
         let g = Tensor::new(vec![3.0, -0.01, 100.0], [3]).unwrap();
         let zero = Tensor::zeros(p.dtype(), [3]);
-        let out = run(&op, &[&p, &zero, &zero, &g, &one(9.0)]).unwrap();
+        let out = run(&op, &[&one(9.0), &p, &zero, &zero, &g]).unwrap();
         for (i, want) in [0.9, -1.9, 0.4].iter().enumerate() {
             assert!((out[0].at(i) - want).abs() < 1e-6, "{}", out[0].at(i));
         }
         // Decay acts on the weight alone, whatever the gradient.
         let op = AdamW { decay: 0.5, eps: 1e-8, ..op };
-        let still = run(&op, &[&p, &zero, &zero, &zero, &one(0.0)]).unwrap();
+        let still = run(&op, &[&one(0.0), &p, &zero, &zero, &zero]).unwrap();
         assert!((still[0].at(0) - 0.95).abs() < 1e-6 && (still[0].at(1) + 1.9).abs() < 1e-6);
     }
 
@@ -335,13 +436,13 @@ mod tests {
         let norm = call(&GlobalNorm, &[&a, &b]).unwrap();
         assert_eq!(norm.f32s().unwrap(), [5.0]);
         // With b1 = 0 the first moment is the clipped gradient.
-        let op = AdamW { betas: (0.0, 0.9), clip: 2.0, follow: 0.5, ..example(1) };
+        let op = AdamW { betas: (0.0, 0.9), clip: 2.0, follow: 0.5, ..example(1, 1, true) };
         let zero = Tensor::zeros(a.dtype(), [2]);
-        let out = run(&op, &[&zero, &zero, &zero, &a, &norm, &zero]).unwrap();
+        let out = run(&op, &[&norm, &zero, &zero, &zero, &a, &zero]).unwrap();
         assert!((out[1].at(0) - 1.2).abs() < 1e-6, "{}", out[1].at(0));
         assert_eq!(out[3].at(0), 0.5 * out[0].at(0));
         for bad in [f32::NAN, f32::INFINITY] {
-            let out = run(&op, &[&a, &a, &a, &zero, &one(bad), &zero]).unwrap();
+            let out = run(&op, &[&one(bad), &a, &a, &a, &zero, &zero]).unwrap();
             let same = |i: usize| out[i].f32s().unwrap() == a.f32s().unwrap();
             assert!(same(0) && same(1) && same(2) && out[3].f32s().unwrap() == [0.0, 0.0]);
         }

@@ -16,6 +16,9 @@ use crate::ops::{call, run};
 use crate::tensor::{DType, Shape, Tensor};
 
 const EPS: f64 = 1e-8;
+/// Elements of parameters that are moved at once, unless one has more: their new state takes up to
+/// 256 MiB beside the old.
+const AT_ONCE: usize = 1 << 24;
 
 /// One parameter's own state.
 #[derive(Clone, Debug)]
@@ -82,28 +85,58 @@ impl Learner {
     /// loss did not depend on takes no part: it keeps its weight and its moments.
     pub fn update(&mut self, grads: &Gradients, norm: &Tensor, lr: f64, n: u64) -> Result<()> {
         let _part = span::part("optimiser");
+        let given = |i: &usize| self.params.get(*i).and_then(|p| grads.param(p)).is_some();
+        let all: Vec<usize> = (0..self.params.len()).filter(given).collect();
+        // The old and the new are both there for a moment: not of all of them at once.
+        let (mut from, mut size) = (0, 0);
+        let mut lots = Vec::new();
+        for (at, &i) in all.iter().enumerate() {
+            size += self.params[i].value().len();
+            if size > AT_ONCE || at + 1 == all.len() {
+                lots.push(from..at + 1);
+                (from, size) = (at + 1, 0);
+            }
+        }
+        lots.into_iter().try_for_each(|lot| self.move_lot(&all[lot], (grads, norm), lr, n))
+    }
+
+    /// The update of some parameters, which have gradients.
+    fn move_lot(
+        &mut self,
+        lot: &[usize],
+        (grads, norm): (&Gradients, &Tensor),
+        lr: f64,
+        n: u64,
+    ) -> Result<()> {
         let c = &self.config;
         let t = n as f64 + 1.0;
-        for (p, slot) in self.params.iter().zip(&mut self.slots) {
-            let Some(g) = grads.param(p) else { continue };
-            let rule = AdamW {
-                lr,
-                betas: (c.beta1, c.beta2),
-                eps: EPS,
-                decay: if p.decays() { c.weight_decay } else { 0.0 },
-                step: n + 1,
-                clip: c.clip,
-                follow: 1.0 - c.ema.min(t / (9.0 + t)),
-            };
-            let value = p.value();
-            let mut x = vec![&value, &slot.m, &slot.v, g, norm];
+        let mean = c.ema > 0.0;
+        let rule = AdamW {
+            lr,
+            betas: (c.beta1, c.beta2),
+            eps: EPS,
+            decay: c.weight_decay,
+            decays: lot.iter().map(|&i| self.params[i].decays()).collect(),
+            mean,
+            step: n + 1,
+            clip: c.clip,
+            follow: 1.0 - c.ema.min(t / (9.0 + t)),
+        };
+        let values: Vec<Tensor> = lot.iter().map(|&i| self.params[i].value()).collect();
+        let mut x = vec![norm];
+        for (&i, value) in lot.iter().zip(&values) {
+            let slot = &self.slots[i];
+            x.extend([value, &slot.m, &slot.v]);
+            x.extend(grads.param(&self.params[i]));
             x.extend(&slot.ema);
-            let mut new = run(&rule, &x)?.into_iter();
+        }
+        let mut new = run(&rule, &x)?.into_iter();
+        for &i in lot {
             let (Some(w), Some(m), Some(v)) = (new.next(), new.next(), new.next()) else {
                 return Err(Error::Internal("adamw has three outputs or more".into()));
             };
-            *slot = Slot { m, v, ema: new.next() };
-            p.set(w)?;
+            self.slots[i] = Slot { m, v, ema: if mean { new.next() } else { None } };
+            self.params[i].set(w)?;
         }
         Ok(())
     }

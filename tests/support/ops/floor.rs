@@ -85,11 +85,12 @@ impl Card {
 ///   does not depend on the element;
 /// - a card that says `no bank conflicts` has none.
 fn judge(launch: &Launch, card: &Card, counts: &Counts) -> Verdict {
-    let outputs = launch.args.iter().filter_map(|a| match a {
+    let mut outputs = launch.args.iter().filter_map(|a| match a {
         Arg::Output(span) => Some(span.len()),
         _ => None,
     });
-    if outputs.sum::<usize>() == 0 {
+    // A launch that writes where a table says has none of its own.
+    if outputs.next().is_some_and(|first| first + outputs.sum::<usize>() == 0) {
         // Nothing is to be done, whatever inputs there are.
         return Ok(());
     }

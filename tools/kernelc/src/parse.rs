@@ -32,7 +32,7 @@ const KEYWORDS: [&str; 21] = [
 ];
 
 /// Names that the launcher uses itself.
-const TAKEN: [&str; 5] = ["queue", "grid", "entry", "rt", "s"];
+const TAKEN: [&str; 6] = ["queue", "grid", "entry", "rt", "s", "size"];
 
 /// All kernel entries of `text`, which is the file `file` (as `kernels/x.cu`).
 pub fn kernels(file: &str, text: &str) -> Result<Vec<Kernel>, Error> {
