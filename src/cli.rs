@@ -109,7 +109,8 @@ enum DataCommand {
 
 #[derive(Subcommand)]
 enum EvalCommand {
-    /// Distance (FD-EffNet) between two sets of tiles, or a trained system on trial.
+    /// Distance (FD-EffNet, or FD-Inception) between two sets of tiles, or a trained system on
+    /// trial.
     Fd(Box<eval::fd::FdArgs>),
 }
 

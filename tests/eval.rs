@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -18,7 +19,9 @@ use genevar::eval::protocol::Windows;
 use genevar::eval::suite::{HeldOut, Judge, Settings};
 use genevar::eval::tiles::Tiles;
 use genevar::io::images::{Rgb, write_png};
-use genevar::tensor::{Purpose, Stream};
+use genevar::io::npz::NpzWriter;
+use genevar::io::safetensors::{Store, TensorFile, Writer};
+use genevar::tensor::{Purpose, Stream, Tensor};
 use serde_json::Value;
 
 const SIDE: usize = 32;
@@ -163,7 +166,7 @@ fn fd(args: &[&str]) -> Output {
 
 fn folder(at: &Path, tiles: &Tiles) -> String {
     fs::create_dir_all(at).unwrap();
-    for (i, tile) in tiles.images().iter().enumerate() {
+    for (i, tile) in tiles.all().unwrap().iter().enumerate() {
         write_png(at.join(format!("{i:03}.png")), tile).unwrap();
     }
     at.to_str().unwrap().to_string()
@@ -221,4 +224,103 @@ fn bad_sets_are_refused_by_name() {
     let out = fd(&["--real", &real, "--tiles", &real, "--n", "4"]);
     assert_eq!(out.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&out.stderr).contains("give 2 to 3"));
+}
+
+/// The seed of tools/peers/inception_twin.py.
+const TWIN: u64 = 2015;
+
+/// The twin's weight number `i`.
+fn weight(name: &str, shape: &[usize], i: usize) -> Tensor {
+    let mut draw = Stream::new(TWIN, i as u64, 0, Purpose::Test).normals(shape.iter().product());
+    let fan: usize = shape.iter().skip(1).product();
+    let scale = (2.0 / fan as f64).sqrt() as f32;
+    let number = |x: f32| match name {
+        _ if name.ends_with("running_var") => 1.0 + 0.2 * x.abs(),
+        _ if name.ends_with("bn.weight") => 1.0 + 0.1 * x,
+        _ if name.ends_with("bias") || name.ends_with("running_mean") => 0.1 * x,
+        _ => scale * x,
+    };
+    draw.iter_mut().for_each(|x| *x = number(*x));
+    Tensor::new(draw, shape).unwrap()
+}
+
+/// The twin's tile number `i`: blocks of noise.
+fn noise(i: usize, side: usize) -> Rgb {
+    let stream = Stream::new(TWIN, i as u64, 1, Purpose::Test);
+    let grain = side / 16;
+    let byte = |at: usize| {
+        let (y, x, c) = (at / 3 / side, at / 3 % side, at % 3);
+        (256.0 * stream.uniform((y / grain * 17 + x / grain) * 3 + c)) as u8
+    };
+    Rgb::new(side, side, (0..3 * side * side).map(byte).collect()).unwrap()
+}
+
+/// What pytorch-fid's own network computed with the same weights is what ours does, whether tiles
+/// grow to 299 pixels or shrink, and the command reads them from folders and archives alike.
+#[test]
+fn inception_features_are_those_of_pytorch_fid() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let twin = TensorFile::open(root.join("tests/data/inception_twin.safetensors")).unwrap();
+    let shapes: BTreeMap<String, Vec<usize>> =
+        serde_json::from_str(twin.meta("shapes").unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w.safetensors");
+    let mut writer = Writer::new();
+    for (i, (name, shape)) in shapes.iter().enumerate() {
+        // The classifier is not needed.
+        if !name.starts_with("fc.") {
+            writer.tensor(name, &weight(name, shape, i), Store::Full).unwrap();
+        }
+    }
+    writer.save(&path).unwrap();
+    drop(writer);
+    let extractor = Extractor::inception(&path).unwrap();
+    for side in [48, 310] {
+        let tiles = Tiles::new("noise", vec![noise(side, side), noise(side + 1, side)]).unwrap();
+        let got = extractor.extract(&tiles).unwrap();
+        let want = twin.tensor(&format!("features{side}")).unwrap();
+        assert_eq!([got.n(), got.d()], want.shape().dims());
+        let far = got.data().iter().enumerate().map(|(i, g)| (g - want.at(i)).abs());
+        let far = far.fold(0.0, f64::max);
+        assert!(far < 2e-5, "{side}: {far}");
+    }
+    assert!(extractor.at(224).is_err(), "Inception has one side");
+
+    let weights = path.to_str().unwrap();
+    let made = Tiles::new("n", (0..3).map(|i| noise(i, 32)).collect()).unwrap();
+    let real = folder(&dir.path().join("real"), &made);
+    let archive = dir.path().join("a.npz");
+    let npz = NpzWriter::create(&archive, 3, (32, 32)).unwrap();
+    (0..3).for_each(|i| npz.put(i, &noise(i, 32)).unwrap());
+    npz.finish().unwrap();
+    let tiles = archive.to_str().unwrap();
+    let asked = ["--real", &real, "--tiles", tiles, "--features", weights, "--whole"];
+    let out = fd(&[&asked[..], &["--reps", "1"]].concat());
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        text.contains("FD-Inception (Inception-v3 of w.safetensors, pool3 at 299 px)"),
+        "{text}"
+    );
+    assert!(text.contains("n = 3 against 3") && text.contains("a.npz      0.00"), "{text}");
+}
+
+#[test]
+fn inception_weights_that_do_not_fit_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w.safetensors");
+    let refused = |tensors: &[(&str, &[usize])]| {
+        let mut writer = Writer::new();
+        for (i, (name, shape)) in tensors.iter().enumerate() {
+            writer.tensor(name, &weight(name, shape, i), Store::Full).unwrap();
+        }
+        writer.save(&path).unwrap();
+        Extractor::inception(&path).err().unwrap().to_string()
+    };
+    let e = refused(&[("Conv2d_1a_3x3.conv.weight", &[32, 3, 3, 3])]);
+    assert!(e.contains("w.safetensors") && e.contains("Conv2d_1a_3x3.bn.weight"), "{e}");
+    let e = refused(&[("Conv2d_1a_3x3.conv.weight", &[32, 3, 5, 5])]);
+    assert!(e.contains("Conv2d_1a_3x3.conv.weight") && e.contains("[32, 3, 3, 3]"), "{e}");
+    let e = refused(&[("blocks.0.0.conv.weight", &[32, 3, 3, 3])]);
+    assert!(e.contains("blocks.0.0.bn.weight"), "{e}");
 }

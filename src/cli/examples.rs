@@ -68,7 +68,8 @@ Examples:
 pub const EVAL: &str = "\
 Examples:
   genevar eval fd --real mine.safetensors#test --tiles tiles
-  genevar eval fd --checkpoint runs/mine --pack mine.safetensors --json fd.json";
+  genevar eval fd --checkpoint runs/mine --pack mine.safetensors --json fd.json
+  genevar eval fd --real real.npz --tiles tiles.npz --features inception.safetensors --whole";
 
 /// `report`.
 pub const REPORT: &str = "\

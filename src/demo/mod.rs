@@ -123,8 +123,7 @@ fn first_tiles(trial: &Trial<'_>, dir: &Path, outcome: &Outcome) -> Result<Rgb> 
     let painter = Painter { system: &system, pack, seed, interrupt, done: &|| () };
     let which = spread(exhibit.real.images.len(), FIRST_TILES, |_| true);
     let painted = painter.paint(&exhibit.real.select(&which), &exhibit.name)?;
-    let rows =
-        vec![exhibit.real.tiles.select(&which).images().to_vec(), painted.own.images().to_vec()];
+    let rows = vec![exhibit.real.tiles.select(&which).all()?, painted.own.all()?];
     let group = Group::new(&exhibit.name, rows);
     sheet(&["real", "trained here"], &[group])
 }
@@ -139,17 +138,17 @@ fn gallery(outcome: &Outcome) -> Result<Rgb> {
             if !which.is_empty() {
                 let place = exhibit.name.split(" (").nth(1).unwrap_or_default();
                 let title = format!("{} {class}", place.trim_end_matches(')'));
-                groups.push(Group::new(&title, rows(exhibit, &which)));
+                groups.push(Group::new(&title, rows(exhibit, &which)?));
             }
         }
     }
     sheet(&["real", "from its RNA", "shuffled RNA", "tokenizer"], &groups)
 }
 
-fn rows(exhibit: &Exhibit, which: &[usize]) -> Vec<Vec<Rgb>> {
+fn rows(exhibit: &Exhibit, which: &[usize]) -> Result<Vec<Vec<Rgb>>> {
     let Exhibit { floor, painted, recon, .. } = exhibit;
     let sets = [&floor.tiles, &painted.own, &painted.shuffled, recon];
-    sets.map(|tiles| tiles.select(which).images().to_vec()).to_vec()
+    sets.iter().map(|tiles| tiles.select(which).all()).collect()
 }
 
 fn summary(outcome: &Outcome, curves: &Curves, costs: &Costs, out: &Path) -> String {

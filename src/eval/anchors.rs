@@ -12,7 +12,7 @@ pub const BLURS: [f32; 3] = [0.5, 1.0, 2.0];
 /// Every tile blurred by a Gaussian of standard deviation `sigma` pixels.
 pub fn blurred(tiles: &Tiles, sigma: f32) -> Tiles {
     let name = format!("{}, blurred by {sigma} px", tiles.name());
-    tiles.map(name, |tile| augment::blur(tile, sigma))
+    tiles.map(name, move |tile| augment::blur(tile, sigma))
 }
 
 /// Every tile replaced by its own mean colour: all structure gone, stain kept.
@@ -37,13 +37,14 @@ mod tests {
         let tile = Rgb::new(32, 32, stripes.collect()).unwrap();
         let tiles = Tiles::new("real", vec![tile; 3]).unwrap();
         let contrast = |t: &Tiles| {
-            let red = || t.images()[1].data.iter().step_by(3);
+            let tile = t.tile(1).unwrap();
+            let red = || tile.data.iter().step_by(3);
             i32::from(*red().max().unwrap()) - i32::from(*red().min().unwrap())
         };
         let left: Vec<i32> = BLURS.iter().map(|&s| contrast(&blurred(&tiles, s))).collect();
         assert!(160 > left[0] && left[0] > left[1] && left[1] > left[2], "{left:?}");
         let flat = mean_colour(&tiles);
-        assert_eq!((flat.n(), flat.images()[2].pixel(5, 7)), (3, [120, 90, 10]));
+        assert_eq!((flat.n(), flat.tile(2).unwrap().pixel(5, 7)), (3, [120, 90, 10]));
         assert_eq!(flat.name(), "real, mean colour only");
     }
 }

@@ -3,12 +3,9 @@
 //! Of two sets of tiles the real one is split into two disjoint halves. One is the reference; the
 //! other is the floor and, blurred or flattened, the anchors. As many tiles are drawn from the set
 //! to judge, so that every row of the table has the same n. A trained system is judged by a
-//! [`Trial`].
+//! [`Trial`]. With `--whole` two sets are compared as they are, as FID tools do.
 
 use std::path::{Path, PathBuf};
-
-use clap::Args;
-use rayon::prelude::*;
 
 use super::bootstrap::Draws;
 use super::features::{Extractor, INPUT, default_weights};
@@ -20,18 +17,19 @@ use crate::config::draw::DrawOptions;
 use crate::data::pack::Pack;
 use crate::error::{Error, Result};
 use crate::io::atomic;
-use crate::io::images::{self, Expect};
 use crate::train::interrupt::Interrupt;
 use crate::train::place::PlaceOptions;
 use crate::train::system::System;
+use clap::Args;
 
 /// Two sets of tiles to compare, or a trained system to put on trial.
 #[derive(Args, Clone, Debug)]
 pub struct FdArgs {
-    /// Real tiles: a folder of images, or a pack with a split, as pack.safetensors#val.
+    /// Real tiles: a folder of images, a pack with a split, as pack.safetensors#val, or an archive
+    /// of bytes [N, H, W, 3] (.npz).
     #[arg(long, requires = "tiles")]
     pub real: Option<String>,
-    /// Tiles to judge: a folder or a pack with a split.
+    /// Tiles to judge: a folder, a pack with a split, or an archive.
     #[arg(long, requires = "real")]
     pub tiles: Option<String>,
     /// A trained system, run folder or bundle, to judge on the held-out splits of --pack: tiles
@@ -60,9 +58,17 @@ pub struct FdArgs {
     /// Side to which tiles are resized, a multiple of 32.
     #[arg(long, default_value_t = INPUT)]
     pub input: usize,
-    /// Weights of the feature network.
+    /// Weights of the feature network, EfficientNet-Lite0.
     #[arg(long)]
     pub weights: Option<PathBuf>,
+    /// Features of FID's Inception-v3 instead: its weights under pytorch-fid's names, as
+    /// safetensors. Tiles are resized to 299 pixels as pytorch-fid does.
+    #[arg(long, value_name = "INCEPTION", conflicts_with_all = ["weights", "input"])]
+    pub features: Option<PathBuf>,
+    /// Compares with all real tiles instead of one half of them, without floor and anchors, as FID
+    /// tools do.
+    #[arg(long, requires = "real")]
+    pub whole: bool,
     /// Also writes the numbers to this file, as JSON.
     #[arg(long)]
     pub json: Option<PathBuf>,
@@ -76,8 +82,11 @@ pub fn run(args: &FdArgs) -> Result<String> {
     if args.reps == 0 {
         return Err(Error::config("--reps", "is 0", "give at least 1, better 100"));
     }
-    let weights = args.weights.clone().unwrap_or_else(default_weights);
-    let extractor = Extractor::load(&weights)?.at(args.input)?;
+    let extractor = match (&args.features, &args.weights) {
+        (Some(inception), _) => Extractor::inception(inception)?,
+        (None, Some(weights)) => Extractor::load(weights)?.at(args.input)?,
+        (None, None) => Extractor::load(&default_weights())?.at(args.input)?,
+    };
     let (text, json) = match (&args.real, &args.tiles, &args.checkpoint, &args.pack) {
         (Some(real), Some(tiles), ..) if !args.draw.is_empty() => {
             let what = format!("{real} and {tiles} are there already; nothing is drawn");
@@ -85,7 +94,7 @@ pub fn run(args: &FdArgs) -> Result<String> {
             return Err(Error::config("eval fd", what, fix));
         }
         (Some(real), Some(tiles), ..) => {
-            let table = measure(&extractor, &read_tiles(real)?, &read_tiles(tiles)?, args)?;
+            let table = measure(&extractor, &Tiles::open(real)?, &Tiles::open(tiles)?, args)?;
             (table.to_string(), pretty(&table)?)
         }
         (_, _, Some(checkpoint), Some(pack)) => on_trial(&extractor, (checkpoint, pack), args)?,
@@ -128,21 +137,11 @@ fn on_trial(
 }
 
 fn measure(extractor: &Extractor, real: &Tiles, tiles: &Tiles, args: &FdArgs) -> Result<Table> {
-    let most = (real.n() / 2).min(tiles.n());
-    let n = args.n.unwrap_or(most);
-    if most < 2 {
-        return Err(Error::data(
-            format!("{} has {} tiles, {} has {}", real.name(), real.n(), tiles.name(), tiles.n()),
-            "give at least 4 real tiles, of which half are the floor, and 2 to judge",
-        ));
-    }
-    if n < 2 || n > most {
-        let what = format!(
-            "{n} tiles a set from {} real ones, of which half is held back as the floor, and {}",
-            real.n(),
-            tiles.n()
-        );
-        return Err(Error::config("--n", what, format!("give 2 to {most}")));
+    let draws = Draws { reps: args.reps, seed: args.seed, ..Draws::default() };
+    let n = even(real, tiles, args)?;
+    if args.whole {
+        let (real, tiles) = (real.draw(n, args.seed), tiles.draw(n, args.seed));
+        return Table::measure(extractor, &real, &[("fd", &tiles)], draws);
     }
     let (reference, other) = real.halves(args.seed);
     let (reference, other) = (reference.draw(n, args.seed), other.draw(n, args.seed));
@@ -150,49 +149,26 @@ fn measure(extractor: &Extractor, real: &Tiles, tiles: &Tiles, args: &FdArgs) ->
     let mut rows = vec![("fd", tiles.draw(n, args.seed))];
     rows.extend(with_anchors(&other));
     let rows: Vec<(&str, &Tiles)> = rows.iter().map(|(key, tiles)| (*key, tiles)).collect();
-    let draws = Draws { reps: args.reps, seed: args.seed, ..Draws::default() };
     let reference = reference.named(format!("{}, one half", real.name()));
     Table::measure(extractor, &reference, &rows, draws)
 }
 
-/// Tiles of a folder (in the order of their names) or of a pack's split (`FILE#SPLIT`).
-///
-/// # Errors
-/// A missing or empty folder, an unreadable image, tiles of several sizes, an unknown split.
-pub fn read_tiles(from: &str) -> Result<Tiles> {
-    if let Some((file, split)) = from.split_once('#') {
-        let pack = Pack::open(file)?;
-        let which = pack.images(split)?;
-        return Tiles::new(from, pack.tiles(&which)?);
+/// How many tiles each set has.
+fn even(real: &Tiles, tiles: &Tiles, args: &FdArgs) -> Result<usize> {
+    let share = if args.whole { 1 } else { 2 };
+    let most = (real.n() / share).min(tiles.n());
+    let n = args.n.unwrap_or(most);
+    let held_back = if args.whole { "" } else { ", of which half is held back as the floor," };
+    if most < 2 {
+        return Err(Error::data(
+            format!("{} has {} tiles, {} has {}", real.name(), real.n(), tiles.name(), tiles.n()),
+            format!("give at least {} real tiles{held_back} and 2 to judge", 2 * share),
+        ));
     }
-    let folder = Path::new(from);
-    let paths = image_paths(folder)?;
-    let read = |path: &PathBuf| images::read(path, Expect::any());
-    let first = read(&paths[0])?;
-    let like = Expect::tile(first.width, first.height);
-    let rest: Vec<_> =
-        paths[1..].par_iter().map(|p| images::read(p, like)).collect::<Result<_>>()?;
-    Tiles::new(from, std::iter::once(first).chain(rest).collect())
-}
-
-/// The images directly in a folder, sorted by name; at least one.
-fn image_paths(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?;
-    let mut paths = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|e| Error::io("read", folder, e))?.path();
-        let end = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-        let end = end.unwrap_or_default();
-        if ["png", "jpg", "jpeg", "tif", "tiff"].contains(&end.as_str()) {
-            paths.push(path);
-        }
+    if n < 2 || n > most {
+        let (many, found) = (real.n(), tiles.n());
+        let what = format!("{n} tiles a set from {many} real ones{held_back} and {found}");
+        return Err(Error::config("--n", what, format!("give 2 to {most}")));
     }
-    paths.sort();
-    match paths.is_empty() {
-        false => Ok(paths),
-        true => {
-            let fix = "give a folder of tiles, or a pack with a split, as pack.safetensors#val";
-            Err(Error::file(folder, "holds no PNG, JPEG or TIFF images", fix))
-        }
-    }
+    Ok(n)
 }

@@ -1,9 +1,13 @@
 //! From tiles to features: resize, network, one row a tile.
+//!
+//! The network is EfficientNet-Lite0, which comes with the repository, or FID's Inception-v3 with
+//! weights that a person brings.
 
 use std::path::{Path, PathBuf};
 
 use super::Features;
-use super::effnet::{EfficientNet, FEATURES};
+use super::effnet::{self, EfficientNet};
+use super::inception::{self, Inception};
 use super::tiles::Tiles;
 use crate::device::cpu::each;
 use crate::error::{Error, Result, Within};
@@ -23,28 +27,53 @@ pub fn default_weights() -> PathBuf {
     }
 }
 
-/// Turns tiles into EfficientNet-Lite0 features.
+/// Turns tiles into features.
 pub struct Extractor {
-    net: EfficientNet,
+    net: Net,
+    name: String,
     side: usize,
 }
 
+enum Net {
+    EffNet(EfficientNet),
+    Inception(Inception),
+}
+
 impl Extractor {
-    /// Loads the network; tiles are resized to [`INPUT`].
+    /// EfficientNet-Lite0; tiles are resized to [`INPUT`].
     ///
     /// # Errors
     /// As [`EfficientNet::load`].
     pub fn load(weights: &Path) -> Result<Self> {
-        Ok(Self { net: EfficientNet::load(weights)?, side: INPUT })
+        let net = Net::EffNet(EfficientNet::load(weights)?);
+        Ok(Self { net, name: "FD-EffNet (EfficientNet-Lite0".into(), side: INPUT })
+    }
+
+    /// FID's Inception-v3; tiles are resized to 299 pixels, as pytorch-fid does.
+    ///
+    /// # Errors
+    /// As [`Inception::load`].
+    pub fn inception(weights: &Path) -> Result<Self> {
+        let net = Net::Inception(Inception::load(weights)?);
+        let file = weights.file_name().unwrap_or_default().to_string_lossy();
+        let name = format!("FD-Inception (Inception-v3 of {file}, pool3");
+        Ok(Self { net, name, side: inception::SIDE })
     }
 
     /// Works at another side, a multiple of 32; distances at different sides do not compare.
     ///
     /// # Errors
-    /// `Config` for another side.
+    /// `Config` for another side, or for Inception, which has one.
     pub fn at(mut self, side: usize) -> Result<Self> {
+        let what = format!("is {side}");
+        if matches!(self.net, Net::Inception(_)) {
+            return Err(Error::config(
+                "eval.input",
+                what,
+                "leave it out: Inception has 299 pixels",
+            ));
+        }
         if side == 0 || !side.is_multiple_of(32) {
-            let what = format!("is {side}");
             return Err(Error::config("eval.input", what, "give a multiple of 32, such as 224"));
         }
         self.side = side;
@@ -53,7 +82,15 @@ impl Extractor {
 
     /// What a distance in these features is called.
     pub fn name(&self) -> String {
-        format!("FD-EffNet (EfficientNet-Lite0 at {} px)", self.side)
+        format!("{} at {} px)", self.name, self.side)
+    }
+
+    /// Features a tile.
+    pub fn features(&self) -> usize {
+        match self.net {
+            Net::EffNet(_) => effnet::FEATURES,
+            Net::Inception(_) => inception::FEATURES,
+        }
     }
 
     /// The features of every tile, in order. Tiles are spread over threads, each whole on one, so
@@ -71,15 +108,18 @@ impl Extractor {
     /// As [`Extractor::extract`].
     pub fn extract_each(&self, tiles: &Tiles, done: &(dyn Fn() + Sync)) -> Result<Features> {
         let (w, h) = tiles.size();
-        let numbered: Vec<_> = tiles.images().iter().enumerate().collect();
-        let rows = each(&numbered, |&(i, rgb)| {
-            let image = resize(&rgb.data, w, h, self.side);
-            let place = || format!("{}: tile {i}", tiles.name());
-            let row = self.net.features(&image, self.side).within(place())?;
+        let all: Vec<usize> = (0..tiles.n()).collect();
+        let rows = each(&all, |&i| {
+            let image = resize(&tiles.tile(i)?.data, w, h, self.side);
+            let row = match &self.net {
+                Net::EffNet(net) => net.features(&image, self.side),
+                Net::Inception(net) => net.features(&image),
+            };
+            let row = row.within(format_args!("{}: tile {i}", tiles.name()))?;
             done();
             Ok(row)
         })?;
-        Features::new(tiles.name(), tiles.n(), FEATURES, rows.concat())
+        Features::new(tiles.name(), tiles.n(), self.features(), rows.concat())
     }
 }
 
@@ -130,7 +170,7 @@ mod tests {
         let images = images.map(|rgb| Rgb::new(w, h, rgb.to_vec()).unwrap()).collect();
         let tiles = Tiles::new("reference", images).unwrap();
         let got = Extractor::load(weights).unwrap().at(side).unwrap().extract(&tiles).unwrap();
-        assert_eq!((got.n(), got.d()), (n, FEATURES));
+        assert_eq!((got.n(), got.d()), (n, effnet::FEATURES));
         let want = file.tensor("features").unwrap().to_f64s();
         got.data().iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max)
     }

@@ -19,6 +19,9 @@ use super::Features;
 use crate::error::{Error, Result};
 use faer::Mat;
 
+/// Rows for a feature beyond which a repetition works on features instead of their inner products.
+const LARGE: usize = 2;
+
 /// The Frechet distance of two feature sets of equal width.
 ///
 /// # Errors
@@ -65,21 +68,32 @@ pub fn distance_interval(
 ) -> Result<(f64, Interval)> {
     let estimate = distance(a, b)?;
     let groups = groups.map(|g| rows_of(g, a, b)).transpose()?;
-    let grams = Grams::of(a, b);
-    let repeats: Vec<f64> = (0..draws.reps)
-        .into_par_iter()
-        .map(|rep| {
-            let draw = |n: usize, lane: u16| resample(n, draws.seed, rep as u64, lane);
-            match &groups {
-                None => grams.distance(&draw(a.n(), 0), &draw(b.n(), 1)),
-                Some(groups) => {
-                    let drawn = draw(groups.len(), 0).into_iter();
-                    let rows: Vec<usize> = drawn.flat_map(|g| groups[g].clone()).collect();
-                    grams.distance(&rows, &rows)
-                }
+    let drawn = |rep: usize| {
+        let draw = |n: usize, lane: u16| resample(n, draws.seed, rep as u64, lane);
+        match &groups {
+            None => (draw(a.n(), 0), draw(b.n(), 1)),
+            Some(groups) => {
+                let drawn = draw(groups.len(), 0).into_iter();
+                let rows: Vec<usize> = drawn.flat_map(|g| groups[g].clone()).collect();
+                (rows.clone(), rows)
             }
-        })
-        .collect::<Result<_>>()?;
+        }
+    };
+    let repeats: Vec<f64> = if a.n().max(b.n()) > LARGE * a.d() {
+        // Gram matrices grow with n^2: beyond the features' own size, rows are drawn from these.
+        let one = |rep| {
+            let (i, j) = drawn(rep);
+            distance(&a.select(&i), &b.select(&j))
+        };
+        (0..draws.reps).map(one).collect::<Result<_>>()?
+    } else {
+        let grams = Grams::of(a, b);
+        let one = |rep| {
+            let (i, j) = drawn(rep);
+            grams.distance(&i, &j)
+        };
+        (0..draws.reps).into_par_iter().map(one).collect::<Result<_>>()?
+    };
     Ok((estimate, spread_around(estimate, &repeats, draws.level)))
 }
 
@@ -267,6 +281,21 @@ mod tests {
         assert_eq!(distance_interval(&a, &b, None, draws).unwrap(), (estimate, i));
         let other = Draws { seed: 4, ..draws };
         assert_ne!(distance_interval(&a, &b, None, other).unwrap().1, i);
+    }
+
+    #[test]
+    fn many_rows_have_the_interval_of_their_inner_products() {
+        let (a, b) = (normals(40, 9, 2), map(&normals(40, 9, 3), |_, x| 1.2 * x));
+        let draws = Draws { reps: 20, level: 0.9, seed: 3 };
+        let (estimate, i) = distance_interval(&a, &b, None, draws).unwrap();
+        let grams = Grams::of(&a, &b);
+        let one = |rep: u64| {
+            let draw = |lane| resample(40, draws.seed, rep, lane);
+            grams.distance(&draw(0), &draw(1)).unwrap()
+        };
+        let repeats: Vec<f64> = (0..20).map(one).collect();
+        let want = spread_around(estimate, &repeats, draws.level);
+        assert!((i.low - want.low).abs() + (i.high - want.high).abs() < 1e-9, "{i:?} {want:?}");
     }
 
     #[test]

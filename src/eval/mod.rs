@@ -2,7 +2,7 @@
 //!
 //! Everything here works on plain `f64` feature rows or RGB bytes. The distance is FD-EffNet, a
 //! Frechet distance in the features of EfficientNet-Lite0: a named surrogate that must never be
-//! called FID.
+//! called FID. With the weights of FID's Inception-v3, which a person brings, it is FD-Inception.
 
 pub mod anchors;
 pub mod bootstrap;
@@ -10,10 +10,12 @@ pub mod effnet;
 pub mod fd;
 pub mod features;
 pub mod frechet;
+pub mod inception;
 pub mod metrics;
 pub mod paint;
 pub mod probe;
 pub mod protocol;
+mod shelf;
 pub mod suite;
 pub mod table;
 pub mod tiles;

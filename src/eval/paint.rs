@@ -120,7 +120,7 @@ impl Painter<'_> {
         let rows: Vec<usize> = (0..real.images.len()).collect();
         let z = Profiles::encode(self.system, &expression, &rows)?.z;
         self.interrupt.check()?;
-        let one = |&i: &usize| self.reconstruct_one(&real.tiles.images()[i], &z.rows(i, 1)?, i);
+        let one = |&i: &usize| self.reconstruct_one(&*real.tiles.tile(i)?, &z.rows(i, 1)?, i);
         let pairs = each(&rows, one)?;
         let name = |how: &str| format!("{}, {how}", real.tiles.name());
         let whole = pairs.iter().map(|p| p.0.clone()).collect();

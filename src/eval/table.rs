@@ -11,6 +11,7 @@ use super::features::Extractor;
 use super::frechet::distance_interval;
 use super::tiles::Tiles;
 use crate::error::{Error, Result, Within};
+use crate::train::progress::{Progress, Shared};
 
 /// One set's distance from the reference.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,7 +20,7 @@ pub struct Row {
     pub key: String,
     /// What the set holds, for people.
     pub set: String,
-    /// FD-EffNet.
+    /// The distance.
     pub fd: f64,
     /// Bootstrap interval about it.
     pub interval: Interval,
@@ -67,9 +68,12 @@ impl Table {
         for (_, set) in sets {
             check_like(real, set)?;
         }
-        let reference = extractor.extract(real)?;
+        let bar = Shared::new("features", real.n() * (1 + sets.len()));
+        let look = |set: &Tiles| extractor.extract_each(set, &|| bar.one());
+        let reference = look(real)?;
         let features: Vec<Features> =
-            sets.iter().map(|(_, set)| extractor.extract(set)).collect::<Result<_>>()?;
+            sets.iter().map(|(_, set)| look(set)).collect::<Result<_>>()?;
+        bar.finish();
         let seen: Vec<Seen<'_>> = sets
             .iter()
             .zip(&features)
@@ -91,12 +95,15 @@ impl Table {
         draws: Draws,
     ) -> Result<Self> {
         let mut rows = Vec::with_capacity(sets.len());
-        for set in sets {
+        let mut bar = Progress::new("distances", sets.len() as u64, 0);
+        for (i, set) in sets.iter().enumerate() {
             check_n((real.name, real.features.n()), (set.name, set.features.n()))?;
             let (fd, interval) = distance_interval(real.features, set.features, groups, draws)
                 .within(format!("{} against {}", set.name, real.name))?;
             rows.push(Row { key: set.key.into(), set: set.name.into(), fd, interval });
+            bar.update(i as u64 + 1, "");
         }
+        bar.finish();
         let (n, reference) = (real.features.n(), real.name.to_string());
         let Draws { level, reps, .. } = draws;
         Ok(Self { distance, reference, n, level, reps, rows })

@@ -1,17 +1,27 @@
 //! A named set of equally large RGB tiles: what is compared with what.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
+use super::shelf::Shelf;
 use crate::error::{Error, Result};
 use crate::io::images::Rgb;
 use crate::tensor::{Purpose, Stream};
 
+/// What is done to a tile when it is looked at.
+type Change = Arc<dyn Fn(&Rgb) -> Rgb + Sync + Send>;
+
 /// RGB tiles of one size.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Tiles {
     name: String,
     size: (usize, usize),
-    images: Vec<Rgb>,
+    shelf: Arc<Shelf>,
+    which: Vec<usize>,
+    changes: Vec<Change>,
 }
 
 impl Tiles {
@@ -32,7 +42,21 @@ impl Tiles {
                 "give tiles of one size",
             ));
         }
-        Ok(Self { name, size, images })
+        Ok(Self::on(name, Shelf::Held(images)))
+    }
+
+    /// Tiles of a folder (in the order of their names), of a pack's split (`FILE#SPLIT`) or of an
+    /// archive (`.npz`). They stay there, and each is read when it is looked at.
+    ///
+    /// # Errors
+    /// A missing or empty folder, images of several sizes, an unknown split, no archive of images.
+    pub fn open(from: &str) -> Result<Self> {
+        Ok(Self::on(from.into(), Shelf::open(from)?))
+    }
+
+    fn on(name: String, shelf: Shelf) -> Self {
+        let (size, which) = (shelf.size(), (0..shelf.n()).collect());
+        Self { name, size, shelf: Arc::new(shelf), which, changes: Vec::new() }
     }
 
     /// What the set is called in tables and errors.
@@ -48,7 +72,7 @@ impl Tiles {
 
     /// Number of tiles.
     pub fn n(&self) -> usize {
-        self.images.len()
+        self.which.len()
     }
 
     /// (width, height) of every tile in pixels.
@@ -56,15 +80,26 @@ impl Tiles {
         self.size
     }
 
-    /// The tiles.
-    pub fn images(&self) -> &[Rgb] {
-        &self.images
+    /// Tile `i`, which must be below n.
+    ///
+    /// # Errors
+    /// A tile that cannot be read.
+    pub fn tile(&self, i: usize) -> Result<Cow<'_, Rgb>> {
+        let tile = self.shelf.tile(self.which[i])?;
+        Ok(self.changes.iter().fold(tile, |tile, change| Cow::Owned(change(&tile))))
+    }
+
+    /// All tiles, in memory.
+    ///
+    /// # Errors
+    /// The first tile that cannot be read.
+    pub fn all(&self) -> Result<Vec<Rgb>> {
+        (0..self.n()).into_par_iter().map(|i| Ok(self.tile(i)?.into_owned())).collect()
     }
 
     /// The tiles `which`, in that order; every index must be below `n`.
     pub fn select(&self, which: &[usize]) -> Self {
-        let images = which.iter().map(|&i| self.images[i].clone()).collect();
-        Self { name: self.name.clone(), images, ..*self }
+        Self { which: which.iter().map(|&i| self.which[i]).collect(), ..self.clone() }
     }
 
     /// `n` tiles drawn without replacement; all of them, in order, when there are no more.
@@ -84,10 +119,22 @@ impl Tiles {
         (self.select(&order[..half]), self.select(&order[half..2 * half]))
     }
 
-    /// The same set with `f` applied to every tile; `f` must keep the size.
-    pub fn map(&self, name: impl Into<String>, f: impl Fn(&Rgb) -> Rgb + Sync + Send) -> Self {
-        let images = self.images.par_iter().map(f).collect();
-        Self { name: name.into(), images, ..*self }
+    /// The same set with `f` applied to a tile whenever it is looked at; `f` must keep the size.
+    pub fn map(
+        &self,
+        name: impl Into<String>,
+        f: impl Fn(&Rgb) -> Rgb + Sync + Send + 'static,
+    ) -> Self {
+        let mut set = self.clone().named(name);
+        set.changes.push(Arc::new(f));
+        set
+    }
+}
+
+impl fmt::Debug for Tiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, size, which, .. } = self;
+        f.debug_struct("Tiles").field("name", name).field("size", size).field("n", which).finish()
     }
 }
 
@@ -110,19 +157,20 @@ mod tests {
     fn halves_are_disjoint_equal_and_repeatable() {
         let (a, b) = tiles(11).halves(4);
         assert_eq!((a.n(), b.n()), (5, 5));
-        assert!(a.images().iter().all(|p| !b.images().contains(p)));
-        assert_eq!(tiles(11).halves(4), (a.clone(), b));
-        assert_ne!(tiles(11).halves(5).0, a);
+        let (a, b) = (a.all().unwrap(), b.all().unwrap());
+        assert!(a.iter().all(|p| !b.contains(p)));
+        assert_eq!(tiles(11).halves(4).1.all().unwrap(), b);
+        assert_ne!(tiles(11).halves(5).0.all().unwrap(), a);
     }
 
     #[test]
     fn draws_do_not_repeat_a_tile() {
         let d = tiles(9).draw(6, 1);
-        let mut firsts: Vec<u8> = d.images().iter().map(|p| p.data[0]).collect();
+        let mut firsts: Vec<u8> = d.all().unwrap().iter().map(|p| p.data[0]).collect();
         firsts.sort_unstable();
         firsts.dedup();
         assert_eq!(firsts.len(), 6);
-        assert_eq!(tiles(9).draw(20, 1), tiles(9));
+        assert_eq!(tiles(9).draw(20, 1).all().unwrap(), tiles(9).all().unwrap());
     }
 
     #[test]

@@ -4,8 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use super::bootstrap::Draws;
 use super::features::Extractor;
@@ -17,7 +15,7 @@ use super::tiles::Tiles;
 use crate::data::pack::Pack;
 use crate::error::Result;
 use crate::train::interrupt::Interrupt;
-use crate::train::progress::Progress;
+use crate::train::progress::Shared;
 use crate::train::system::System;
 
 /// Splits that are looked at, the most windows of a tile in a set, and what each split is.
@@ -98,12 +96,12 @@ impl Trial<'_> {
             true => role.to_string(),
             false => format!("{role} ({})", sections.join(", ")),
         };
-        let bar = Bar::new(&format!("painting, {name}"), 2 * real.tiles.n());
+        let bar = Shared::new(&format!("painting, {name}"), 2 * real.tiles.n());
         let done = || bar.one();
         let painter = self.painter(&done);
         let painted = painter.paint(&real, &name)?;
         bar.finish();
-        let bar = Bar::new(&format!("tokenizer, {name}"), floor.tiles.n());
+        let bar = Shared::new(&format!("tokenizer, {name}"), floor.tiles.n());
         let done = || bar.one();
         let (recon, recon_fhat) = self.painter(&done).reconstruct(&floor)?;
         bar.finish();
@@ -125,7 +123,7 @@ impl Trial<'_> {
         // one.
         let sets = |e: &Exhibit| 9 + usize::from(e.recon_fhat.is_some());
         let all: usize = exhibits.iter().map(|e| sets(e) * e.real.tiles.n()).sum();
-        let bar = Bar::new("features", all + train.tiles.n());
+        let bar = Shared::new("features", all + train.tiles.n());
         let look = |tiles: &Tiles| {
             self.interrupt.check()?;
             self.extractor.extract_each(tiles, &|| bar.one())
@@ -161,28 +159,5 @@ impl fmt::Display for Outcome {
             }
         }
         write!(f, "Painting took {:.0} ms a tile.", 1e3 * self.seconds_per_tile)
-    }
-}
-
-/// Progress that several threads report to.
-struct Bar {
-    done: AtomicU64,
-    progress: Mutex<Progress>,
-}
-
-impl Bar {
-    fn new(name: &str, total: usize) -> Self {
-        let progress = Mutex::new(Progress::new(name, total as u64, 0));
-        Self { done: AtomicU64::new(0), progress }
-    }
-
-    fn one(&self) {
-        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
-        // A poisoned bar still shows the right number.
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).update(done, "");
-    }
-
-    fn finish(&self) {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).finish();
     }
 }

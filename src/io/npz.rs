@@ -4,6 +4,8 @@
 //! 256 pixels are more than 32 bits can count. Images come in any order and from any thread; each
 //! goes to its place, and the checksum of the whole is put together from theirs.
 
+mod read;
+
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -12,6 +14,8 @@ use crc32fast::Hasher;
 use super::atomic::Draft;
 use super::images::Rgb;
 use crate::error::{Error, Result};
+
+pub use read::Npz;
 
 const NAME: &[u8] = b"arr_0.npy";
 /// Version 4.5 of the format: 64-bit sizes.

@@ -3,6 +3,8 @@
 
 use std::fmt::Write;
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
@@ -89,7 +91,35 @@ fn line(p: &Progress, done: u64, elapsed: Duration, note: &str) -> String {
     let left = p.total.saturating_sub(done) as f64 / speed.max(1e-9);
     let left = Duration::from_secs_f64(left.clamp(0.0, 1e9));
     let left = indicatif::HumanDuration(left);
-    format!("{}: {done}/{}, {}, {left} left, {note}", p.name, p.total, rate(speed))
+    let note = if note.is_empty() { String::new() } else { format!(", {note}") };
+    format!("{}: {done}/{}, {}, {left} left{note}", p.name, p.total, rate(speed))
+}
+
+/// A bar that several threads report to.
+#[derive(Debug)]
+pub struct Shared {
+    done: AtomicU64,
+    progress: Mutex<Progress>,
+}
+
+impl Shared {
+    /// A bar called `name` over `total` units.
+    pub fn new(name: &str, total: usize) -> Self {
+        let progress = Mutex::new(Progress::new(name, total as u64, 0));
+        Self { done: AtomicU64::new(0), progress }
+    }
+
+    /// One more unit is finished.
+    pub fn one(&self) {
+        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        // A poisoned bar still shows the right number.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).update(done, "");
+    }
+
+    /// Leaves the bar as it stands.
+    pub fn finish(&self) {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).finish();
+    }
 }
 
 #[cfg(test)]
