@@ -12,7 +12,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use serde::Serialize;
 
 use crate::data::{inspect, pack, slide};
 use crate::demo;
@@ -78,18 +79,26 @@ enum Command {
     #[command(after_help = examples::PROFILE)]
     Profile(Box<profile::ProfileArgs>),
     /// Prints the table of operations: shapes, faces, derivatives, test cases.
-    Ops,
+    #[command(after_help = examples::OPS)]
+    Ops {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Prints the table of CUDA kernels, a kernel's card, its PTX or its machine code.
     #[command(after_help = examples::KERNELS)]
     Kernels(kernels::KernelArgs),
     /// Says what this machine has for genevar, and what to do about what it lacks.
-    Doctor,
-    /// Prints a completion script for a shell: genevar completions bash > FILE.
+    #[command(after_help = examples::DOCTOR)]
+    Doctor(doctor::DoctorArgs),
+    /// Prints a completion script for a shell.
+    #[command(after_help = examples::COMPLETIONS)]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
     },
     /// Writes manual pages, one a command, into a folder.
+    #[command(after_help = examples::MAN)]
     Man {
         /// The folder; made if it is not there.
         #[arg(long, default_value = "man")]
@@ -116,7 +125,8 @@ enum EvalCommand {
 
 /// Runs the command of this process's arguments.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let parsed = whole().try_get_matches().and_then(|m| Cli::from_arg_matches(&m));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(e) => e.exit(),
     };
@@ -139,7 +149,7 @@ fn run(command: Command) -> Result<ExitCode> {
             return Ok(if told.is_slower { ExitCode::from(SLOWER) } else { ExitCode::SUCCESS });
         }
         Command::Config(args) => print(&args.run()?),
-        Command::Data(DataCommand::Pack(args)) => pack::run(&args),
+        Command::Data(DataCommand::Pack(args)) => print(&pack::run(&args)?),
         Command::Data(DataCommand::Cut(args)) => print(&slide::run(&args)?),
         Command::Data(DataCommand::Inspect(args)) => print(&inspect::run(&args)?),
         Command::Eval(EvalCommand::Fd(args)) => print(&eval::fd::run(&args)?),
@@ -151,20 +161,49 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Report(args) => print(&runs::command::run(&args)?),
         Command::Log(command) => print(&runs::tensorboard::run(&command)?),
         Command::Demo(args) => print(&demo::run(&args)?),
-        Command::Ops => print(&ops::table_markdown()),
+        Command::Ops { json: true } => print(&to_json(&ops::table())?),
+        Command::Ops { json: false } => print(&ops::table_markdown()),
         Command::Kernels(args) => print(&kernels::run(&args)?),
-        Command::Doctor => print(&doctor::examine()),
+        Command::Doctor(args) => {
+            let found = doctor::examine();
+            print(&if args.json { to_json(&found)? } else { found.to_string() })
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "genevar", &mut script);
+            clap_complete::generate(shell, &mut whole(), "genevar", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
         Command::Man { out } => {
             atomic::create_folder(&out)?;
-            clap_mangen::generate_to(Cli::command(), &out).map_err(|e| Error::io("write", &out, e))
+            clap_mangen::generate_to(whole(), &out).map_err(|e| Error::io("write", &out, e))
         }
     }
     .map(|()| ExitCode::SUCCESS)
+}
+
+/// The command line, every command below another with its part of that one's examples.
+fn whole() -> clap::Command {
+    let mut all = Cli::command();
+    let groups: Vec<String> = all.get_subcommands().map(|c| c.get_name().into()).collect();
+    for group in groups {
+        all = all.mut_subcommand(&group, |mut parent| {
+            let text = parent.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let below: Vec<String> =
+                parent.get_subcommands().map(|c| c.get_name().into()).collect();
+            for name in below {
+                let own = examples::of(&text, &format!("genevar {group} {name}"));
+                parent = parent.mut_subcommand(&name, |c| c.after_help(own));
+            }
+            parent
+        });
+    }
+    all
+}
+
+/// JSON with an end of line.
+fn to_json(what: &impl Serialize) -> Result<String> {
+    let text = serde_json::to_string_pretty(what);
+    text.map(|text| text + "\n").map_err(|e| Error::Internal(e.to_string()))
 }
 
 /// Prints to standard output; a reader that has gone away, as `head` does, is no error.

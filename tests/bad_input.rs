@@ -134,7 +134,7 @@ fn sample_names_with_path_parts() {
 fn spec(folder: &Path, set: &Set) -> BuildSpec {
     BuildSpec {
         out: folder.join("out.safetensors"),
-        table: set.table.clone(),
+        table: Some(set.table.clone()),
         folder: folder.to_path_buf(),
         columns: TileColumns { row: "row".into(), ..TileColumns::default() },
         rna: RnaSource {

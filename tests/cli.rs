@@ -92,8 +92,23 @@ fn every_command_has_examples_a_manual_page_and_completions() {
         "profile",
         "report",
         "log",
+        "demo",
+        "ops",
+        "kernels",
+        "doctor",
+        "completions",
+        "man",
     ] {
-        assert!(text(&[verb, "--help"]).contains("Examples:"), "{verb}");
+        let help = text(&[verb, "--help"]);
+        assert!(help.contains("Examples:"), "{verb}");
+        // The commands below it have theirs, too.
+        let below = help.split("\nCommands:\n").nth(1).unwrap_or_default();
+        let names = below.lines().take_while(|l| l.starts_with("  "));
+        for name in names.filter_map(|l| l.split_whitespace().next()).filter(|n| *n != "help") {
+            let own = text(&[verb, name, "--help"]);
+            let example = format!("Examples:\n  genevar {verb} {name} ");
+            assert!(own.contains(&example), "{verb} {name}: {own}");
+        }
     }
     for shell in ["bash", "zsh", "fish"] {
         assert!(text(&["completions", shell]).contains("checkpoint"), "{shell}");
@@ -107,4 +122,27 @@ fn every_command_has_examples_a_manual_page_and_completions() {
         serde_json::from_str::<serde_json::Value>(&all).unwrap().as_array().unwrap().len() > 90
     );
     refused(dir.path(), &["config", "--explain", "nothing"], &["no key contains"]);
+}
+
+#[test]
+fn what_scripts_read_is_json() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("t.tsv"), "gene\ts1\ts2\nACTB\t3\t\nCD3E\t1\t2\n").unwrap();
+    let json = |args: &[&str]| -> serde_json::Value {
+        let output = genevar(dir.path(), args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let doctor = json(&["doctor", "--json"]);
+    for part in ["processor", "memory", "disks", "kernels", "openslide", "driver", "gpus"] {
+        assert!(doctor.get(part).is_some(), "{part}: {doctor}");
+    }
+    assert_eq!(doctor["disks"].as_array().unwrap().len(), 2);
+    let ops = json(&["ops", "--json"]);
+    let linear = ops.as_array().unwrap().iter().find(|o| o["op"] == "linear").unwrap();
+    assert_eq!((&linear["differentiable"], &linear["family"]), (&true.into(), &"gemm".into()));
+    let kernels = json(&["kernels", "--json"]);
+    assert!(kernels.as_array().unwrap().iter().any(|k| k["entry"] == "layer_norm_fwd"));
+    let seen = json(&["data", "inspect", "--json", "t.tsv"]);
+    assert_eq!((&seen[0]["path"], &seen[0]["values"]["missing"]), (&"t.tsv".into(), &1.into()));
 }

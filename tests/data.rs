@@ -22,7 +22,7 @@ use genevar::io::tables::{DenseSpec, Orientation, read_dense};
 fn spec(folder: &Path, set: &Set) -> BuildSpec {
     BuildSpec {
         out: folder.join("out.safetensors"),
-        table: set.table.clone(),
+        table: Some(set.table.clone()),
         folder: folder.to_path_buf(),
         columns: TileColumns { class: "class".into(), row: "row".into(), ..Default::default() },
         rna: RnaSource {

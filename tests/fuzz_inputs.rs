@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use genevar::config::Config;
+use genevar::data::expression::Missing;
 use genevar::data::ids::IdMap;
 use genevar::data::inspect;
 use genevar::data::source::{Rna, RnaOptions, Wanted};
 use genevar::io::images::{self, Expect, Rgb};
+use genevar::io::npz::{Npz, NpzWriter};
 use genevar::io::safetensors::{Store, TensorFile, Writer};
 use genevar::io::tables::Table;
 use genevar::tensor::Tensor;
@@ -46,7 +48,8 @@ fn judged<T>(result: genevar::error::Result<T>) -> Result<(), TestCaseError> {
 
 /// Reads it in every way that data are read.
 fn read(path: &Path) -> Result<(), TestCaseError> {
-    let options = RnaOptions { allow_negative: true, ..RnaOptions::default() };
+    let missing = Missing::Mean;
+    let options = RnaOptions { allow_negative: true, missing, ..RnaOptions::default() };
     let genes = ["ACTB".to_string(), "ERBB2".to_string()];
     let wanted = Wanted { genes: &genes, ..Wanted::default() };
     let rna = Rna::read(path, &options, wanted);
@@ -203,6 +206,21 @@ proptest! {
         let bytes = bent(&good, &bends);
         judged(images::decode(&bytes, Path::new("x"), Expect::any()))?;
         read(&file(["b.png", "b.jpg", "b.tiff"][kind], &bytes))?;
+    }
+
+    #[test]
+    fn bent_archives_are_answered(bends in prop::collection::vec(bend(), 1..5)) {
+        static GOOD: OnceLock<Vec<u8>> = OnceLock::new();
+        let good = GOOD.get_or_init(|| {
+            let path = folder().join("whole.npz");
+            let writer = NpzWriter::create(&path, 2, (5, 3)).unwrap();
+            (0..2).for_each(|i| writer.put(i, &Rgb::filled(5, 3, [i as u8; 3])).unwrap());
+            writer.finish().unwrap();
+            fs::read(path).unwrap()
+        });
+        let npz = Npz::open(&file("bent.npz", &bent(good, &bends)));
+        judged(npz.and_then(|npz| (0..npz.n()).try_for_each(|i| npz.image(i).map(drop))))?;
+        memory_is_in_bounds()?;
     }
 
     #[test]

@@ -13,13 +13,15 @@ use std::path::{Path, PathBuf};
 
 use data_set::gzip;
 use genevar::data::augment::resize;
+use genevar::data::expression::Missing;
 use genevar::data::inspect::{self, InspectArgs};
-use genevar::data::pack::{BuildSpec, Crop, Cut, GeneRule, Notice, Pack, RnaSource, build};
+use genevar::data::pack::{BuildSpec, Crop, Cut, GeneRule, Notice, Pack, Report, RnaSource, build};
 use genevar::data::pairs::{Join, Unit};
 use genevar::data::source::{GdcColumn, Rna, RnaOptions, Wanted};
 use genevar::data::tiles::TileColumns;
 use genevar::data::units::Units;
 use genevar::error::Result;
+use genevar::io::images::{Rgb, encode_png};
 use genevar::io::safetensors::{Store, Writer};
 use genevar::tensor::Tensor;
 
@@ -349,7 +351,7 @@ fn images_are_brought_to_one_scale_and_cut() {
         let cut = Cut { crop, crops, mpp, ..Cut::exact(tile_px, 1) };
         let spec = BuildSpec {
             out: folder.path().join("out.safetensors"),
-            table: set.table.clone(),
+            table: Some(set.table.clone()),
             folder: folder.path().to_path_buf(),
             columns: TileColumns { row: "row".into(), ..Default::default() },
             rna: RnaSource {
@@ -385,4 +387,105 @@ fn images_are_brought_to_one_scale_and_cut() {
     let half = with(Crop::Exact, 1, 32, Some(1.0)).unwrap();
     assert_eq!((half.tile_size(), half.um_per_px()), (32, Some(1.0)));
     assert_eq!(half.tile(0).unwrap(), resize(&set.images[0], 32, 32).unwrap());
+}
+
+#[test]
+fn missing_values_are_told_by_gene_and_sample_and_settled_as_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holes.tsv");
+    let table = "gene\ts1\ts2\ts3\nACTB\t3\t\t5\nERBB2\t1\tNA\tNaN\nCD3E\t0\t2\t4\nKRT8\t1\t1\t1\n";
+    fs::write(&path, table).unwrap();
+    let with = |missing| read(&path, RnaOptions { missing, ..Default::default() });
+    let told = ["3 values are missing", "2 of 4 genes (ERBB2 2, ACTB 1)", "2 of 3 samples (s2 2"];
+    refused(with(Missing::Refuse), &[&told[..], &["holes.tsv", "--missing"]].concat());
+    let rna = with(Missing::Genes).unwrap();
+    says(&rna, &[&told[..], &["left out"]].concat());
+    assert_eq!(rna.x.genes, list(&["CD3E", "KRT8"]));
+    assert_eq!((rna.x.row(2), rna.x.totals[2]), (vec![4.0, 1.0], 5.0));
+    assert_eq!(with(Missing::Samples).unwrap().x.samples, list(&["s1"]));
+    assert_eq!(with(Missing::Zero).unwrap().x.row(1), [0.0, 0.0, 2.0, 1.0]);
+    let mean = with(Missing::Mean).unwrap();
+    says(&mean, &["the mean of the gene's other samples"]);
+    assert_eq!((mean.x.row(1), mean.x.totals[1]), (vec![4.0, 1.0, 2.0, 1.0], 8.0));
+    // Who only looks is told, and sees the rest.
+    let seen = inspect::run(&InspectArgs::of(&path)).unwrap();
+    for word in ["3 missing", "2 of 4 genes (ERBB2 2", "3 NaN", "all whole"] {
+        assert!(seen.contains(word), "{word} is not in\n{seen}");
+    }
+}
+
+/// A PNG with micrometres a pixel in its tags.
+fn write_tagged(path: &Path, image: &Rgb, um: f64) {
+    let mut png = encode_png(image).unwrap();
+    let pixels = (1e6 / um).round() as u32;
+    let mut chunk = b"pHYs".to_vec();
+    chunk.extend([pixels.to_be_bytes(), pixels.to_be_bytes()].concat());
+    chunk.push(1);
+    let sum = crc32fast::hash(&chunk);
+    let whole = [&9u32.to_be_bytes()[..], &chunk, &sum.to_be_bytes()].concat();
+    // Behind the header: a signature of 8 bytes, then 25.
+    png.splice(33..33, whole);
+    fs::write(path, png).unwrap();
+}
+
+/// A pack of a folder of tiles, nothing else known.
+fn tiles_alone(folder: &Path, cut: Cut, table: Option<PathBuf>) -> (Result<Report>, PathBuf) {
+    let out = folder.join("tiles.safetensors");
+    let spec = BuildSpec {
+        out: out.clone(),
+        table,
+        folder: folder.to_path_buf(),
+        columns: TileColumns { section: String::new(), ..Default::default() },
+        rna: RnaSource::default(),
+        join: Join::Tile,
+        unit: Unit::Patient,
+        free: Vec::new(),
+        cut,
+        quality: None,
+        genes: None,
+        rule: GeneRule::Detected,
+        max_bytes: u64::MAX,
+        notice: Notice::default(),
+    };
+    (build(&spec), out)
+}
+
+#[test]
+fn tiles_need_no_table_and_tags_tell_their_scale() {
+    let folder = tempfile::tempdir().unwrap();
+    let tile = |i: usize| Rgb::filled(64, 64, [200, i as u8, 180]);
+    for i in 0..20 {
+        let name = folder.path().join(format!("t{i:02}.png"));
+        write_tagged(&name, &tile(i), 0.5);
+    }
+    let (report, out) = tiles_alone(folder.path(), Cut::exact(64, 1), None);
+    let said = report.unwrap().said.join("\n");
+    for word in ["no table", "held out", "no RNA", "20 files say their micrometres"] {
+        assert!(said.contains(word), "{said}");
+    }
+    let pack = Pack::open(&out).unwrap();
+    assert_eq!((pack.len(), pack.um_per_px()), (20, Some(0.5)));
+    assert_eq!(pack.images("val").unwrap(), [9, 19]);
+    assert_eq!(pack.tile(12).unwrap(), tile(12));
+    refused(pack.split("train"), &["tiles.safetensors", "without RNA", "tokenizer"]);
+    assert!(inspect::run(&InspectArgs::of(&out)).unwrap().contains("0 tiles with RNA, 20 without"));
+    let seen = inspect::run(&InspectArgs::of(folder.path())).unwrap();
+    assert!(seen.contains("0.5000 um a pixel by the tags"), "{seen}");
+
+    // Resampled by their tags; what is stated wins, and a contradiction is said.
+    let to_1 = Cut { mpp: Some(1.0), ..Cut::exact(32, 1) };
+    let (report, out) = tiles_alone(folder.path(), to_1, None);
+    assert_eq!(report.unwrap().tile_size, 32);
+    assert_eq!(Pack::open(&out).unwrap().um_per_px(), Some(1.0));
+    let stated = Cut { mpp: Some(1.0), um_per_px: Some(0.25), ..Cut::exact(16, 1) };
+    let (report, _) = tiles_alone(folder.path(), stated, None);
+    let said = report.unwrap().said.join("\n");
+    assert!(said.contains("20 files say other micrometres") && said.contains("0.25"), "{said}");
+
+    // A table without RNA gives splits and patients.
+    let table = folder.path().join("t.tsv");
+    fs::write(&table, "tile\tsplit\tpatient\nt03.png\ttrain\tP\nt04.png\tval\tQ\n").unwrap();
+    let (report, out) = tiles_alone(folder.path(), Cut::exact(64, 1), Some(table));
+    assert_eq!(report.unwrap().paired["val"], 1);
+    assert_eq!(Pack::open(&out).unwrap().patient(1), "Q");
 }

@@ -36,7 +36,7 @@ pub fn pack(folder: &Path, config: &Config) -> Result<Pack> {
     let out = folder.join("pack.safetensors");
     build(&BuildSpec {
         out: out.clone(),
-        table: file("tiles.tsv", &tiles),
+        table: Some(file("tiles.tsv", &tiles)),
         folder: folder.to_path_buf(),
         columns: TileColumns::default(),
         rna: RnaSource {

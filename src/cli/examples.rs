@@ -8,6 +8,21 @@ Exit codes: 0 done; 2 input that a person can mend, the message says how; 3 slow
 
 Every command has examples: genevar COMMAND --help.";
 
+/// The examples among these that begin with a command, each with the lines that continue it.
+pub fn of(all: &str, command: &str) -> String {
+    let mut own = String::from("Examples:");
+    let mut continues = false;
+    for line in all.lines().skip(1) {
+        let begins = line.trim_start().starts_with(command);
+        if begins || continues {
+            own.push('\n');
+            own.push_str(line);
+        }
+        continues = (begins || continues) && line.ends_with('\\');
+    }
+    own
+}
+
 /// `config`.
 pub const CONFIG: &str = "\
 Examples:
@@ -20,7 +35,9 @@ pub const DATA: &str = "\
 Examples:
   genevar data inspect counts.tsv.gz tiles adata.h5ad --out look.png
   genevar data cut slides --mpp 0.5 --out tiles
+  genevar data inspect counts.tsv.gz --json
   genevar data pack --tiles tiles --table tiles.tsv --rna counts.tsv.gz --out mine.safetensors
+  genevar data pack --tiles tiles --out tiles.safetensors         for a tokenizer: no RNA, no table
   genevar data pack --tiles tiles --table tiles.tsv --rna gdc-download --gdc tpm --join patient \\
       --gene-map genes.tsv --crop grid --mpp 0.5 --out mine.safetensors";
 
@@ -43,6 +60,7 @@ Examples:
 pub const CHECKPOINT: &str = "\
 Examples:
   genevar checkpoint show runs/mine
+  genevar checkpoint show runs/mine --json
   genevar checkpoint verify mine-trained.safetensors";
 
 /// `import`.
@@ -105,4 +123,31 @@ The trace opens at ui.perfetto.dev. Nsight tools see the same names:
 pub const KERNELS: &str = "\
 Examples:
   genevar kernels                             all kernels with registers, spills, shared memory
+  genevar kernels --json                      the same for a script, with cards
   genevar kernels attention_mma --sass        the machine code of one";
+
+/// `ops`.
+pub const OPS: &str = "\
+Examples:
+  genevar ops                                 a table in GitHub's syntax
+  genevar ops --json | jq '.[] | select(.differentiable) | .op'";
+
+/// `doctor`.
+pub const DOCTOR: &str = "\
+Examples:
+  genevar doctor
+  genevar doctor --json | jq '.gpus[0].memory.free'
+
+The exit code is 0 whatever is found: the CPU needs none of it.";
+
+/// `completions`.
+pub const COMPLETIONS: &str = "\
+Examples:
+  genevar completions bash > ~/.local/share/bash-completion/completions/genevar
+  genevar completions zsh > _genevar          into a folder of $fpath
+  genevar completions fish > ~/.config/fish/completions/genevar.fish";
+
+/// `man`.
+pub const MAN: &str = "\
+Examples:
+  genevar man --out man && man -l man/genevar-sample.1";

@@ -4,8 +4,10 @@ use std::fmt::Write;
 use std::process::Command;
 
 use clap::Args;
+use serde::Serialize;
 
-use crate::device::kernel::{Entry, Image};
+use super::to_json;
+use crate::device::kernel::{Entry, Image, Resources};
 use crate::device::launch::{ENTRIES, NVRTC};
 use crate::error::{Error, Result};
 
@@ -26,6 +28,9 @@ pub struct KernelArgs {
     /// Prints the entry's machine code for --arch; wants cuobjdump of a CUDA toolkit.
     #[arg(long, requires = "entry")]
     sass: bool,
+    /// Prints the table, or the entry's cards, as JSON.
+    #[arg(long, conflicts_with_all = ["ptx", "sass"])]
+    json: bool,
     /// The architecture of --sass.
     #[arg(long, default_value = "sm_90a")]
     arch: String,
@@ -36,8 +41,13 @@ pub struct KernelArgs {
 /// # Errors
 /// An entry, instance or architecture that is not there; a build without NVRTC; no cuobjdump.
 pub fn run(args: &KernelArgs) -> Result<String> {
-    let Some(name) = &args.entry else { return Ok(table()) };
+    let Some(name) = &args.entry else {
+        return if args.json { json(ENTRIES.iter()) } else { Ok(table()) };
+    };
     let found = chosen(name, args.instance.as_deref())?;
+    if args.json {
+        return json(found.into_iter());
+    }
     if !args.ptx && !args.sass {
         return Ok(found.iter().map(|e| card(e)).collect());
     }
@@ -108,6 +118,30 @@ fn table() -> String {
         out += "not compiled: run tools/setup, which fetches NVRTC, and build again\n";
     }
     out
+}
+
+/// The same for programs, with cards.
+fn json(entries: impl Iterator<Item = &'static Entry>) -> Result<String> {
+    let one = |e: &'static Entry| Told {
+        entry: e.name,
+        instance: e.instance,
+        file: e.file,
+        line: e.line,
+        card: e.card,
+        resources: e.resources,
+    };
+    to_json(&entries.map(one).collect::<Vec<_>>())
+}
+
+/// An entry.
+#[derive(Serialize)]
+struct Told {
+    entry: &'static str,
+    instance: &'static str,
+    file: &'static str,
+    line: u32,
+    card: &'static str,
+    resources: &'static [Resources],
 }
 
 fn card(e: &Entry) -> String {
@@ -182,7 +216,14 @@ mod tests {
     fn args(entry: Option<&str>, instance: Option<&str>, ptx: bool) -> KernelArgs {
         let own = |s: Option<&str>| s.map(str::to_string);
         let arch = "sm_90a".to_string();
-        KernelArgs { entry: own(entry), instance: own(instance), ptx, sass: false, arch }
+        KernelArgs {
+            entry: own(entry),
+            instance: own(instance),
+            ptx,
+            sass: false,
+            json: false,
+            arch,
+        }
     }
 
     #[test]

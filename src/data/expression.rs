@@ -1,11 +1,15 @@
 //! Expression matrices, samples by genes, dense or sparse.
 
+mod gaps;
+
 use std::collections::HashMap;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::io::safetensors::TensorFile;
 use crate::io::tables::{Dense, Table};
+
+pub use gaps::Missing;
 
 #[derive(Clone, Debug)]
 enum Matrix {
@@ -68,6 +72,10 @@ impl Merge {
     }
 }
 
+fn sum<'a>(values: impl Iterator<Item = &'a f32>) -> f64 {
+    values.map(|&v| f64::from(v)).sum()
+}
+
 /// Stored columns that are several for some genes.
 #[derive(Clone, Debug)]
 struct Fold {
@@ -83,7 +91,8 @@ pub struct Expression {
     pub samples: Vec<String>,
     /// Column names.
     pub genes: Vec<String>,
-    /// Sum of each row over all genes that were measured, kept when genes are left out.
+    /// Sum of each row over all genes that were measured, kept when genes are left out; missing
+    /// values (NaN) add nothing.
     pub totals: Vec<f64>,
     matrix: Matrix,
     /// Columns as stored.
@@ -106,8 +115,8 @@ impl Expression {
             let what = format!("{} values for {}x{width}", values.len(), samples.len());
             return Err(Error::shape("expression", what));
         }
-        let sum = |row: &[f32]| row.iter().map(|&v| f64::from(v)).sum();
-        let totals = totals.unwrap_or_else(|| values.chunks(width.max(1)).map(sum).collect());
+        let sums = || values.chunks(width.max(1)).map(gaps::known).collect();
+        let totals = totals.unwrap_or_else(sums);
         Ok(Self { samples, genes, totals, matrix: Matrix::Dense(values), width, fold: None })
     }
 
@@ -129,7 +138,7 @@ impl Expression {
         if let Some(at) = columns.iter().position(|&c| c as usize >= width) {
             return Err(format!("index {at} names column {} of {width}", columns[at]));
         }
-        let total = |r: usize| values[starts[r]..starts[r + 1]].iter().map(|&v| f64::from(v)).sum();
+        let total = |r: usize| gaps::known(&values[starts[r]..starts[r + 1]]);
         let totals = (0..rows).map(total).collect();
         Ok(Self { samples, genes, totals, matrix: Matrix::Sparse(csr), width, fold: None })
     }
@@ -249,7 +258,7 @@ impl Expression {
             Matrix::Dense(values) => &values[i * self.width..(i + 1) * self.width],
             Matrix::Sparse(csr) => &csr.values[csr.starts[i]..csr.starts[i + 1]],
         };
-        values.iter().map(|&v| f64::from(v)).sum()
+        gaps::known(values)
     }
 
     /// Samples of both, with the genes that both have, in this one's order.

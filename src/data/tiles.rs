@@ -119,6 +119,40 @@ impl TileTable {
         Ok(Self { folder: folder.to_path_buf(), table, tiles })
     }
 
+    /// All images of a folder, nothing known of them: every `held`th, by name, is of the split val,
+    /// the others of train.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed, or without images.
+    pub fn of_folder(folder: &Path, held: usize) -> Result<Self> {
+        let entries = std::fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|e| Error::io("read", folder, e))?.path();
+            if images::named_image(&path) {
+                names.extend(path.file_name().map(|n| n.to_string_lossy().into_owned()));
+            }
+        }
+        if names.is_empty() {
+            let fix = "name the folder of the tiles";
+            return Err(Error::file(folder, "holds no PNG, JPEG or TIFF images", fix));
+        }
+        names.sort();
+        let split = |i: usize| if held > 0 && i % held == held - 1 { "val" } else { "train" };
+        let rows = names.iter().enumerate().map(|(i, n)| vec![n.clone(), split(i).to_string()]);
+        let table = Table::made(folder, &["tile", "split"], rows.collect());
+        let tile = |(i, name): (usize, &String)| Tile {
+            name: name.clone(),
+            split: split(i).into(),
+            section: String::new(),
+            patient: String::new(),
+            class: String::new(),
+            row: None,
+        };
+        let tiles = names.iter().enumerate().map(tile).collect();
+        Ok(Self { folder: folder.to_path_buf(), table, tiles })
+    }
+
     /// Reads the image of tile `i`.
     pub fn load(&self, i: usize, expect: Expect) -> Result<Rgb> {
         images::read(self.folder.join(&self.tiles[i].name), expect)

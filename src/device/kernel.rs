@@ -344,7 +344,7 @@ pub struct Param {
 }
 
 /// What an entry uses on an architecture.
-#[derive(Debug)]
+#[derive(Debug, serde::Serialize)]
 pub struct Resources {
     /// The architecture.
     pub arch: &'static str,

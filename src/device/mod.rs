@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod host;
 pub mod kernel;
 pub mod mmap;
 pub mod nvtx;

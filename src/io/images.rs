@@ -4,6 +4,8 @@
 //! that claims gigapixels costs nothing. What is not 8-bit RGB or grey is refused by name rather
 //! than converted: a silent conversion of CMYK or 16-bit data changes the stain.
 
+mod scale;
+
 use std::fs;
 use std::io::{Cursor, Read};
 use std::path::Path;
@@ -14,6 +16,8 @@ use image::{ColorType, ExtendedColorType, ImageDecoder, ImageEncoder, ImageForma
 
 use crate::error::{Error, Result};
 use crate::io::atomic;
+
+pub use scale::um_per_px;
 
 /// An 8-bit RGB image, row-major, three bytes a pixel.
 #[derive(Clone, Debug, PartialEq, Eq)]

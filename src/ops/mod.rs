@@ -53,7 +53,7 @@ pub use cuda::{CudaIn, CudaOut, Kernels, Precision, Site, Variant, Window};
 pub use listen::{Ran, Timed, heard, timed};
 pub use op::{CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Op, Out, Saved, Saves};
 pub use real::{Dual, Real, Running};
-pub use table::{CHECKS, COMPOSED_CHECKS, CUDA_CHECKS, RULE_CHECKS, table_markdown};
+pub use table::{CHECKS, COMPOSED_CHECKS, CUDA_CHECKS, RULE_CHECKS, Told, table, table_markdown};
 
 /// A row of the table.
 pub struct Row {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::{Case, Diff, OPS, Precision, Row, Site};
 use crate::device::kernel::{Entry, Kind, Param};
 use crate::device::launch::ENTRIES;
@@ -26,59 +28,123 @@ pub fn table_markdown() -> String {
          bytes touched / floor | asked for / floor, at most |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
-    for row in OPS {
-        page.push_str(&line(row));
+    for row in table() {
+        page.push_str(&row.line());
     }
     page
 }
 
-fn line(row: &Row) -> String {
-    let all = (row.cases)();
-    let cases = all.named.len();
-    let Some(case) = all.named.iter().find(|c| c.inputs.iter().all(|i| !i.shape.is_empty())) else {
-        return format!("| {} | {} | | | | | | {cases} | | | |\n", row.name, row.family);
-    };
-    let op = &case.op;
-    let typed = |shapes: Vec<String>, ints: &[usize]| {
-        let mark = |(i, s): (usize, String)| if ints.contains(&i) { format!("int {s}") } else { s };
-        shapes.into_iter().enumerate().map(mark).collect::<Vec<_>>().join(", ")
-    };
-    let inputs = case.inputs.iter().map(|i| i.shape.to_string()).collect();
-    let shapes: Vec<_> = case.inputs.iter().map(|i| &i.shape).collect();
-    let outs = op.shapes(&shapes).unwrap_or_default();
-    let outs = outs.iter().map(ToString::to_string).collect();
-    let faces = [
-        ("reference", true),
-        ("composed", op.has_composed()),
-        ("cpu", op.has_cpu()),
-        ("cuda", op.has_cuda()),
-    ];
-    let faces: Vec<&str> = faces.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
-    let rules = match op.diff() {
-        Diff::Yes => "yes".to_string(),
-        Diff::No(reason) => format!("no: {reason}"),
-    };
-    let composed = op.has_composed().then_some(COMPOSED_CHECKS).into_iter().flatten();
-    let cuda = op.has_cuda().then_some(CUDA_CHECKS).into_iter().flatten();
-    let derived = (op.diff() == Diff::Yes).then_some(RULE_CHECKS).into_iter().flatten();
-    let checks: Vec<&str> = CHECKS.into_iter().chain(composed).chain(cuda).chain(derived).collect();
-    format!(
-        "| {} | {} | {} | {} | {} | {} | {rules} | {cases} | {} | {} | {} |\n",
-        row.name,
-        row.family,
-        typed(inputs, op.int_inputs()),
-        typed(outs, op.int_outputs()),
-        faces.join(", "),
-        variants(all.named.iter().chain(&all.bench)),
-        checks.join(", "),
-        if op.has_cuda() { touched(row) } else { "" },
-        if op.has_cuda() { over_floor(row) } else { String::new() },
-    )
+/// What is said of an op.
+#[derive(Serialize)]
+pub struct Told {
+    op: &'static str,
+    family: &'static str,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+    faces: Vec<&'static str>,
+    /// Types by the name of a variant; "only" where there is one.
+    variants: BTreeMap<&'static str, Vec<&'static str>>,
+    differentiable: bool,
+    /// Why it is not.
+    reason: Option<&'static str>,
+    cases: usize,
+    checks: Vec<&'static str>,
+    /// Bytes touched over their floor, and those asked for, at most.
+    touched: String,
+    asked: String,
+}
+
+/// One row an op.
+pub fn table() -> Vec<Told> {
+    OPS.iter().map(Told::of).collect()
+}
+
+impl Told {
+    fn of(row: &Row) -> Self {
+        let all = (row.cases)();
+        let mut told = Self {
+            op: row.name,
+            family: row.family,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            faces: Vec::new(),
+            variants: BTreeMap::new(),
+            differentiable: false,
+            reason: None,
+            cases: all.named.len(),
+            checks: Vec::new(),
+            touched: String::new(),
+            asked: String::new(),
+        };
+        let whole = |c: &&Case| c.inputs.iter().all(|i| !i.shape.is_empty());
+        let Some(case) = all.named.iter().find(whole) else { return told };
+        let op = &case.op;
+        let typed = |shapes: Vec<String>, ints: &[usize]| {
+            let mark = |(i, s): (usize, String)| match ints.contains(&i) {
+                true => format!("int {s}"),
+                false => s,
+            };
+            shapes.into_iter().enumerate().map(mark).collect()
+        };
+        let shapes: Vec<_> = case.inputs.iter().map(|i| &i.shape).collect();
+        let outs = op.shapes(&shapes).unwrap_or_default();
+        told.inputs = typed(shapes.iter().map(ToString::to_string).collect(), op.int_inputs());
+        told.outputs = typed(outs.iter().map(ToString::to_string).collect(), op.int_outputs());
+        let faces = [
+            ("reference", true),
+            ("composed", op.has_composed()),
+            ("cpu", op.has_cpu()),
+            ("cuda", op.has_cuda()),
+        ];
+        told.faces = faces.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
+        match op.diff() {
+            Diff::Yes => told.differentiable = true,
+            Diff::No(reason) => told.reason = Some(reason),
+        }
+        let composed = op.has_composed().then_some(COMPOSED_CHECKS).into_iter().flatten();
+        let cuda = op.has_cuda().then_some(CUDA_CHECKS).into_iter().flatten();
+        let derived = told.differentiable.then_some(RULE_CHECKS).into_iter().flatten();
+        told.checks = CHECKS.into_iter().chain(composed).chain(cuda).chain(derived).collect();
+        told.variants = variants(all.named.iter().chain(&all.bench));
+        if op.has_cuda() {
+            told.touched = touched(row).into();
+            told.asked = over_floor(row);
+        }
+        told
+    }
+
+    fn line(&self) -> String {
+        let Self { op, family, cases, .. } = self;
+        if self.faces.is_empty() {
+            return format!("| {op} | {family} | | | | | | {cases} | | | |\n");
+        }
+        let rules = match self.reason {
+            None => "yes".to_string(),
+            Some(reason) => format!("no: {reason}"),
+        };
+        let variant = |(name, types): (&&str, &Vec<&str>)| match *name {
+            "only" => types.join(" "),
+            _ => format!("{name}: {}", types.join(" ")),
+        };
+        let variants: Vec<String> = self.variants.iter().map(variant).collect();
+        format!(
+            "| {op} | {family} | {} | {} | {} | {} | {rules} | {cases} | {} | {} | {} |\n",
+            self.inputs.join(", "),
+            self.outputs.join(", "),
+            self.faces.join(", "),
+            variants.join(", "),
+            self.checks.join(", "),
+            self.touched,
+            self.asked,
+        )
+    }
 }
 
 /// Names of the variants that some case is run in, with their types.
-fn variants<'a>(cases: impl Iterator<Item = &'a Case>) -> String {
-    let mut all: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+fn variants<'a>(
+    cases: impl Iterator<Item = &'a Case>,
+) -> BTreeMap<&'static str, Vec<&'static str>> {
+    let mut all: BTreeMap<&'static str, Vec<&'static str>> = BTreeMap::new();
     for case in cases {
         let shapes: Vec<_> = case.inputs.iter().map(|i| &i.shape).collect();
         for (precision, name) in [(Precision::F32, "f32"), (Precision::Bf16, "bf16")] {
@@ -90,11 +156,7 @@ fn variants<'a>(cases: impl Iterator<Item = &'a Case>) -> String {
             }
         }
     }
-    let told = |(name, types): (&str, Vec<&str>)| match name {
-        "only" => types.join(" "),
-        _ => format!("{name}: {}", types.join(" ")),
-    };
-    all.into_iter().map(told).collect::<Vec<_>>().join(", ")
+    all
 }
 
 /// The kernels that bear an op's name, else all of its family.

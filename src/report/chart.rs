@@ -11,7 +11,7 @@ use super::scale::{Scale, label};
 /// Width and height of a chart, and of one that stands beside others.
 const SIZE: (f64, f64) = (760.0, 380.0);
 const SMALL: (f64, f64) = (500.0, 310.0);
-const LEFT: f64 = 76.0;
+const LEFT: f64 = 86.0;
 const RIGHT: f64 = 18.0;
 const TOP: f64 = 58.0;
 /// Height of a further line of the legend.
@@ -239,7 +239,7 @@ impl Chart {
             out,
             "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{bottom}\" y2=\"{bottom}\"/>\
              <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\
-             <text transform=\"translate(17 {middle:.1}) rotate(-90)\" \
+             <text transform=\"translate(16 {middle:.1}) rotate(-90)\" \
              text-anchor=\"middle\">{}</text>",
             (LEFT + right) / 2.0,
             frame.height - 10.0,

@@ -12,7 +12,7 @@ use super::checkpoint;
 use super::frozen::Frozen;
 use super::interrupt::Interrupt;
 use super::meanflow::MeanFlowStage;
-use super::msvq::MsvqStage;
+use super::msvq::{MsvqStage, UM_PER_PX};
 use super::run::{Plan, Stage, Summary, run};
 use super::tissue::{BatchRule, Batches, Latents, Tissue};
 use super::var::IMPORTED;
@@ -38,6 +38,9 @@ const STATISTICS_TILES: usize = 1024;
 
 /// Tiles that are encoded at a time.
 const ROWS: usize = 16;
+
+/// How far micrometres a pixel may differ.
+const SAME_SCALE: f64 = 0.05;
 
 /// Rows of the held-out batch of the transformer.
 const HELD_ROWS: usize = 192;
@@ -133,7 +136,10 @@ impl Work<'_> {
     fn msvq(&self, settings: &StageConfig) -> Result<Summary> {
         let mut stage = MsvqStage::new(self.config, self.pack)?;
         match self.warm {
-            Some(bundle) => stage.begin_from(&bundle.stage("msvq")?.tensors)?,
+            Some(bundle) => {
+                self.same_scale(bundle)?;
+                stage.begin_from(&bundle.stage("msvq")?.tensors)?;
+            }
             None if self.config.msvq.decoder_only && !self.resume => {
                 let fix = "give the run whose tokenizer it belongs to with --warm";
                 return Err(Error::config("msvq.decoder_only", "has no encoder to rest on", fix));
@@ -186,11 +192,25 @@ impl Work<'_> {
 
     /// The tokenizer and the gene prior, where the stage after them runs.
     fn frozen(&self, trained: &Bundle) -> Result<(Frozen<Msvq>, Prior)> {
+        self.same_scale(trained)?;
         let msvq = load_msvq(self.config, trained)?;
         msvq.place(&self.device)?;
         let mut prior = load_prior(self.config, trained)?;
         prior.place(&self.device)?;
         Ok((msvq, prior))
+    }
+
+    /// Refuses tiles of another scale than those that the tokenizer was trained on, where both are
+    /// known.
+    fn same_scale(&self, trained: &Bundle) -> Result<()> {
+        let known = trained.stage("msvq")?.notes.get(UM_PER_PX).and_then(Value::as_f64);
+        let (Some(model), Some(pack)) = (known, self.pack.um_per_px()) else { return Ok(()) };
+        if (pack / model - 1.0).abs() <= SAME_SCALE {
+            return Ok(());
+        }
+        let what = format!("its tiles have {pack} um a pixel, the tokenizer's had {model}");
+        let fix = format!("pack them again with --mpp {model}");
+        Err(Error::config("--data", what, fix))
     }
 
     fn rule(&self, batch: usize, drop: f64) -> BatchRule {

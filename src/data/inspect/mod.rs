@@ -9,11 +9,13 @@ mod table;
 mod tensors;
 mod tiles;
 
-use std::fmt::{Display, Write};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use spread::Spread;
 
+use crate::data::expression::Missing;
 use crate::data::slide::named_slide;
 use crate::data::source::{Format, Rna, RnaOptions, Wanted, is_star_folder};
 use crate::error::{Error, Result};
@@ -31,6 +33,9 @@ pub struct InspectArgs {
     /// How many thumbnails.
     #[arg(long, default_value_t = 64)]
     pub thumbnails: usize,
+    /// Prints JSON.
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub(crate) read: RnaOptions,
 }
@@ -39,7 +44,7 @@ impl InspectArgs {
     /// Looks at one path, and writes nothing.
     pub fn of(path: &Path) -> Self {
         let read = RnaOptions::default();
-        Self { paths: vec![path.to_path_buf()], out: None, thumbnails: 64, read }
+        Self { paths: vec![path.to_path_buf()], out: None, thumbnails: 64, json: false, read }
     }
 }
 
@@ -50,26 +55,44 @@ const GAP: usize = 2;
 const LOOKED_AT: usize = 1 << 26;
 
 /// What is said of one path.
+#[derive(Serialize)]
 struct Found {
-    text: String,
+    path: String,
+    facts: Vec<Fact>,
+    /// Spread of all values, where it is a matrix.
+    values: Option<Spread>,
+    #[serde(skip)]
     thumbnails: Vec<Rgb>,
+}
+
+/// A line of what is said.
+#[derive(Serialize)]
+struct Fact {
+    name: String,
+    what: String,
 }
 
 impl Found {
     fn new() -> Self {
-        Self { text: String::new(), thumbnails: Vec::new() }
+        Self { path: String::new(), facts: Vec::new(), values: None, thumbnails: Vec::new() }
     }
 
     fn line(&mut self, name: &str, what: impl Display) {
-        // Writing to a string does not fail.
-        let _ = writeln!(self.text, "  {name:<14} {what}");
+        self.facts.push(Fact { name: name.into(), what: what.to_string() });
     }
 
-    fn spread(&mut self, spread: &Spread) {
-        self.line("values", spread);
+    fn spread(&mut self, spread: Spread) {
+        self.line("values", &spread);
         for line in spread.histogram() {
-            let _ = writeln!(self.text, "                 {line}");
+            self.line("", format!("  {line}"));
         }
+        self.values = Some(spread);
+    }
+
+    /// For people.
+    fn page(&self) -> String {
+        let line = |fact: &Fact| format!("  {:<14} {}\n", fact.name, fact.what);
+        format!("{}\n{}", self.path, self.facts.iter().map(line).collect::<String>())
     }
 }
 
@@ -78,13 +101,20 @@ impl Found {
 /// # Errors
 /// A path that is not there or is of no known kind; nothing to make thumbnails of.
 pub fn run(args: &InspectArgs) -> Result<String> {
-    let mut out = String::new();
+    let mut all = Vec::new();
     let mut thumbnails = Vec::new();
     for path in &args.paths {
-        let found = look(path, args)?;
-        let _ = write!(out, "{}\n{}", path.display(), found.text);
-        thumbnails.extend(found.thumbnails);
+        let mut found = look(path, args)?;
+        found.path = path.display().to_string();
+        thumbnails.append(&mut found.thumbnails);
+        all.push(found);
     }
+    let mut out: String = match args.json {
+        true => {
+            serde_json::to_string_pretty(&all).map_err(|e| Error::Internal(e.to_string()))? + "\n"
+        }
+        false => all.iter().map(Found::page).collect(),
+    };
     if let Some(to) = &args.out {
         if thumbnails.is_empty() {
             let fix = "name a folder of tiles, a pack or an image, or leave it out";
@@ -93,7 +123,9 @@ pub fn run(args: &InspectArgs) -> Result<String> {
         thumbnails.truncate(args.thumbnails.max(1));
         let columns = (thumbnails.len() as f64).sqrt().ceil() as usize;
         write_png(to, &grid(&thumbnails, columns, GAP)?)?;
-        let _ = writeln!(out, "{}\n  {} thumbnails", to.display(), thumbnails.len());
+        if !args.json {
+            out += &format!("{}\n  {} thumbnails\n", to.display(), thumbnails.len());
+        }
     }
     Ok(out)
 }
@@ -112,12 +144,20 @@ fn look(path: &Path, args: &InspectArgs) -> Result<Found> {
 
 /// An expression matrix, as it would be packed.
 fn expression(path: &Path, options: &RnaOptions, what: &str) -> Result<Found> {
-    let options = RnaOptions { allow_negative: true, ..options.clone() };
-    let rna = Rna::read(path, &options, Wanted::default())?;
+    let rna = Rna::read(path, &for_looking(options), Wanted::default())?;
     let mut found = Found::new();
     found.line("what", what);
     describe(&mut found, &rna);
     Ok(found)
+}
+
+/// Reads whatever there is: what a model would refuse is shown.
+fn for_looking(options: &RnaOptions) -> RnaOptions {
+    let missing = match options.missing {
+        Missing::Refuse => Missing::Keep,
+        rule => rule,
+    };
+    RnaOptions { allow_negative: true, missing, ..options.clone() }
 }
 
 /// The sentences of an expression matrix and its values.
@@ -144,7 +184,7 @@ fn describe(found: &mut Found, rna: &Rna) {
         let middle = totals[totals.len() / 2];
         found.line("sample sums", format!("{low:.0} to {high:.0}, median {middle:.0}"));
     }
-    found.spread(&spread);
+    found.spread(spread);
     if step > 1 {
         found.line("", format!("(of every {step}th sample)"));
     }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+
 /// Values, counted as they come.
 #[derive(Clone, Debug, Default)]
 pub struct Spread {
@@ -100,6 +102,24 @@ impl Spread {
             return vec![self.min];
         }
         (0..bars).map(|i| (min + step * i as f64) as f32).collect()
+    }
+}
+
+impl Serialize for Spread {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut map = to.serialize_struct("Spread", 8)?;
+        map.serialize_field("values", &self.n)?;
+        // None of no values.
+        let some = |v: f64| (self.n > 0).then_some(v);
+        map.serialize_field("min", &some(self.min.into()))?;
+        map.serialize_field("max", &some(self.max.into()))?;
+        map.serialize_field("mean", &some(self.sum / self.n as f64))?;
+        map.serialize_field("zero", &self.zero)?;
+        map.serialize_field("whole", &self.is_whole())?;
+        map.serialize_field("missing", &(self.missing + self.nan))?;
+        let bars = self.histogram();
+        map.serialize_field("histogram", &bars)?;
+        map.end()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::spread::{Spread, number};
-use super::{Found, describe};
+use super::{Found, describe, for_looking};
 use crate::data::ids::{IdKind, Which, kind, which_are_genes};
 use crate::data::source::{Rna, RnaOptions, Wanted};
 use crate::error::Result;
@@ -117,8 +117,7 @@ pub(super) fn look(path: &Path, options: &RnaOptions) -> Result<Found> {
     if missing + words > 0 {
         found.line("cells", format!("{missing} missing, {words} words among numbers"));
     }
-    let options = RnaOptions { allow_negative: true, ..options.clone() };
-    match Rna::read(path, &options, Wanted::default()) {
+    match Rna::read(path, &for_looking(options), Wanted::default()) {
         Ok(rna) => describe(&mut found, &rna),
         Err(e) => found.line("not readable", e),
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::spread::Spread;
 use super::tiles::thumbnail;
-use super::{Found, InspectArgs, describe};
+use super::{Found, InspectArgs, describe, for_looking};
 use crate::data::pack::{self, Pack};
 use crate::data::source::{Rna, Wanted};
 use crate::error::Result;
@@ -42,7 +42,7 @@ pub(super) fn look(path: &Path, args: &InspectArgs) -> Result<Found> {
         false => list(&mut found, &file, &names)?,
     }
     if file.contains("indptr") || args.read.genes_table.is_some() {
-        match Rna::read(path, &args.read, Wanted::default()) {
+        match Rna::read(path, &for_looking(&args.read), Wanted::default()) {
             Ok(rna) => describe(&mut found, &rna),
             Err(e) => found.line("as expression", e),
         }
@@ -131,7 +131,9 @@ fn pack_of(path: &Path, args: &InspectArgs) -> Result<Found> {
     found.line("sections", count(&|i| pack.section(i).to_string()));
     found.line("patients", count(&|i| pack.patient(i).to_string()));
     found.line("classes", count(&|i| pack.class(i).unwrap_or_default().to_string()));
-    describe(&mut found, &Rna::read(path, &args.read, Wanted::default())?);
+    if !with.is_empty() {
+        describe(&mut found, &Rna::read(path, &for_looking(&args.read), Wanted::default())?);
+    }
     if args.out.is_some() {
         let step = pack.len().div_ceil(args.thumbnails.max(1)).max(1);
         for i in (0..pack.len()).step_by(step) {

@@ -32,10 +32,15 @@ pub(super) fn image(path: &Path) -> Result<Found> {
     let image = images::read(path, Expect::section())?;
     let mut found = Found::new();
     found.line("what", format!("image of {} x {} pixels", image.width, image.height));
+    found.line("scale", scale(images::um_per_px(path)));
     let colour = Colour::of(&image);
     found.line("colour", colour);
     found.thumbnails.push(thumbnail(&image)?);
     Ok(found)
+}
+
+fn scale(um: Option<f64>) -> String {
+    um.map_or("not in the file".into(), |um| format!("{um:.4} um a pixel by its tags"))
 }
 
 /// Looks at a whole slide.
@@ -113,6 +118,21 @@ pub(super) fn folder(path: &Path, args: &InspectArgs) -> Result<Found> {
     Ok(found)
 }
 
+/// Micrometres a pixel by the tags of files.
+fn scales(pictures: &[&PathBuf]) -> String {
+    let mut all: Vec<f64> = pictures.par_iter().filter_map(|p| images::um_per_px(p)).collect();
+    all.sort_by(f64::total_cmp);
+    match (all.first(), all.last()) {
+        (Some(low), Some(high)) => {
+            let n =
+                if all.len() < pictures.len() { format!(" in {}", all.len()) } else { "".into() };
+            let range = if high / low > 1.001 { format!(" to {high:.4}") } else { String::new() };
+            format!("{low:.4}{range} um a pixel by the tags{n}")
+        }
+        _ => "not in the files".into(),
+    }
+}
+
 const RUN: &str = "stage of a run: its newest checkpoint is named in LATEST";
 
 fn tiles(found: &mut Found, pictures: &[&PathBuf], args: &InspectArgs) -> Result<()> {
@@ -132,6 +152,7 @@ fn tiles(found: &mut Found, pictures: &[&PathBuf], args: &InspectArgs) -> Result
     if by_size.len() > 8 {
         found.line("size", format!("and {} more", by_size.len() - 8));
     }
+    found.line("scale", scales(pictures));
     let step = pictures.len().div_ceil(DECODED);
     let some: Vec<&PathBuf> = pictures.iter().step_by(step).copied().collect();
     let keep = args.out.is_some();

@@ -27,6 +27,9 @@ pub struct RnaSource {
     pub options: RnaOptions,
 }
 
+/// Of so many tiles without a table one is held out.
+const HELD: usize = 10;
+
 /// Which genes are kept when fewer than all are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum GeneRule {
@@ -50,13 +53,14 @@ pub struct Notice {
 pub struct BuildSpec {
     /// The file to write.
     pub out: PathBuf,
-    /// The tile table.
-    pub table: PathBuf,
+    /// The tile table; without one all images of the folder are taken, one in ten for the
+    /// split val.
+    pub table: Option<PathBuf>,
     /// The folder of the tiles.
     pub folder: PathBuf,
     /// Names of the table's columns.
     pub columns: TileColumns,
-    /// The RNA.
+    /// The RNA; without files of it the pack is of tiles alone, for a tokenizer.
     pub rna: RnaSource,
     /// How tiles find their RNA.
     pub join: Join,
@@ -79,7 +83,7 @@ pub struct BuildSpec {
 }
 
 /// What was put into a pack.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
     /// Tiles with RNA, by split.
     pub paired: BTreeMap<String, usize>,
@@ -108,21 +112,14 @@ pub fn build(spec: &BuildSpec) -> Result<Report> {
     if spec.quality.is_some_and(|q| q == 0 || q > 100) {
         return Err(Error::config("quality", "out of range", "use 1 to 100"));
     }
-    let tiles = TileTable::read(&spec.table, &spec.folder, &spec.columns)?;
-    pairs::check_splits(&tiles, spec.unit, &["train"])?;
-    let Read { rna, units, said } = read_rna(&spec.rna, &expected(spec.join, &tiles))?;
-    let joined = pairs::join(&tiles, &rna.samples, spec.join)?;
-    let counts = units == Some(Units::COUNTS) && can_be_stored(&rna);
-    let genes = choose_genes(spec, &rna, &train_rows(&tiles, &joined), units)?;
-
+    let (tiles, mut said) = read_tiles(spec)?;
     let mut writer = Writer::new();
-    let rows = Rows::new(&joined);
-    add_rna(&mut writer, &rna, &rows.used, &genes, counts)?;
-    // Counts that are stored as counts need no word.
-    if let Some(units) = units.filter(|_| !counts) {
-        writer.meta("rna.units", units.to_string());
-    }
-    let scales = spec.cut.scales(&tiles)?;
+    let (rows, genes) = match spec.rna.files.is_empty() {
+        true => (Rows::none(tiles.tiles.len()), no_rna(&mut writer, &mut said)?),
+        false => paired(spec, &tiles, &mut writer, &mut said)?,
+    };
+    let (scales, told) = spec.cut.scales(&tiles)?;
+    said.extend(told);
     add_head(&mut writer, spec, spec.cut.um_per_px(&tiles, &scales)?, size);
 
     let mut images = Images::new(spec.quality);
@@ -132,12 +129,11 @@ pub fn build(spec: &BuildSpec) -> Result<Report> {
     };
     let cut: Vec<_> = (0..tiles.tiles.len()).into_par_iter().map(cut).collect::<Result<_>>()?;
     let mut listed = Listing::default();
-    let mut report =
-        Report { genes: genes.len(), samples: rows.used.len(), said, ..Report::default() };
+    let mut report = Report { genes, samples: rows.used.len(), said, ..Report::default() };
     for ((tile, row), cut) in tiles.tiles.iter().zip(&rows.of).zip(cut) {
         for (place, encoded) in cut {
             images.push(encoded);
-            listed.push(Tile { name: tile.name.clone() + &place, ..tile.clone() }, Some(*row));
+            listed.push(Tile { name: tile.name.clone() + &place, ..tile.clone() }, *row);
             *report.paired.entry(tile.split.clone()).or_default() += 1;
         }
     }
@@ -154,6 +150,56 @@ pub fn build(spec: &BuildSpec) -> Result<Report> {
     report.tile_size = size;
     report.bytes = writer.save(&spec.out)?;
     Ok(report)
+}
+
+/// The tiles by their table, or all of the folder.
+fn read_tiles(spec: &BuildSpec) -> Result<(TileTable, Vec<String>)> {
+    let Some(table) = &spec.table else {
+        if !spec.rna.files.is_empty() || !spec.free.is_empty() {
+            let what = "is missing: it says which tiles belong to which RNA or section";
+            return Err(Error::config("--table", what, "give it, or leave --rna and --free out"));
+        }
+        let tiles = TileTable::of_folder(&spec.folder, HELD)?;
+        let said = format!(
+            "no table: all {} images of the folder, every {HELD}th of them held out (val); nothing \
+             is known of their patients",
+            tiles.tiles.len()
+        );
+        return Ok((tiles, vec![said]));
+    };
+    let tiles = TileTable::read(table, &spec.folder, &spec.columns)?;
+    pairs::check_splits(&tiles, spec.unit, &["train"])?;
+    Ok((tiles, Vec::new()))
+}
+
+/// Reads, joins and stores the RNA; returns the rows of the tiles and the number of genes.
+fn paired(
+    spec: &BuildSpec,
+    tiles: &TileTable,
+    writer: &mut Writer,
+    said: &mut Vec<String>,
+) -> Result<(Rows, usize)> {
+    let read = read_rna(&spec.rna, &expected(spec.join, tiles))?;
+    said.extend(read.said);
+    let (rna, units) = (read.rna, read.units);
+    let joined = pairs::join(tiles, &rna.samples, spec.join)?;
+    let counts = units == Some(Units::COUNTS) && can_be_stored(&rna);
+    let genes = choose_genes(spec, &rna, &train_rows(tiles, &joined), units)?;
+    let rows = Rows::new(&joined);
+    add_rna(writer, &rna, &rows.used, &genes, counts)?;
+    // Counts that are stored as counts need no word.
+    if let Some(units) = units.filter(|_| !counts) {
+        writer.meta("rna.units", units.to_string());
+    }
+    Ok((rows, genes.len()))
+}
+
+/// Stores that there is no RNA.
+fn no_rna(writer: &mut Writer, said: &mut Vec<String>) -> Result<usize> {
+    said.push("no RNA: a tokenizer can be trained on this pack, nothing that reads genes".into());
+    writer.meta("genes", "[]");
+    writer.tensor("rna.values", &Tensor::new(Vec::new(), [0, 0])?, Store::Full)?;
+    Ok(0)
 }
 
 /// What was read, and what to say of it.
@@ -274,15 +320,21 @@ fn choose_genes(
 /// Samples that some tile uses, and for each tile the position of its sample among them.
 struct Rows {
     used: Vec<usize>,
-    of: Vec<u32>,
+    of: Vec<Option<u32>>,
 }
 
 impl Rows {
+    /// Of tiles without RNA.
+    fn none(tiles: usize) -> Self {
+        Self { used: Vec::new(), of: vec![None; tiles] }
+    }
+
     fn new(joined: &[usize]) -> Self {
         let mut used = joined.to_vec();
         used.sort_unstable();
         used.dedup();
-        let of = joined.iter().map(|r| used.partition_point(|u| u < r) as u32).collect();
+        let place = |r: &usize| used.partition_point(|u| u < r) as u32;
+        let of = joined.iter().map(|r| Some(place(r))).collect();
         Self { used, of }
     }
 }

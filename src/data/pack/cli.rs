@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::store::to_json_page;
 use super::{BuildSpec, Crop, Cut, FreeSource, GeneRule, Notice, RnaSource, build};
 use crate::data::pairs::{Join, Unit};
 use crate::data::source::RnaOptions;
@@ -14,12 +15,14 @@ pub struct PackArgs {
     /// Folder of the tile images.
     #[arg(long)]
     pub tiles: PathBuf,
-    /// Table with one row a tile (TSV or CSV, plain or gzip).
+    /// Table with one row a tile (TSV or CSV, plain or gzip). Without it, and without RNA, all
+    /// images of the folder make a pack for a tokenizer, every tenth held out.
     #[arg(long)]
-    pub table: PathBuf,
+    pub table: Option<PathBuf>,
     /// RNA: a table (TSV or CSV, may be .gz), AnnData (.h5ad), safetensors, or a folder of GDC STAR
     /// counts. May be repeated; PREFIX=FILE puts PREFIX before the names of its samples.
-    #[arg(long, required = true)]
+    /// Without it the pack is of tiles alone.
+    #[arg(long, requires = "table")]
     pub rna: Vec<String>,
     #[command(flatten)]
     pub(crate) read: RnaOptions,
@@ -63,7 +66,7 @@ pub struct PackArgs {
     #[arg(long, default_value_t = 1)]
     pub crops: usize,
     /// Micrometres a pixel that images are brought to first (0.5 is 20x); needs theirs, from the
-    /// column um_per_px of the table or `--tile-mpp`.
+    /// column um_per_px of the table, `--tile-mpp` or the tags of the files.
     #[arg(long)]
     pub mpp: Option<f64>,
     /// Micrometres a pixel of the image files, where the table does not say.
@@ -90,22 +93,33 @@ pub struct PackArgs {
     /// File with licence, source, citation and changes, kept inside the pack.
     #[arg(long)]
     pub notice: Option<PathBuf>,
+    /// Prints what the pack holds as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
-/// Runs the command and prints what the pack holds.
-pub fn run(args: &PackArgs) -> Result<()> {
+/// Runs the command; returns what the pack holds, to be printed.
+///
+/// # Errors
+/// As [`build()`].
+pub fn run(args: &PackArgs) -> Result<String> {
     let report = build(&spec(args)?)?;
+    if args.json {
+        return to_json_page(&report);
+    }
     let list = |m: &std::collections::BTreeMap<String, usize>| {
         let parts: Vec<String> = m.iter().map(|(k, n)| format!("{k} {n}")).collect();
         parts.join(", ")
     };
-    report.said.iter().for_each(|line| println!("{line}"));
-    println!("{} ({:.2} MB)", args.out.display(), report.bytes as f64 / 1e6);
-    println!("  tiles with RNA   {}", list(&report.paired));
-    println!("  free crops       {} ({} left out)", list(&report.free), report.left_out);
-    println!("  RNA              {} samples x {} genes", report.samples, report.genes);
-    println!("  image side       {} px", report.tile_size);
-    Ok(())
+    let mut out: String = report.said.iter().map(|line| format!("{line}\n")).collect();
+    let mut line = |what: &str, text: String| out += &format!("  {what:<16} {text}\n");
+    line("file", format!("{} ({:.2} MB)", args.out.display(), report.bytes as f64 / 1e6));
+    let what = if report.samples == 0 { "tiles" } else { "tiles with RNA" };
+    line(what, list(&report.paired));
+    line("free crops", format!("{} ({} left out)", list(&report.free), report.left_out));
+    line("RNA", format!("{} samples x {} genes", report.samples, report.genes));
+    line("image side", format!("{} px", report.tile_size));
+    Ok(out)
 }
 
 fn spec(args: &PackArgs) -> Result<BuildSpec> {

@@ -1,9 +1,11 @@
 //! From an image file to tiles: brought to a scale, then cut.
 
+use rayon::prelude::*;
+
 use crate::data::augment::{centre, downscale, resize};
-use crate::data::tiles::TileTable;
+use crate::data::tiles::{Tile, TileTable};
 use crate::error::{Error, Result};
-use crate::io::images::{Expect, Rgb};
+use crate::io::images::{self, Expect, Rgb};
 use crate::tensor::{Purpose, Stream};
 
 /// How tiles are cut from images that are larger.
@@ -20,6 +22,10 @@ pub enum Crop {
     Random,
 }
 
+/// How far micrometres a pixel may differ: scanners calibrate to about a per cent, a change of
+/// magnification is far more.
+const SAME: f64 = 0.05;
+
 /// How image files become tiles.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cut {
@@ -33,7 +39,8 @@ pub struct Cut {
     pub crops: usize,
     /// Micrometres a pixel that images are brought to before they are cut.
     pub mpp: Option<f64>,
-    /// Micrometres a pixel of the files, where the table does not say.
+    /// Micrometres a pixel of the files, where the table does not say; without either, the tags of
+    /// a file do.
     pub um_per_px: Option<f64>,
 }
 
@@ -65,11 +72,37 @@ impl Cut {
         Ok(px / by)
     }
 
-    /// Micrometres a pixel of each file of a table, where they are known.
+    /// Micrometres a pixel of each file of a table, where they are known, and what there is to say
+    /// of them: by the table, else as said for all, else by the tags of the file.
     ///
     /// # Errors
     /// Cells that are no lengths.
-    pub fn scales(&self, tiles: &TileTable) -> Result<Vec<Option<f64>>> {
+    pub fn scales(&self, tiles: &TileTable) -> Result<(Vec<Option<f64>>, Vec<String>)> {
+        let stated = self.stated(tiles)?;
+        let file = |tile: &Tile| images::um_per_px(&tiles.folder.join(&tile.name));
+        let tags: Vec<Option<f64>> = tiles.tiles.par_iter().map(file).collect();
+        let mut said = Vec::new();
+        let by_tags = stated.iter().zip(&tags).filter(|(s, t)| s.is_none() && t.is_some()).count();
+        if by_tags > 0 {
+            said.push(format!("{by_tags} files say their micrometres a pixel in their tags"));
+        }
+        let against = |(_, (s, t)): &(usize, (&Option<f64>, &Option<f64>))| {
+            s.zip(**t).is_some_and(|(s, t)| (s / t - 1.0).abs() > SAME)
+        };
+        let mut odd = stated.iter().zip(&tags).enumerate().filter(against);
+        if let Some((i, (Some(said_so), Some(tag)))) = odd.next() {
+            said.push(format!(
+                "{} files say other micrometres a pixel in their tags than stated ({}: {tag:.4}, \
+                 stated {said_so}): what was stated is believed",
+                1 + odd.count(),
+                tiles.tiles[i].name
+            ));
+        }
+        Ok((stated.iter().zip(&tags).map(|(s, t)| s.or(*t)).collect(), said))
+    }
+
+    /// What the table, or the person, says.
+    fn stated(&self, tiles: &TileTable) -> Result<Vec<Option<f64>>> {
         let column = tiles.table.header.iter().position(|h| h == "um_per_px");
         let of = |(i, cells): (usize, &Vec<String>)| {
             let Some(cell) = column.map(|c| cells[c].trim()).filter(|c| !c.is_empty()) else {
@@ -94,8 +127,7 @@ impl Cut {
         }
         let mut known = scales.iter().flatten();
         let Some(first) = known.next() else { return Ok(None) };
-        // Scanners calibrate to about a per cent; a change of magnification is far more.
-        if known.any(|um| (um / first - 1.0).abs() > 0.05) {
+        if known.any(|um| (um / first - 1.0).abs() > SAME) {
             let what = "the tiles have different micrometres a pixel (column um_per_px)";
             let fix = "bring them to one with --mpp, or pack them apart";
             return Err(Error::file(&tiles.table.path, what, fix));

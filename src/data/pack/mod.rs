@@ -210,6 +210,11 @@ impl Pack {
 
     /// Images of a split that have RNA, in table order; a split without any is an error.
     pub fn split(&self, name: &str) -> Result<Vec<usize>> {
+        if self.rows.iter().all(|&r| r == NO_ROW) {
+            let path = self.file.path();
+            let fix = "it serves to train a tokenizer (msvq); pack the RNA with --table and --rna";
+            return Err(Error::file(path, "a pack of tiles alone, without RNA", fix));
+        }
         self.chosen(name, |i| self.rna_row(i).is_some())
     }
 

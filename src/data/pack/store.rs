@@ -124,6 +124,12 @@ impl Listing {
     }
 }
 
+/// JSON for people and programs, with an end of line.
+pub(super) fn to_json_page<T: serde::Serialize>(value: &T) -> Result<String> {
+    let text = serde_json::to_string_pretty(value);
+    text.map(|text| text + "\n").map_err(|e| Error::Internal(e.to_string()))
+}
+
 pub(super) fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
     serde_json::to_string(value).map_err(|e| Error::Internal(e.to_string()))
 }

@@ -26,7 +26,7 @@ pub struct SlideArgs {
     /// Micrometres a pixel of the tiles: 0.5 is 20x.
     #[arg(long, default_value_t = 0.5)]
     pub mpp: f64,
-    /// Micrometres a pixel of a slide that does not say.
+    /// Micrometres a pixel of the slides, whatever they say; needed where one does not.
     #[arg(long)]
     pub slide_mpp: Option<f64>,
     /// Least share of tissue of a tile.
@@ -39,6 +39,9 @@ pub struct SlideArgs {
     #[arg(long, default_value = "train")]
     pub split: String,
 }
+
+/// How far what a slide says may be from what was stated before it is told.
+const SAME: f64 = 0.05;
 
 /// Runs the command; returns what is to be printed.
 ///
@@ -62,6 +65,12 @@ pub fn run(args: &SlideArgs) -> Result<String> {
     for (name, path) in &slides {
         let slide = open(path)?;
         let plan = plan(slide.as_ref(), &cut).within(path.display())?;
+        if let (Some(stated), Some(own)) = (cut.slide_mpp, slide.um_per_px())
+            && (stated / own - 1.0).abs() > SAME
+        {
+            let _ =
+                writeln!(said, "{name}: says {own} um a pixel; {stated}, as stated, is believed");
+        }
         let kept = thinned(&plan, args.max_tiles);
         let write = |i: &usize| -> Result<()> {
             let place = &plan.places[*i];

@@ -55,13 +55,20 @@ impl Pyramid for openslide::Slide {
 pub struct Flat {
     image: Rgb,
     level: [Level; 1],
+    um_per_px: Option<f64>,
 }
 
 impl Flat {
     /// A picture as a slide.
     pub fn new(image: Rgb) -> Self {
         let (width, height) = (image.width as u64, image.height as u64);
-        Self { image, level: [Level { width, height, downsample: 1.0 }] }
+        let level = [Level { width, height, downsample: 1.0 }];
+        Self { image, level, um_per_px: None }
+    }
+
+    /// The same, with its micrometres a pixel if they are known.
+    pub fn at(self, um_per_px: Option<f64>) -> Self {
+        Self { um_per_px, ..self }
     }
 }
 
@@ -71,7 +78,7 @@ impl Pyramid for Flat {
     }
 
     fn um_per_px(&self) -> Option<f64> {
-        None
+        self.um_per_px
     }
 
     fn read(&self, _: usize, (x, y): (u64, u64), (width, height): (usize, usize)) -> Result<Rgb> {
@@ -103,7 +110,8 @@ pub fn open(path: &Path) -> Result<Box<dyn Pyramid>> {
             Err(_) => {}
         }
     }
-    Ok(Box::new(Flat::new(images::read(path, Expect::section())?)))
+    let image = images::read(path, Expect::section())?;
+    Ok(Box::new(Flat::new(image).at(images::um_per_px(path))))
 }
 
 /// How a slide is cut.
@@ -113,7 +121,7 @@ pub struct SlideCut {
     pub tile_px: usize,
     /// Micrometres a pixel of the tiles.
     pub mpp: f64,
-    /// Micrometres a pixel of the slide, where it does not say.
+    /// Micrometres a pixel of the slide, whatever it says.
     pub slide_mpp: Option<f64>,
     /// Least share of tissue of a tile.
     pub min_tissue: f64,
@@ -150,7 +158,7 @@ const MASK_SIDE: u64 = 2048;
 /// # Errors
 /// A slide whose scale is not known, a scale that is no length, and those of reading.
 pub fn plan(slide: &dyn Pyramid, cut: &SlideCut) -> Result<Plan> {
-    let Some(um) = slide.um_per_px().or(cut.slide_mpp) else {
+    let Some(um) = cut.slide_mpp.or_else(|| slide.um_per_px()) else {
         let what = "the slide does not say its micrometres a pixel";
         return Err(Error::config("--slide-mpp", what, "give them (0.25 for 40x, 0.5 for 20x)"));
     };

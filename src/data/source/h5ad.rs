@@ -208,14 +208,14 @@ fn turned(csc: Csr, rows: usize, width: usize) -> Result<Csr, String> {
     Ok(Csr { starts: starts_of_rows, columns, values: turned })
 }
 
-/// Values must be numbers.
+/// Values must be numbers, or missing (NaN).
 fn check(file: &H5, name: &str, values: &[f32]) -> Result<()> {
-    let count = values.iter().filter(|v| !v.is_finite()).count();
-    match values.iter().position(|v| !v.is_finite()) {
+    let count = values.iter().filter(|v| v.is_infinite()).count();
+    match values.iter().position(|v| v.is_infinite()) {
         None => Ok(()),
         Some(first) => {
-            let what = format!("{count} values of \"{name}\" are NaN or infinite, the first");
-            let fix = "fill them in, or leave their genes out";
+            let what = format!("{count} values of \"{name}\" are infinite, the first");
+            let fix = "correct them, or leave their genes out";
             Err(Error::file(file.path(), format!("{what} at position {first}"), fix))
         }
     }

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::data::expression::Expression;
+use crate::data::expression::{Expression, Missing};
 use crate::data::genes::GeneMap;
 use crate::data::ids::{IdKind, IdMap, Which, bare, kind, read_map, which_are_genes};
 use crate::data::units::{self, Units};
@@ -39,6 +39,9 @@ pub struct RnaOptions {
     /// log2, ln or log; without it, guessed where that is safe.
     #[arg(long)]
     pub units: Option<Units>,
+    /// What is done about values that are missing: empty cells, NA, NaN.
+    #[arg(long, value_enum, default_value = "refuse")]
+    pub missing: Missing,
     /// Table that translates gene identifiers: a column `symbol`, and Ensembl genes or `entrez`.
     #[arg(long)]
     pub gene_map: Option<PathBuf>,
@@ -69,6 +72,7 @@ impl Default for RnaOptions {
             annotations: Vec::new(),
             allow_negative: false,
             units: None,
+            missing: Missing::Refuse,
             gene_map: None,
             genes_table: None,
             gene_column: None,
@@ -162,6 +166,7 @@ impl Rna {
         };
         let shape = format!("{} samples x {} genes", rna.x.len(), rna.x.genes.len());
         rna.said.insert(0, shape);
+        rna = rna.settle_gaps(options.missing)?;
         rna.settle_units(options.units)?;
         let map = read_map(options.gene_map.as_ref())?;
         rna.settle_genes(map.as_ref(), wanted.genes)
@@ -177,6 +182,25 @@ impl Rna {
         self.alternatives.push((kind(&own), own));
         self.said.push(format!("genes named by {column}"));
         Ok(())
+    }
+
+    /// Does what is to be done about missing values; other names of genes follow.
+    fn settle_gaps(mut self, rule: Missing) -> Result<Self> {
+        let before = self.x.genes.clone();
+        let (x, told) = self.x.settled(rule).within(self.path.display())?;
+        self.x = x;
+        self.said.extend(told);
+        if self.x.genes.len() < before.len() {
+            let mut left = self.x.genes.iter().peekable();
+            // Genes keep their order, so those that are left are met in turn.
+            let kept: Vec<bool> =
+                before.iter().map(|g| left.next_if(|next| *next == g).is_some()).collect();
+            for (_, ids) in &mut self.alternatives {
+                let mut kept = kept.iter();
+                ids.retain(|_| kept.next() == Some(&true));
+            }
+        }
+        Ok(self)
     }
 
     fn settle_units(&mut self, stated: Option<Units>) -> Result<()> {

@@ -56,10 +56,10 @@ pub(super) fn read(path: &Path, options: &RnaOptions) -> Result<Rna> {
         }
         _ => file.tensor(name)?.i32s()?.iter().map(|&v| v as f32).collect(),
     };
-    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+    if let Some(at) = values.iter().position(|v| v.is_infinite()) {
         let (row, gene) = (at / width.max(1), &genes[at % width.max(1)]);
-        let what = format!("\"{name}\": row {row}, gene {gene} is NaN or infinite");
-        return Err(Error::file(path, what, "fill it in, or leave the gene out"));
+        let what = format!("\"{name}\": row {row}, gene {gene} is infinite");
+        return Err(Error::file(path, what, "correct it, or leave the gene out"));
     }
     let mut rna = Rna::new(path, Expression::new(samples, genes, values, None)?);
     rna.said.push(format!("matrix: \"{name}\""));

@@ -72,10 +72,11 @@ pub struct Dense {
 /// Reads an expression table of numbers.
 ///
 /// # Errors
-/// Those of [`read_raw`], and duplicate genes or samples.
+/// Those of [`read_raw`], missing values, and duplicate genes or samples.
 pub fn read_dense(path: impl AsRef<Path>, spec: &DenseSpec) -> Result<Dense> {
     let path = path.as_ref();
     let raw = read_raw(path, Some(&spec.annotations), spec.allow_negative)?;
+    raw.check_whole()?;
     let (row, column) = match spec.orientation {
         Orientation::SamplesByGenes => ("sample", "gene"),
         Orientation::GenesBySamples => ("gene", "sample"),
@@ -86,10 +87,11 @@ pub fn read_dense(path: impl AsRef<Path>, spec: &DenseSpec) -> Result<Dense> {
 }
 
 /// Reads a table whose first column names the rows and whose other columns are numbers, but for the
-/// `annotations`; None takes for these the columns whose first cell is text.
+/// `annotations`; None takes for these the columns whose first cell is text. Where a value is
+/// missing (an empty cell, NA, NaN) it is NaN.
 ///
 /// # Errors
-/// Ragged or binary tables, cells that are not numbers, NaN, infinite or (unless allowed) negative
+/// Ragged or binary tables, cells that are not numbers, infinite or (unless allowed) negative
 /// values, each with line and column; more than [`MAX_VALUES`] values.
 pub fn read_raw(path: &Path, annotations: Option<&[String]>, allow_negative: bool) -> Result<Raw> {
     let mut lines = Lines::open(path)?;
@@ -149,6 +151,22 @@ impl Raw {
                 Dense { path, samples: columns, genes: rows, values, annotations }
             }
         }
+    }
+
+    /// Refuses missing values.
+    ///
+    /// # Errors
+    /// The first one, by line, row and column.
+    pub fn check_whole(&self) -> Result<()> {
+        let width = self.columns.len().max(1);
+        let Some(at) = self.values.iter().position(|v| v.is_nan()) else { return Ok(()) };
+        let (row, column) = (at / width, &self.columns[at % width]);
+        Err(Error::Line {
+            path: self.path.clone(),
+            line: self.lines[row],
+            what: format!("row \"{}\", column \"{column}\" is missing or NaN", self.rows[row]),
+            fix: "fill it in, or leave the gene out".into(),
+        })
     }
 
     /// Refuses two rows of one name; `kind` is what a row is.
@@ -235,7 +253,7 @@ fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
 
 /// Whether a cell says that there is no value.
 pub fn is_missing(cell: &str) -> bool {
-    matches!(cell, "" | "NA" | "na" | "N/A" | "NULL")
+    matches!(cell, "" | "NA" | "na" | "N/A" | "NULL" | "NaN" | "nan")
 }
 
 /// Where a number stands, for messages.
@@ -250,7 +268,7 @@ impl Cell<'_> {
     fn number(&self, text: &str, allow_negative: bool) -> Result<f32> {
         let text = text.trim();
         if is_missing(text) {
-            return Err(self.error("is missing", "fill it in, or leave the gene out"));
+            return Ok(f32::NAN);
         }
         let value: f32 = text.parse().map_err(|_| {
             let shown: String = text.chars().take(40).collect();
@@ -259,9 +277,6 @@ impl Cell<'_> {
                 "correct it, or name the column as an annotation if it holds text",
             )
         })?;
-        if value.is_nan() {
-            return Err(self.error("is NaN", "fill it in, or leave the gene out"));
-        }
         if value.is_infinite() {
             return Err(self.error("is infinite", "correct the value"));
         }

@@ -52,6 +52,12 @@ impl Table {
         Ok(Self { path: path.to_path_buf(), header, rows, lines: numbers })
     }
 
+    /// A table that was made, not read; `path` stands in messages.
+    pub fn made(path: &Path, header: &[&str], rows: Vec<Vec<String>>) -> Self {
+        let header = header.iter().map(ToString::to_string).collect();
+        Self { path: path.to_path_buf(), header, lines: vec![0; rows.len()], rows }
+    }
+
     /// Position of a column; a missing one is an error that suggests the nearest name.
     pub fn column(&self, name: &str) -> Result<usize> {
         self.header.iter().position(|h| h == name).ok_or_else(|| {

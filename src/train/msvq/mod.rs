@@ -9,6 +9,8 @@ mod loss;
 
 use std::collections::BTreeMap;
 
+use serde_json::{Map, Value};
+
 use crate::autograd::{Params, Pass, Var};
 use crate::config::{Config, MsvqConfig, StageConfig};
 use crate::data::augment;
@@ -33,6 +35,8 @@ use crate::train::schedule::{learning_rate, ramp};
 use book::{Pool, Usage};
 use loss::{Adversary, AtImage, add, pixel_loss};
 
+/// Key of the micrometres a pixel among a checkpoint's notes.
+pub const UM_PER_PX: &str = "um_per_px";
 /// Images of the fixed held-out batch.
 const HELD: usize = 32;
 /// Most batches that k-means draws its vectors from, and its rounds.
@@ -57,6 +61,8 @@ pub struct MsvqStage {
     images: Vec<Rgb>,
     held: Option<Tensor>,
     sampler: Sampler,
+    /// Micrometres a pixel of the images, if they are known.
+    um_per_px: Option<f64>,
     device: Device,
 }
 
@@ -75,10 +81,14 @@ impl MsvqStage {
     /// split.
     pub fn new(config: &Config, pack: &Pack) -> Result<Self> {
         let images = pack.tiles(&pack.images("train")?)?;
-        let held: Vec<usize> = pack.split("val").unwrap_or_default();
+        // A pack of tiles alone holds some out, too.
+        let held = pack.split("val").or_else(|_| pack.images("val"));
+        let held: Vec<usize> = held.unwrap_or_default();
         let stride = held.len().div_ceil(HELD).max(1);
         let held: Vec<usize> = held.into_iter().step_by(stride).collect();
-        Self::with_images(config, images, &pack.tiles(&held)?)
+        let mut stage = Self::with_images(config, images, &pack.tiles(&held)?)?;
+        stage.um_per_px = pack.um_per_px();
+        Ok(stage)
     }
 
     /// Trains on these images, at least as large as the model's; `held` are never trained on.
@@ -106,6 +116,7 @@ impl MsvqStage {
             learner,
             adversary,
             images,
+            um_per_px: None,
             device: Device::Cpu,
         })
     }
@@ -328,6 +339,11 @@ impl Stage for MsvqStage {
             true => self.held_out(step, numbers)?.send(),
             false => numbers.send(),
         }
+    }
+
+    fn notes(&self) -> Map<String, Value> {
+        let note = |um: f64| (UM_PER_PX.to_string(), Value::from(um));
+        self.um_per_px.map(note).into_iter().collect()
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
