@@ -119,6 +119,9 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
 fn entries(file: &[u8]) -> Option<Vec<Entry>> {
     let tail = file.len().saturating_sub(LONGEST_END);
     let end = tail + file[tail..].windows(4).rposition(|w| w == b"PK\x05\x06")?;
+    // A comment may follow, and nothing else.
+    let comment = number::<2>(file, end + 20)? as usize;
+    file.get(..end + 22 + comment)?;
     let mut at = number::<4>(file, end + 16)?;
     let mut count = number::<2>(file, end + 10)?;
     let before = end.checked_sub(20).filter(|&b| file[b..].starts_with(b"PK\x06\x07"));
