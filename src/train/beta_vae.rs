@@ -161,14 +161,15 @@ impl BetaVaeStage {
     /// split.
     ///
     /// # Errors
-    /// A pack with another number of genes than the configuration.
+    /// A pack without RNA, or with another number of genes than the configuration.
     pub fn new(config: &Config, pack: &Pack) -> Result<Self> {
+        let paired = pack.split("train")?;
         if pack.genes().len() != config.beta_vae.genes {
             let (have, want) = (pack.genes().len(), config.beta_vae.genes);
             let what = format!("is {want}, the pack holds {have} genes");
             return Err(Error::config("beta_vae.genes", what, format!("set it to {have}")));
         }
-        let all = pack.expression(&one_a_sample(pack, &pack.split("train")?))?;
+        let all = pack.expression(&one_a_sample(pack, &paired))?;
         let rows: Vec<usize> = (0..all.len()).collect();
         let scaling = scaling(&config.data);
         pack.units().map_or(Ok(()), |units| scaling.check(units))?;
