@@ -13,25 +13,29 @@ __device__ __forceinline__ void tiles(void* shared, const T* a, const T* b, floa
                                       const Finish<T>& finish, const Sizes& s) {
     constexpr bool TA = Block::TURNED_A, TB = Block::TURNED_B;
     each_job<Block>(s, [&](const Job& job, unsigned first, unsigned steps) {
-        const unsigned k = first * Block::DEPTH;
-        MatrixSource<typename Block::A, T> left(a + job.batch * s.m * s.k, TA ? s.k : s.m,
-                                                TA ? s.m : s.k, job.row, k);
-        MatrixSource<typename Block::B, T> right(b + job.batch * s.k * s.n, TB ? s.n : s.k,
-                                                 TB ? s.k : s.n, job.col, k);
         Block block;
-        block.add(static_cast<T*>(shared), left, right, steps);
+        add_folds(block, first, steps, s.folds, [&](Block& to, unsigned from, unsigned count) {
+            const unsigned k = from * Block::DEPTH;
+            MatrixSource<typename Block::A, T> left(a + job.batch * s.m * s.k, TA ? s.k : s.m,
+                                                    TA ? s.m : s.k, job.row, k);
+            MatrixSource<typename Block::B, T> right(b + job.batch * s.k * s.n, TB ? s.n : s.k,
+                                                     TB ? s.k : s.n, job.col, k);
+            to.add(static_cast<T*>(shared), left, right, count);
+        });
         finish_job(block, shared, job, s, finish, part);
     });
 }
 
 // matmul_mma_fwd: y = residual + gate * act(op(a) op(b) + bias), kept = the argument of act; with
-// splits > 1 sums over a part of k each go to `part`, for matmul_join_fwd. With piece > 0 all rows
-// of so many columns of y lie before those of the next ones.
+// splits > 1 sums over a part of k each go to `part`, for matmul_join_fwd; with folds > 1 a tile of
+// 64 x 64 joins so many parts itself, with the same bits. With piece > 0 all rows of so many
+// columns of y lie before those of the next ones.
 //   for    T: bf16; S: 64, 128; TA: false, true; TB: false, true
 //   floor  bytes = batch*(m*k + k*n)*s + (biased + gates)*n*max(2 - splits, 0)*s
 //            + max(2 - splits, 0)*batch*m*n*(1 + keep + added)*s
 //            + min(splits - 1, 1)*splits*batch*m*n*4;
-//          flops = 2*batch*ceil(m, S)*S*ceil(n, S)*S*ceil(k, 4096/S)*4096/S
+//          flops = batch*ceil(m, S)*S*ceil(n, S)*S*(2*ceil(k, 4096/S)*4096/S
+//            + min(folds - 1, 1)*(128/S - 1)*ceil(ceil(k, 64), ceil(ceil(k, 64), folds)))
 //            + max(2 - splits, 0)*batch*m*n*(biased + min(gates, 1) + added
 //            + 34*min(act, 1) - 10*max(act - 1, 0))
 //   plan   blocks of 4 warps, a tile of S x S sums each, a quarter a warp by mma.sync m16n8k16. k
@@ -53,13 +57,13 @@ __global__ void __launch_bounds__(128, 2) matmul_mma_fwd(
     const T* __restrict__ bias,       // [biased*n]
     const T* __restrict__ residual,   // [added*batch*m*n]
     const T* __restrict__ gate,       // [gates*n]
-    int batch, int m, int n, int k, int splits, int keep, int biased, int added, int gates,
-    int act, int piece) {
+    int batch, int m, int n, int k, int splits, int folds, int keep, int biased, int added,
+    int gates, int act, int piece) {
     using Block = MmaBlock<S, S, TA, TB>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Finish<T> finish = finish_of(y, kept, bias, residual, gate, batch * m, n, keep, biased,
                                        added, gates, act, piece);
-    tiles<Block, T>(shared, a, b, part, finish, {batch, m, n, k, splits});
+    tiles<Block, T>(shared, a, b, part, finish, {batch, m, n, k, splits, folds});
 }
 
 // matmul_fma_fwd: matmul_mma_fwd in float.
@@ -67,7 +71,8 @@ __global__ void __launch_bounds__(128, 2) matmul_mma_fwd(
 //   floor  bytes = batch*(m*k + k*n)*s + (biased + gates)*n*max(2 - splits, 0)*s
 //            + max(2 - splits, 0)*batch*m*n*(1 + keep + added)*s
 //            + min(splits - 1, 1)*splits*batch*m*n*4;
-//          flops = 2*batch*ceil(m, S)*S*ceil(n, S)*S*ceil(k, 16)*16
+//          flops = batch*ceil(m, S)*S*ceil(n, S)*S*(2*ceil(k, 16)*16
+//            + min(folds - 1, 1)*(128/S - 1)*ceil(ceil(k, 16), ceil(ceil(k, 16), folds)))
 //            + max(2 - splits, 0)*batch*m*n*(biased + min(gates, 1) + added
 //            + 34*min(act, 1) - 10*max(act - 1, 0))
 //   plan   blocks of 8 warps, a tile of S x S sums each, a thread's 8 x 8 (S = 128) or 4 x 4 in
@@ -88,13 +93,13 @@ __global__ void __launch_bounds__(256, 2) matmul_fma_fwd(
     const T* __restrict__ bias,       // [biased*n]
     const T* __restrict__ residual,   // [added*batch*m*n]
     const T* __restrict__ gate,       // [gates*n]
-    int batch, int m, int n, int k, int splits, int keep, int biased, int added, int gates,
-    int act, int piece) {
+    int batch, int m, int n, int k, int splits, int folds, int keep, int biased, int added,
+    int gates, int act, int piece) {
     using Block = FmaBlock<S, TA, TB>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Finish<T> finish = finish_of(y, kept, bias, residual, gate, batch * m, n, keep, biased,
                                        added, gates, act, piece);
-    tiles<Block, T>(shared, a, b, part, finish, {batch, m, n, k, splits});
+    tiles<Block, T>(shared, a, b, part, finish, {batch, m, n, k, splits, folds});
 }
 
 // matmul_join_fwd: y = residual + gate * act(sum of parts + bias), kept = the argument of act.

@@ -46,17 +46,27 @@ __device__ __forceinline__ void multiply_all(Space<Block>& space, const Finish<T
     unsigned turn = 0;
     const bool tells = threadIdx.x % WARP == 0;
     each_job<Block>(s, [&](const Job& job, unsigned, unsigned steps) {
+        const unsigned share = over(steps, s.folds);
         Block block;
-        for (unsigned step = 0; step < steps; ++step, ++turn) {
-            const unsigned stage = turn % STAGES;
-            space.full[stage].pass(turn / STAGES % 2);
-            block.start(space.tiles[stage]);
-            // The products of the step before are done: its stage may be filled again.
-            wgmma_wait<1>();
-            if (step > 0 && tells) space.empty[(turn - 1) % STAGES].arrive();
+        for (unsigned first = 0; first < steps; first += share) {
+            const unsigned end = min(first + share, steps);
+            for (unsigned step = first; step < end; ++step, ++turn) {
+                const unsigned stage = turn % STAGES;
+                space.full[stage].pass(turn / STAGES % 2);
+                block.start(space.tiles[stage]);
+                // The products of the step before are done: its stage may be filled again.
+                wgmma_wait<1>();
+                if (step > first && tells) space.empty[(turn - 1) % STAGES].arrive();
+            }
+            block.settle();
+            if (tells) space.empty[(turn - 1) % STAGES].arrive();
+            // Parts before this one wait in the slab, where their threads alone look.
+            if (first > 0) block.add(space.slab);
+            if (end < steps) {
+                block.put(space.slab, 0);
+                block.clear();
+            }
         }
-        block.settle();
-        if (steps > 0 && tells) space.empty[(turn - 1) % STAGES].arrive();
         finish_job(block, space.slab, job, s, finish, part);
     });
 }
@@ -69,14 +79,15 @@ __device__ __forceinline__ void multiply_all(Space<Block>& space, const Finish<T
 //   floor  bytes = batch*(m*k + k*n)*s + (biased + gates)*n*max(2 - splits, 0)*s
 //            + max(2 - splits, 0)*batch*m*n*(1 + keep + added)*s
 //            + min(splits - 1, 1)*splits*batch*m*n*4;
-//          flops = 2*batch*ceil(m, 128)*128*ceil(n, 128)*128*ceil(k, 64)*64
+//          flops = batch*ceil(m, 128)*128*ceil(n, 128)*128*(2*ceil(k, 64)*64
+//            + ceil(ceil(k, 64), ceil(ceil(k, 64), folds)) - min(k, 1))
 //            + max(2 - splits, 0)*batch*m*n*(biased + min(gates, 1) + added
 //            + 34*min(act, 1) - 10*max(act - 1, 0))
 //   plan   a block a multiprocessor, which goes from tile to tile of 128 x 128 sums. One thread has
 //          64 of k of both operands copied at a time, four stages ahead, in boxes whose packets are
 //          permuted; two groups of four warps multiply a stage while the one before is let go, by
 //          m64n128k16. The next tile's operands come while this one's sums are stored, through a
-//          slab of their own; no bank conflicts.
+//          slab of their own, where parts that are summed apart meet too; no bank conflicts.
 //   code   tensor cores, 16-byte loads
 //   slack  17 for piece/16*16 < piece and max(m, n) <= 256 (pieces begin inside sectors);
 //          2.1 for max(m, n) <= 128 (lines may begin inside sectors); 4.2 for max(m, n) <= 256;
@@ -92,8 +103,8 @@ __global__ void __launch_bounds__(288, 1) matmul_wgmma_fwd(
     const T* __restrict__ bias,       // [biased*n]
     const T* __restrict__ residual,   // [added*batch*m*n]
     const T* __restrict__ gate,       // [gates*n]
-    int batch, int m, int n, int k, int splits, int keep, int biased, int added, int gates,
-    int act, int piece) {
+    int batch, int m, int n, int k, int splits, int folds, int keep, int biased, int added,
+    int gates, int act, int piece) {
     using Block = GroupBlock<TA, TB>;
     extern __shared__ uint4 shared[];
     // Boxes are permuted by address: they begin at multiples of 1024.
@@ -108,7 +119,7 @@ __global__ void __launch_bounds__(288, 1) matmul_wgmma_fwd(
         gates_ready();
     }
     __syncthreads();
-    const Sizes sizes(batch, m, n, k, splits);
+    const Sizes sizes(batch, m, n, k, splits, folds);
     if (threadIdx.x == Block::THREADS) {
         fetch_all<Block, TA, TB>(space, a, b, sizes);
     } else if (threadIdx.x < Block::THREADS) {

@@ -16,10 +16,11 @@ use genevar::models::msvq::Msvq;
 use genevar::models::phi::Phi;
 use genevar::ops::ada_block::AdaBlock;
 use genevar::ops::gemm::{Linear, MatMul};
+use genevar::ops::layout::rounded;
 use genevar::ops::sample::SampleToken;
 use genevar::ops::{DynOp, Op, Precision, Site, call, heard};
 use genevar::sample::{Graphs, Sampler, Subject, Tile};
-use genevar::tensor::{Purpose, Stream, Tensor};
+use genevar::tensor::{Purpose, Shape, Stream, Tensor};
 use genevar::train::frozen::Frozen;
 use models::noise;
 
@@ -271,8 +272,28 @@ fn a_samples_products_have_the_same_bits_in_any_batch() {
         }
     }
     compare(&Linear, [680, 24], [512, 24], 8);
-    let ways: Vec<_> = ways.into_iter().collect();
-    assert_eq!(ways, ["few rows", "parts of k", "tiles 128", "tiles 64"]);
+    // Alone its parts have blocks of their own; beside many others each tile takes them all.
+    let (site, w) = (Site::any(Precision::F32), Shape::from([40, 600]));
+    let way = |n: usize| Linear.fastest(site, &[&[n, 70, 600].into(), &w]).unwrap();
+    assert_eq!([way(1), way(200)], ["parts of k", "tiles 64"]);
+    compare(&Linear, [70, 600], [40, 600], 200);
+    assert!(ways.into_iter().eq(["few rows", "parts of k", "tiles 128", "tiles 64"]));
+}
+
+/// The same in bf16, where Hopper's tiles of 128 rows take parts of k in turn or have a block each.
+#[test]
+fn a_samples_products_have_the_same_bits_in_any_batch_on_hopper() {
+    let Some(device @ Device::Cuda(queue)) = &cuda() else { return };
+    let put = |t: &Tensor| rounded(&device.put(t).unwrap()).unwrap();
+    let (x, w) = (noise(1, &[40, 130, 2048]), put(&noise(2, &[64, 2048])));
+    let product = |x: &Tensor| {
+        let (y, launches) = queue.trace(|| call(&Linear, &[&put(x), &w]).unwrap());
+        (y.to_f64s(), launches.iter().map(|l| l.entry.name).collect::<Vec<_>>())
+    };
+    let ((all, once), (alone, parts)) = (product(&x), product(&x.rows(39, 1).unwrap()));
+    assert!(alone[..] == all[all.len() - alone.len()..], "other bits in a batch");
+    assert_eq!(once[1..], ["matmul_wgmma_fwd"]);
+    assert_eq!(parts[1..], ["matmul_wgmma_fwd", "matmul_join_fwd"]);
 }
 
 /// Columns of a product with w.

@@ -303,8 +303,8 @@ fn products_begin_at_any_address() {
                 let (grid, no) = (Grid::line(2, $threads), Slice::none(&q));
                 let (mut kept, mut part) = (SliceMut::none(&q), SliceMut::none(&q));
                 gemm::$entry::<$t, $side, false, true>(
-                    &q, grid, y, &mut kept, &mut part, a, w, &no, &no, &no, 1, m, n, k, 1, 0, 0,
-                    0, 0, 0, 0,
+                    &q, grid, y, &mut kept, &mut part, a, w, &no, &no, &no, 1, m, n, k, 1, 1, 0,
+                    0, 0, 0, 0, 0,
                 )
             });
         };
@@ -437,6 +437,7 @@ fn a_product_by_wgmma_does_not_depend_on_the_number_of_blocks() {
             m,
             n,
             k,
+            1,
             1,
             0,
             1,

@@ -29,12 +29,13 @@ __device__ __forceinline__ Job job_at(unsigned at, unsigned m, unsigned n, unsig
             inside / height * COLS};
 }
 
-// A launch's sizes.
+// A launch's sizes; into how many parts k is cut among blocks, or by each tile for itself. Either
+// way parts are summed apart and joined in order: the same bits.
 struct Sizes {
-    unsigned batch, m, n, k, splits;
+    unsigned batch, m, n, k, splits, folds;
 
-    __device__ __forceinline__ Sizes(int batch, int m, int n, int k, int splits)
-        : batch(batch), m(m), n(n), k(k), splits(splits) {}
+    __device__ __forceinline__ Sizes(int batch, int m, int n, int k, int splits, int folds = 1)
+        : batch(batch), m(m), n(n), k(k), splits(splits), folds(folds) {}
 };
 
 // All tiles of a launch that are this block's, one after the other: `each` is given the job, its
@@ -48,6 +49,25 @@ __device__ __forceinline__ void each_job(const Sizes& s, const Each& each) {
         const unsigned first = min(job.split * share, steps);
         each(job, first, min(share, steps - first));
     }
+}
+
+// Calls add(sums, first, steps) for the steps of a job, and joins what it cuts for itself.
+template <class Block, class Add>
+__device__ __forceinline__ void add_folds(Block& block, unsigned first, unsigned steps,
+                                          unsigned folds, const Add& add) {
+    if constexpr (Block::FOLDS) {
+        if (folds > 1) {
+            const unsigned share = over(steps, folds);
+#pragma unroll 1
+            for (unsigned at = 0; at < steps; at += share) {
+                Block own;
+                add(own, first + at, min(share, steps - at));
+                block.merge(own);
+            }
+            return;
+        }
+    }
+    add(block, first, steps);
 }
 
 // A tile of sums goes to memory through shared memory, HEIGHT rows at a time: whole rows are
@@ -102,7 +122,7 @@ struct Slab {
 // Gives a block's tile of sums, from row and column `first` on, to a sink; all threads that have
 // sums are through with `shared` before and after.
 template <class Block, class Sink>
-__device__ __forceinline__ void pour(const Block& block, void* shared, uint2 first, uint2 size,
+__device__ __forceinline__ void pour(Block& block, void* shared, uint2 first, uint2 size,
                                      const Sink& sink) {
     float* slab = static_cast<float*>(shared);
     for (int row = 0; row < Block::ROWS; row += Block::Out::ROWS) {
@@ -116,7 +136,7 @@ __device__ __forceinline__ void pour(const Block& block, void* shared, uint2 fir
 
 // Gives a job's tile to the epilogue, or a part of its sums to `part`.
 template <class Block, class T>
-__device__ __forceinline__ void finish_job(const Block& block, void* shared, const Job& job,
+__device__ __forceinline__ void finish_job(Block& block, void* shared, const Job& job,
                                            const Sizes& s, const Finish<T>& finish, float* part) {
     const uint2 from = make_uint2(job.row, job.col), size = make_uint2(s.m, s.n);
     if (s.splits > 1) {

@@ -105,15 +105,30 @@ struct GroupBlock {
         for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(sums[i])::"memory");
     }
 
-    // Writes the tile to the slab.
-    __device__ __forceinline__ void put(float* slab, unsigned) const {
+    // Calls f(place in the slab, two neighbouring sums) for all sums of this thread.
+    template <class F>
+    __device__ __forceinline__ void each_pair(float* slab, F f) {
         const unsigned lane = threadIdx.x % WARP, r = row + lane / 4;
 #pragma unroll
         for (int j = 0; j < COLS / 8; ++j) {
-            const unsigned c = 8 * j + lane % 4 * 2;
-            const float* d = sums + 4 * j;
-            *reinterpret_cast<float2*>(slab + r * Out::STRIDE + c) = make_float2(d[0], d[1]);
-            *reinterpret_cast<float2*>(slab + (r + 8) * Out::STRIDE + c) = make_float2(d[2], d[3]);
+            float* at = slab + r * Out::STRIDE + 8 * j + lane % 4 * 2;
+            f(*reinterpret_cast<float2*>(at), sums + 4 * j);
+            f(*reinterpret_cast<float2*>(at + 8 * Out::STRIDE), sums + 4 * j + 2);
         }
+    }
+
+    // Writes the tile to the slab.
+    __device__ __forceinline__ void put(float* slab, unsigned) {
+        each_pair(slab, [](float2& to, const float* from) { to = make_float2(from[0], from[1]); });
+    }
+
+    // Adds what this thread has put there.
+    __device__ __forceinline__ void add(float* slab) {
+        each_pair(slab, [](const float2& from, float* to) { to[0] += from.x, to[1] += from.y; });
+    }
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < 64; ++i) sums[i] = 0.0f;
     }
 };

@@ -72,6 +72,33 @@ impl Size {
         };
         (1..=most).min_by(|&a, &b| time(a).total_cmp(&time(b))).unwrap_or(1)
     }
+
+    /// How these parts are summed, as predicted: by blocks of their own while tiles of the whole
+    /// batch leave processors idle, else by each tile, one after the other. The bits are the same.
+    pub(super) fn cut(&self, by: Tiling, parts: usize) -> Cut {
+        let (tiles, slots) = (self.tiles(by.side), PROCESSORS * by.resident);
+        let time = |splits: usize| {
+            let turns = (tiles * splits).div_ceil(slots) * self.k.div_ceil(splits);
+            turns as f64 * by.pace
+        };
+        let joined = 2.0 * (parts * self.rows() * self.n * size_of::<f32>()) as f64 / MEMORY;
+        match parts > 1 && time(parts) + JOIN + joined < time(1) {
+            true => Cut { splits: parts, folds: 1 },
+            false => Cut { splits: 1, folds: parts },
+        }
+    }
+}
+
+/// Into how many parts k goes: among blocks, whose sums are then joined, and by each tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cut {
+    pub(super) splits: usize,
+    pub(super) folds: usize,
+}
+
+impl Cut {
+    /// Not at all.
+    const WHOLE: Self = Self { splits: 1, folds: 1 };
 }
 
 /// A way to launch a product; the order is that of an op's variants.
@@ -79,7 +106,7 @@ impl Size {
 pub(super) enum Way {
     /// Tiles of 128 x 128.
     Tiles128,
-    /// Tiles of 64 x 64: more blocks where there are few tiles.
+    /// Tiles of 64 x 64: more blocks where there are few tiles, each for all parts of k.
     Tiles64,
     /// Tiles of 64 x 64, each by several blocks with a part of k, joined in order.
     Parts,
@@ -93,7 +120,7 @@ pub(super) enum Way {
 
 impl Way {
     /// The fastest way, as predicted: not measured on a card yet. Tiles of either side sum k in one
-    /// order.
+    /// order, and so do parts, whoever joins them.
     pub(super) fn fastest(op: &impl Multiply, site: Site<'_>, x: &[&Shape]) -> Self {
         let (size, precision) = (op.size(x), site.precision);
         let small = match precision {
@@ -108,7 +135,8 @@ impl Way {
         } else if precision == Precision::Bf16 && op.has_few(x, FEW_MMA) {
             Self::FewMma
         } else if size.parts(small) > 1 {
-            Self::Parts
+            let cut = size.cut(small, size.parts(small));
+            if cut.splits > 1 { Self::Parts } else { Self::Tiles64 }
         } else if size.tiles(128) >= PROCESSORS {
             Self::Tiles128
         } else {
@@ -176,13 +204,19 @@ impl<T: Elements> Product<'_, T> {
     pub(super) fn run(mut self, q: &Queue, way: Way) -> Result<()> {
         match way {
             // Those of a Hopper go through `wgmma`, unless operands begin at odd places.
-            Way::Tiles128 | Way::Wgmma => T::tiles(&mut self, q, &mut SliceMut::none(q), (128, 1)),
-            Way::Tiles64 => T::tiles(&mut self, q, &mut SliceMut::none(q), (64, 1)),
+            Way::Tiles128 | Way::Wgmma => {
+                T::tiles(&mut self, q, &mut SliceMut::none(q), (128, Cut::WHOLE))
+            }
+            Way::Tiles64 => {
+                let cut = Cut { splits: 1, folds: self.size.parts(T::SMALL) };
+                T::tiles(&mut self, q, &mut SliceMut::none(q), (64, cut))
+            }
             Way::Parts => {
                 // Two at least, so that a test of this way runs it.
                 let parts = self.size.parts(T::SMALL).max(2);
                 let mut sums = Buffer::new(q, parts * self.size.rows() * self.size.n)?;
-                T::tiles(&mut self, q, &mut sums.slice_mut(), (64, parts))?;
+                let cut = Cut { splits: parts, folds: 1 };
+                T::tiles(&mut self, q, &mut sums.slice_mut(), (64, cut))?;
                 self.join(q, &sums.slice(), parts)
             }
             Way::Few | Way::FewMma => self.few(q),
@@ -235,12 +269,12 @@ impl<T: Elements> Product<'_, T> {
 
 /// Types of elements and the kernels that take them.
 pub(super) trait Elements: Held + launch::matmul_join_fwd::Instance {
-    /// Launches tiles of a side, k in as many parts: more than one go to `sums`.
+    /// Launches tiles of a side; parts of blocks of their own go to `sums`.
     fn tiles(
         p: &mut Product<'_, Self>,
         q: &Queue,
         sums: &mut SliceMut<'_, f32>,
-        side_and_parts: (usize, usize),
+        side_and_cut: (usize, Cut),
     ) -> Result<()>;
 
     /// Tiles of 64 x 64.
@@ -323,7 +357,7 @@ macro_rules! elements {
                 p: &mut Product<'_, Self>,
                 q: &Queue,
                 sums: &mut SliceMut<'_, f32>,
-                (side, parts): (usize, usize),
+                (side, cut): (usize, Cut),
             ) -> Result<()> {
                 let launch = match (side, p.ta, p.tb) {
                     (64, false, false) => launch::$tiles::<$t, 64, false, false>,
@@ -339,7 +373,7 @@ macro_rules! elements {
                 let [keep, biased, added] = f.flags();
                 launch(
                     q,
-                    Grid::line(p.size.tiles(side) * parts, $threads),
+                    Grid::line(p.size.tiles(side) * cut.splits, $threads),
                     &mut p.y,
                     &mut f.kept,
                     sums,
@@ -352,7 +386,8 @@ macro_rules! elements {
                     m,
                     n,
                     k,
-                    parts,
+                    cut.splits,
+                    cut.folds,
                     keep,
                     biased,
                     added,

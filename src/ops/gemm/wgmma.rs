@@ -1,6 +1,6 @@
 //! The launch of products on Hopper: which operands its copy engine takes, and when it pays.
 
-use super::cuda::{Multiply, Product, Size, Tiling, Way};
+use super::cuda::{Cut, Multiply, Product, Size, Tiling, Way};
 use crate::device::cuda::{Buffer, Queue};
 use crate::device::kernel::{Bf16, Boxes, Entry, Grid, SliceMut};
 use crate::device::launch::gemm_wgmma::{self as launch, matmul_wgmma_fwd};
@@ -41,17 +41,16 @@ impl Product<'_, Bf16> {
         if !self.a.is_aligned() || !self.b.is_aligned() {
             return self.run(q, Way::Tiles128);
         }
-        match self.size.parts(TILING) {
-            0 | 1 => self.tiles(q, &mut SliceMut::none(q), 1),
-            parts => {
-                let mut sums = Buffer::new(q, parts * self.size.rows() * self.size.n)?;
-                self.tiles(q, &mut sums.slice_mut(), parts)?;
-                self.join(q, &sums.slice(), parts)
-            }
+        let cut = self.size.cut(TILING, self.size.parts(TILING));
+        if cut.splits == 1 {
+            return self.tiles(q, &mut SliceMut::none(q), cut);
         }
+        let mut sums = Buffer::new(q, cut.splits * self.size.rows() * self.size.n)?;
+        self.tiles(q, &mut sums.slice_mut(), cut)?;
+        self.join(q, &sums.slice(), cut.splits)
     }
 
-    fn tiles(&mut self, q: &Queue, sums: &mut SliceMut<'_, f32>, parts: usize) -> Result<()> {
+    fn tiles(&mut self, q: &Queue, sums: &mut SliceMut<'_, f32>, cut: Cut) -> Result<()> {
         let launch = match (self.ta, self.tb) {
             (false, false) => launch::matmul_wgmma_fwd::<Bf16, false, false>,
             (false, true) => launch::matmul_wgmma_fwd::<Bf16, false, true>,
@@ -63,7 +62,7 @@ impl Product<'_, Bf16> {
         let [keep, biased, added] = f.flags();
         launch(
             q,
-            Grid::line((self.size.tiles(SIDE) * parts).min(processors), THREADS),
+            Grid::line((self.size.tiles(SIDE) * cut.splits).min(processors), THREADS),
             &mut self.y,
             &mut f.kept,
             sums,
@@ -76,7 +75,8 @@ impl Product<'_, Bf16> {
             m,
             n,
             k,
-            parts,
+            cut.splits,
+            cut.folds,
             keep,
             biased,
             added,
