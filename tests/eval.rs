@@ -177,6 +177,9 @@ fn the_command_prints_a_table_and_writes_json() {
     let dir = tempfile::tempdir().unwrap();
     let real = folder(&dir.path().join("real"), &split("r", 0, 24).tiles);
     let tiles = folder(&dir.path().join("made"), &split("m", 500, 20).tiles);
+    // An overview of tiles that were drawn is no tile.
+    fs::write(Path::new(&tiles).join("samples.json"), "{}").unwrap();
+    write_png(Path::new(&tiles).join("grid.png"), &Rgb::filled(90, 50, [1; 3])).unwrap();
     let json = dir.path().join("fd.json");
     let path = json.to_str().unwrap();
     let out =

@@ -97,6 +97,10 @@ fn image_paths(folder: &Path) -> Result<Vec<PathBuf>> {
             paths.push(path);
         }
     }
+    // What `genevar sample` wrote has an overview beside the tiles.
+    if folder.join("samples.json").exists() {
+        paths.retain(|p| p.file_name().is_none_or(|name| name != "grid.png"));
+    }
     paths.sort();
     match paths.is_empty() {
         false => Ok(paths),
