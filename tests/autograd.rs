@@ -7,6 +7,7 @@ use genevar::autograd::{Params, Pass, Var};
 use genevar::ops::activation::{Gelu, Square};
 use genevar::ops::elementwise::{ADD, Affine, Modulate, Mul};
 use genevar::ops::gemm::Linear;
+use genevar::ops::heard;
 use genevar::ops::reduce::SumTo;
 use genevar::tensor::{DType, Purpose, Stream, Tensor};
 
@@ -146,4 +147,34 @@ fn a_derivative_kernel_refuses_to_be_differentiated() {
     let op = genevar::ops::activation::GeluVjp(Gelu);
     let e = p.op(op, &[&x, &g]).unwrap_err().to_string();
     assert!(e.contains("gelu_vjp is not differentiable"), "{e}");
+}
+
+/// A segment, with one inside it, gives the gradients of what it is made of, to the last bit, and
+/// computes again no more than its rules look at.
+#[test]
+fn segments_are_computed_again_with_the_same_bits() {
+    let m = model();
+    let (x, t, gy) = (noise(0, [4, 6]), noise(1, [4, 1]), noise(2, [4, 6]));
+    let run = |p: Pass, segments: bool| {
+        let p = p.training(&m.params).recomputing(segments);
+        let leaf = p.leaf(x.clone());
+        let ((y, tangent), before) = heard(|| {
+            let t = p.with_tangent(t.clone(), noise(4, [4, 1]));
+            let y = p.segment(|| Ok(forward(&p, &m, &leaf, &t))).unwrap();
+            let inner = || p.segment(|| Ok(forward(&p, &m, &y, &t)));
+            let y = p.segment(inner).unwrap();
+            let tangent = y.tangent().map(|dy| dy.clone().into_tensor().to_f64s());
+            (y.without_tangent(), tangent)
+        });
+        let (grads, after) = heard(|| p.backward_from(&y, gy.clone()).unwrap());
+        let all = m.parts.iter().map(|w| grads.param(w).unwrap().to_f64s());
+        let all: Vec<Vec<f64>> = all.chain([grads.of(&leaf).unwrap().to_f64s()]).collect();
+        (all, tangent, before.len(), after.len())
+    };
+    for make in [Pass::tape, Pass::dual_tape] {
+        let (kept, again) = (run(make(), false), run(make(), true));
+        assert_eq!((&again.0, &again.1, again.2), (&kept.0, &kept.1, kept.2));
+        // Twice: two products, GELU and the modulation with its shift; what nothing looks at stays.
+        assert!((6..=10).contains(&(again.3 - kept.3)), "{} and {} ops", kept.3, again.3);
+    }
 }

@@ -146,6 +146,37 @@ fn a_batch_may_be_taken_in_parts() {
     }
 }
 
+/// Blocks whose values are computed again in the backward pass give the same bits, whole or in
+/// parts, and go on where one that kept them stopped; they take less memory.
+fn is_recomputed(make: Made) {
+    for device in [Some(Device::Cpu), cuda()].into_iter().flatten() {
+        let (mut kept, mut again) = (make(Data::Deep), make(Data::Deep));
+        for parts in [1, 2] {
+            if parts > 1 && !(kept.divide(parts) && again.divide(parts)) {
+                continue;
+            }
+            assert!(again.recompute(true));
+            let plans = [&mut kept, &mut again].map(|stage| rehearse(&mut **stage).unwrap());
+            assert!(10 * plans[1] < 9 * plans[0], "{plans:?} bytes");
+            for stage in [&mut kept, &mut again] {
+                stage.place(&device).unwrap();
+            }
+            let losses = train(&mut *kept, 0..RESUMED);
+            assert_eq!(train(&mut *again, 0..STOP), losses[..STOP as usize]);
+            let state = again.state().unwrap();
+            let read = state.iter().map(|(name, t)| (name.clone(), t.here().unwrap())).collect();
+            again = make(Data::Deep);
+            again.recompute(true);
+            again.divide(parts);
+            again.place(&device).unwrap();
+            again.restore(read).unwrap();
+            assert_eq!(train(&mut *again, STOP..RESUMED), losses[STOP as usize..]);
+            assert!(bits(&kept.state().unwrap()) == bits(&again.state().unwrap()));
+            (kept, again) = (make(Data::Deep), make(Data::Deep));
+        }
+    }
+}
+
 /// One batch, seen again and again, is learnt: `what` falls to a part of what it was.
 fn learns_one_batch(make: Made, (what, part): (&str, f64)) {
     let Some(device) = cuda() else { return };
@@ -251,6 +282,10 @@ macro_rules! stages {
             #[test]
             fn is_rehearsed() {
                 super::is_rehearsed(super::stages::$stage);
+            }
+            #[test]
+            fn is_recomputed() {
+                super::is_recomputed(super::stages::$stage);
             }
         })*
     };

@@ -8,6 +8,7 @@
 
 mod param;
 mod pass;
+mod segment;
 mod tape;
 
 pub use param::{Param, Params};

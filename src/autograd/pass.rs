@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use super::param::{Param, Params};
+use super::segment::{Again, Made, Source};
 use super::tape::{Gradients, Node, Tape};
 use crate::device::{Device, OnGpu, span};
 use crate::error::{Error, Result, Within};
@@ -69,6 +70,10 @@ impl From<Tensor> for Var {
     }
 }
 
+/// Outputs and tangent that one op gave, that op, and which inputs had tangents.
+type AtOnce = (Vec<Tensor>, Tangent, Dual);
+type Dual = (Box<dyn DynOp>, Vec<bool>);
+
 /// One run of model code.
 pub struct Pass {
     tape: Option<RefCell<Tape>>,
@@ -76,12 +81,14 @@ pub struct Pass {
     tracked: Vec<u64>,
     check: bool,
     apart: bool,
+    recomputes: bool,
 }
 
 impl Pass {
     /// Values only.
     pub fn eval() -> Self {
-        Self { tape: None, dual: false, tracked: Vec::new(), check: false, apart: false }
+        let (tape, tracked) = (None, Vec::new());
+        Self { tape, dual: false, tracked, check: false, apart: false, recomputes: false }
     }
 
     /// Values and a tape; gradients reach tracked leaves and the parameters of [`Pass::training`].
@@ -114,6 +121,12 @@ impl Pass {
     /// Runs values and tangents by ops of their own, which one op for both is checked against.
     pub fn apart(mut self) -> Self {
         self.apart = true;
+        self
+    }
+
+    /// Keeps of each [`Pass::segment`] what it was given, and runs it again for the reverse pass.
+    pub fn recomputing(mut self, on: bool) -> Self {
+        self.recomputes = on;
         self
     }
 
@@ -161,6 +174,23 @@ impl Pass {
         Var { value, tangent: None, node }
     }
 
+    /// Runs a stretch of a model, such as a block, that may be run again for the reverse pass. One
+    /// inside another is part of it.
+    ///
+    /// # Errors
+    /// Those of the stretch.
+    pub fn segment<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<T> {
+        let outermost = |tape: &&RefCell<Tape>| tape.borrow().segment.is_none();
+        let Some(tape) = self.tape.as_ref().filter(|_| self.recomputes).filter(outermost) else {
+            return run();
+        };
+        let first = tape.borrow().nodes.len();
+        tape.borrow_mut().segment = Some(first);
+        let result = run();
+        tape.borrow_mut().segment = None;
+        result
+    }
+
     /// Runs one op; its result.
     pub fn op(&self, op: impl DynOp, x: &[&Var]) -> Result<Var> {
         Ok(self.op_with_extras(op, x)?.0)
@@ -177,9 +207,9 @@ impl Pass {
     /// Runs one op; its result and its extra outputs, which are constants.
     pub fn op_with_extras(&self, op: impl DynOp, x: &[&Var]) -> Result<(Var, Vec<Tensor>)> {
         let values: Vec<&Tensor> = x.iter().map(|v| &v.value).collect();
-        let (outs, tangent) = match self.at_once(&op, x, &values)? {
-            Some((outs, tangent)) => (outs, Some(tangent)),
-            None => (run(&op, &values)?, None),
+        let (outs, tangent, dual) = match self.at_once(&op, x, &values)? {
+            Some((outs, tangent, dual)) => (outs, Some(tangent), Some(dual)),
+            None => (run(&op, &values)?, None, None),
         };
         let y = outs.first().cloned().ok_or_else(|| Error::Internal("no output".into()))?;
         if self.check {
@@ -197,8 +227,11 @@ impl Pass {
                 differentiable(&op)?;
                 let saved = Saved::declared(&op, &values, &outs);
                 let parents = x.iter().map(|v| v.node).collect();
-                let made_by = Some((op.boxed(), saved));
-                Some(tape.borrow_mut().push(Node { made_by, parents }))
+                let tape = &mut *tape.borrow_mut();
+                let again = tape.again(x, dual);
+                let saved = if again.is_some() { saved.bare() } else { saved };
+                let made_by = Some(Made { op: op.boxed(), saved, again });
+                Some(tape.push(Node { made_by, parents }))
             }
             _ => None,
         };
@@ -226,12 +259,7 @@ impl Pass {
 
     /// Outputs and tangent by one op, where there is one for these tangents. On the CPU they are
     /// two: its faces are fast for each alone.
-    fn at_once(
-        &self,
-        op: &dyn DynOp,
-        x: &[&Var],
-        values: &[&Tensor],
-    ) -> Result<Option<(Vec<Tensor>, Tangent)>> {
+    fn at_once(&self, op: &dyn DynOp, x: &[&Var], values: &[&Tensor]) -> Result<Option<AtOnce>> {
         let moving = x.iter().filter_map(|v| v.tangent.as_ref().map(|t| &t.0));
         let inputs: Vec<&Tensor> = values.iter().copied().chain(moving).collect();
         if self.apart
@@ -244,7 +272,7 @@ impl Pass {
         let shapes: Vec<_> = values.iter().map(|t| t.shape()).collect();
         let Some(dual) = op.dual(&shapes, &given) else { return Ok(None) };
         let mut outs = run(&*dual, &inputs)?;
-        Ok(outs.pop().map(|dy| (outs, Tangent(dy))))
+        Ok(outs.pop().map(|dy| (outs, Tangent(dy), (dual, given))))
     }
 
     /// Gradients of a one-element loss. The tape is used up.
@@ -266,6 +294,19 @@ impl Pass {
             (Some(tape), Some(node)) => tape.into_inner().backward(node, gy),
             _ => Err(Error::Internal("nothing was recorded for this value".into())),
         }
+    }
+}
+
+impl Tape {
+    /// How an op of these inputs is run again, while a segment is recorded.
+    fn again(&self, x: &[&Var], dual: Option<Dual>) -> Option<Again> {
+        let first = self.segment?;
+        let made = |node: &usize| *node >= first && self.nodes[*node].made_by.is_some();
+        let source = |v: &&Var| match v.node.filter(made) {
+            Some(node) => Source::Node(node),
+            None => Source::Held(v.value.clone()),
+        };
+        Some(Again { first, inputs: x.iter().map(source).collect(), dual })
     }
 }
 

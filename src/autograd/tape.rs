@@ -4,16 +4,17 @@ use std::collections::HashMap;
 
 use super::param::Param;
 use super::pass::Var;
+use super::segment::{Made, rerun};
 use crate::device::Device;
 use crate::error::{Error, Result, Within};
+use crate::ops::call;
 use crate::ops::elementwise::ADD;
 use crate::ops::layout::stacked;
-use crate::ops::{DynOp, Saved, call};
 use crate::tensor::Tensor;
 
 /// One recorded op, or a leaf.
 pub(super) struct Node {
-    pub(super) made_by: Option<(Box<dyn DynOp>, Saved)>,
+    pub(super) made_by: Option<Made>,
     pub(super) parents: Vec<Option<usize>>,
 }
 
@@ -22,6 +23,8 @@ pub(super) struct Node {
 pub(super) struct Tape {
     pub(super) nodes: Vec<Node>,
     pub(super) params: HashMap<(u64, usize), usize>,
+    /// The node that the segment being recorded begins at.
+    pub(super) segment: Option<usize>,
 }
 
 impl Tape {
@@ -41,10 +44,13 @@ impl Tape {
         grads.resize_with(self.nodes.len(), || None);
         grads[from] = Some(seed);
         let mut parts = Parts::default();
-        while let Some(node) = self.nodes.pop() {
-            let at = self.nodes.len();
+        while let Some(at) = self.nodes.len().checked_sub(1) {
             let (whole, entries) = (grads[at].take(), parts.of(at)?);
-            let Some((op, saved)) = node.made_by else {
+            if whole.is_some() || entries.is_some() {
+                self.recall(at)?;
+            }
+            let Some(node) = self.nodes.pop() else { break };
+            let Some(Made { op, saved, .. }) = node.made_by else {
                 // A leaf keeps its gradient.
                 grads[at] = sum(whole, entries.map(|e| stacked(&e)).transpose()?)?;
                 continue;
@@ -73,6 +79,15 @@ impl Tape {
             }
         }
         Ok(Gradients { grads, params: self.params })
+    }
+
+    /// Sees to it that the last node has what it saves.
+    fn recall(&mut self, last: usize) -> Result<()> {
+        let made = self.nodes[last].made_by.as_ref();
+        match made.and_then(|made| made.again.as_ref()).map(|again| again.first) {
+            Some(first) => rerun(&mut self.nodes[first..]).within("recomputing for the backward"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -52,6 +52,9 @@ impl Config {
             };
             let what = format!("{name} takes its batches whole");
             want(!cut, &format!("train.{name}.accumulate"), what, fix)?;
+            let what = format!("{name} has no blocks to compute again");
+            let can = !stage.recompute || *name != "beta_vae";
+            want(can, &format!("train.{name}.recompute"), what, "leave it out")?;
         }
         Ok(())
     }

@@ -227,6 +227,9 @@ pub struct StageConfig {
     /// Parts that a batch is taken in, one after the other, of meanflow and ar: the gradients are
     /// those of the whole, the memory is that of a part.
     pub accumulate: usize,
+    /// Whether of each block of msvq, meanflow and ar only what it was given is kept, and the rest
+    /// computed again for the backward pass: less memory, more time, the same bits.
+    pub recompute: bool,
     /// Peak learning rate.
     pub lr: f64,
     /// Learning rate at the end, as a share of the peak (cosine and lin0).
@@ -271,6 +274,7 @@ impl Default for StageConfig {
             steps: 1000,
             batch: 16,
             accumulate: 1,
+            recompute: false,
             lr: 1e-3,
             min_lr: 0.0,
             warmup: 0.02,

@@ -100,9 +100,9 @@ impl Block {
 
     /// Runs one or both.
     pub fn forward(&self, p: &Pass, x: &Var) -> Result<Var> {
-        let y = self.res.forward(p, x)?;
+        let y = p.segment(|| self.res.forward(p, x))?;
         match &self.attn {
-            Some(attn) => attn.forward(p, &y),
+            Some(attn) => p.segment(|| attn.forward(p, &y)),
             None => Ok(y),
         }
     }

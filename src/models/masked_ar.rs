@@ -257,8 +257,8 @@ impl MaskedAr {
         let ends = Mask::Blocks(self.ends());
         for (i, (block, m)) in self.blocks.iter().zip(&modulation.blocks).enumerate() {
             let drop = noise.map(|n| (n, i));
-            x = block
-                .forward(p, x, m, (ends.clone(), None), drop)
+            x = p
+                .segment(|| block.forward(p, x, m, (ends.clone(), None), drop))
                 .within(format_args!("block {i}"))?;
         }
         self.logits(p, &x, &modulation)

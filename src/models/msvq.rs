@@ -119,7 +119,8 @@ impl Middle {
     }
 
     fn forward(&self, p: &Pass, x: &Var) -> Result<Var> {
-        self.last.forward(p, &self.first.forward(p, x)?)
+        let x = self.first.forward(p, x)?;
+        p.segment(|| self.last.forward(p, &x))
     }
 }
 

@@ -231,7 +231,7 @@ impl Phi {
         let read = self.read(p, &c1, context.as_ref())?;
         for (i, (block, m)) in self.blocks.iter().zip(&read.m).enumerate() {
             let cross = read.cross.as_ref().map(|[m, kv]| [&m[i][..], &kv[i][..]]);
-            h = block.forward(p, h, m, cross).within(format_args!("block {i}"))?;
+            h = p.segment(|| block.forward(p, h, m, cross)).within(format_args!("block {i}"))?;
         }
         let o = &read.m[self.blocks.len()];
         let u = p.wide(&self.out.forward(p, &norm_modulate(p, &h, &o[0], &o[1])?)?)?;

@@ -35,6 +35,7 @@ pub mod real;
 pub mod reduce;
 pub mod resample;
 pub mod sample;
+mod saved;
 mod table;
 pub mod usage;
 mod verify;
@@ -51,8 +52,9 @@ use crate::tensor::{DType, Shape, Tensor};
 pub use cases::{Case, Cases, Draw, Fill, Input};
 pub use cuda::{CudaIn, CudaOut, Kernels, Precision, Site, Variant, Window};
 pub use listen::{Ran, Timed, heard, timed};
-pub use op::{CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Op, Out, Saved, Saves};
+pub use op::{CpuFace, Diff, DynOp, FIRST_ORDER, Grads, In, Op, Out};
 pub use real::{Dual, Real, Running};
+pub use saved::{Saved, Saves};
 pub use table::{CHECKS, COMPOSED_CHECKS, CUDA_CHECKS, RULE_CHECKS, Told, table, table_markdown};
 
 /// A row of the table.

@@ -19,6 +19,7 @@ use super::composed::Composed;
 use super::cuda::{CudaIn, CudaOut, Kernels, Precision, Site};
 use super::layout::stacked;
 use super::real::{Dual, Real, Running};
+use super::saved::{Saved, Saves};
 
 /// An input as a face sees it.
 #[derive(Clone, Copy)]
@@ -100,35 +101,6 @@ pub const FIRST_ORDER: Diff = Diff::No(
     "it is itself a derivative; MeanFlow carries tangents beside untaped primals, so no \
      derivative of a derivative is ever needed",
 );
-
-/// What the tape must keep for the backward pass. Asking [`Saved`] for anything else is an internal
-/// error.
-#[derive(Clone, Copy, Debug)]
-pub struct Saves {
-    /// Indices of inputs.
-    pub inputs: &'static [usize],
-    /// Whether the result itself is kept.
-    pub output: bool,
-    /// Whether the extra outputs (statistics) are kept.
-    pub extras: bool,
-}
-
-impl Saves {
-    /// Nothing: linear maps.
-    pub const NOTHING: Self = Self { inputs: &[], output: false, extras: false };
-    /// Some inputs.
-    pub const fn inputs(inputs: &'static [usize]) -> Self {
-        Self { inputs, output: false, extras: false }
-    }
-    /// Also the extra outputs.
-    pub const fn and_extras(self) -> Self {
-        Self { extras: true, ..self }
-    }
-    /// Also the result.
-    pub const fn and_output(self) -> Self {
-        Self { output: true, ..self }
-    }
-}
 
 /// The fast f32 path of an op: same contract as the reference, within `Running`'s bound of it.
 pub type CpuFace<O> = fn(&O, &[In<'_, f32>], &mut [Out<'_, f32>]);
@@ -222,79 +194,6 @@ pub trait Op: Clone + Send + Sync + Sized + 'static {
 
     /// Named shapes, a generator of random ones and bench shapes.
     fn cases() -> Cases;
-}
-
-/// What an op's derivative rules may look at.
-#[derive(Clone)]
-pub struct Saved {
-    op: &'static str,
-    inputs: Vec<Option<Tensor>>,
-    shapes: Vec<Shape>,
-    output: Option<Tensor>,
-    extras: Vec<Tensor>,
-    out_shape: Shape,
-}
-
-impl Saved {
-    /// Everything: what `jvp` sees.
-    pub fn all(op: &dyn DynOp, x: &[&Tensor], y: &[Tensor]) -> Self {
-        Self {
-            op: op.name(),
-            inputs: x.iter().map(|&t| Some(t.clone())).collect(),
-            shapes: x.iter().map(|t| t.shape().clone()).collect(),
-            output: y.first().cloned(),
-            extras: y.iter().skip(1).cloned().collect(),
-            out_shape: y.first().map(|t| t.shape().clone()).unwrap_or_default(),
-        }
-    }
-
-    /// Only what the op declares: what `vjp` sees.
-    pub fn declared(op: &dyn DynOp, x: &[&Tensor], y: &[Tensor]) -> Self {
-        let mut all = Self::all(op, x, y);
-        let saves = op.saves();
-        for (i, kept) in all.inputs.iter_mut().enumerate() {
-            if !saves.inputs.contains(&i) {
-                *kept = None;
-            }
-        }
-        if !saves.output {
-            all.output = None;
-        }
-        if !saves.extras {
-            all.extras.clear();
-        }
-        all
-    }
-
-    /// Input `i`.
-    pub fn x(&self, i: usize) -> Result<&Tensor> {
-        self.inputs.get(i).and_then(Option::as_ref).ok_or_else(|| self.missing("input", i))
-    }
-    /// The result.
-    pub fn y(&self) -> Result<&Tensor> {
-        self.output.as_ref().ok_or_else(|| self.missing("output", 0))
-    }
-    /// Extra output `i`.
-    pub fn extra(&self, i: usize) -> Result<&Tensor> {
-        self.extras.get(i).ok_or_else(|| self.missing("extra", i))
-    }
-    /// Shape of input `i`; always known.
-    pub fn shape(&self, i: usize) -> &Shape {
-        &self.shapes[i]
-    }
-    /// How many inputs there were.
-    pub fn arity(&self) -> usize {
-        self.shapes.len()
-    }
-    /// Shape of the result; always known.
-    pub fn y_shape(&self) -> &Shape {
-        &self.out_shape
-    }
-
-    fn missing(&self, what: &str, i: usize) -> Error {
-        let op = self.op;
-        Error::Internal(format!("{op} asks for {what} {i}, which it does not declare in SAVES"))
-    }
 }
 
 fn no_kernel(precision: Precision, variant: Option<&str>) -> String {

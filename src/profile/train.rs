@@ -21,6 +21,7 @@ use crate::train::Stage;
 use crate::train::ar::{ArStage, Before};
 use crate::train::beta_vae::{BetaVaeStage, scaling};
 use crate::train::meanflow::MeanFlowStage;
+use crate::train::memory;
 use crate::train::msvq::MsvqStage;
 use crate::train::pipeline::{ar_dims, phi_dims};
 use crate::train::place::Numbers;
@@ -52,6 +53,12 @@ pub struct TrainArgs {
     /// Rows of a batch. Default: the preset's.
     #[arg(long)]
     batch: Option<usize>,
+    /// Parts that a batch is taken in.
+    #[arg(long)]
+    accumulate: Option<usize>,
+    /// Computes the values of blocks again for the backward pass instead of keeping them.
+    #[arg(long)]
+    recompute: bool,
     /// The step, from 0: what it does may depend on its number. Default: the last.
     #[arg(long)]
     step: Option<u64>,
@@ -81,6 +88,10 @@ pub fn run(args: &TrainArgs) -> Result<(Profile, super::record::Recording)> {
         }
         config.train.stages_mut().into_iter().for_each(|stage| stage.batch = batch);
     }
+    for stage in config.train.stages_mut() {
+        stage.accumulate = args.accumulate.unwrap_or(stage.accumulate);
+        stage.recompute |= args.recompute;
+    }
     let place = args.common.place(false)?;
     let data = Data::of(args.data.as_deref(), &config)?;
     let settings = config.train.stages()[args.stage as usize];
@@ -96,6 +107,7 @@ pub fn run(args: &TrainArgs) -> Result<(Profile, super::record::Recording)> {
         model.msvq.place(&place.device)?;
         model.phi.iter().try_for_each(|phi| phi.place(&place.device))?;
     }
+    eprintln!("a step holds {} at most", memory::amount(memory::rehearse(&mut *stage)?));
     stage.place(&place.device)?;
     let work = format!("train {}", stage.name());
     let source = if args.data.is_some() { "a pack" } else { "made-up tissue" };

@@ -54,6 +54,7 @@ pub struct ArStage<'a> {
     notes: Map<String, Value>,
     device: Device,
     parts: usize,
+    recomputes: bool,
 }
 
 /// Held-out rows, embedded at the first look: only the transformer changes between looks at them.
@@ -93,6 +94,7 @@ impl<'a> ArStage<'a> {
             notes: Map::new(),
             device: Device::Cpu,
             parts: cfg.train.ar.accumulate,
+            recomputes: cfg.train.ar.recompute,
         })
     }
 
@@ -185,6 +187,7 @@ impl<'a> ArStage<'a> {
             let x = self.prepare(&own, Some(draw))?;
             let noise = Some(TrainNoise { seed: self.cfg.seed, step: draw });
             let pass = Pass::tape().training(&self.params).checked(checked);
+            let pass = pass.recomputing(self.recomputes);
             let (l, _) = self.loss(&pass, &x, &own.null, noise)?;
             sums.add(pass, &l, share)?;
             let Some(keep) = &x.inputs.keep else { continue };
@@ -307,6 +310,11 @@ impl Stage for ArStage<'_> {
 
     fn divide(&mut self, parts: usize) -> bool {
         self.parts = parts;
+        true
+    }
+
+    fn recompute(&mut self, on: bool) -> bool {
+        self.recomputes = on;
         true
     }
 

@@ -45,6 +45,7 @@ pub struct MeanFlowStage<'a> {
     notes: Map<String, Value>,
     device: Device,
     parts: usize,
+    recomputes: bool,
 }
 
 impl<'a> MeanFlowStage<'a> {
@@ -57,9 +58,20 @@ impl<'a> MeanFlowStage<'a> {
         (params, phi): (Params, Phi),
     ) -> Result<Self> {
         let learner = Learner::new(&params, &cfg.train.meanflow)?;
-        let guard = Guard::new(&cfg.train.meanflow);
-        let (notes, device, parts) = (Map::new(), Device::Cpu, cfg.train.meanflow.accumulate);
-        Ok(Self { cfg, msvq, stats, batches, params, phi, learner, guard, notes, device, parts })
+        Ok(Self {
+            cfg,
+            msvq,
+            stats,
+            batches,
+            params,
+            phi,
+            learner,
+            guard: Guard::new(&cfg.train.meanflow),
+            notes: Map::new(),
+            device: Device::Cpu,
+            parts: cfg.train.meanflow.accumulate,
+            recomputes: cfg.train.meanflow.recompute,
+        })
     }
 
     /// What a reader of the checkpoint needs beside tensors.
@@ -154,7 +166,8 @@ impl<'a> MeanFlowStage<'a> {
 
     fn pass(&self) -> Pass {
         let needs_tangent = matches!(self.cfg.meanflow.mode, FlowMode::Causal | FlowMode::Vanilla);
-        if needs_tangent { Pass::dual_tape() } else { Pass::tape() }.training(&self.params)
+        let pass = if needs_tangent { Pass::dual_tape() } else { Pass::tape() };
+        pass.training(&self.params).recomputing(self.recomputes)
     }
 }
 
@@ -218,6 +231,11 @@ impl Stage for MeanFlowStage<'_> {
 
     fn divide(&mut self, parts: usize) -> bool {
         self.parts = parts;
+        true
+    }
+
+    fn recompute(&mut self, on: bool) -> bool {
+        self.recomputes = on;
         true
     }
 

@@ -42,12 +42,44 @@ pub(super) fn check(stage: &mut dyn Stage, of: &StageConfig, queue: &Queue) -> R
     Ok(())
 }
 
-/// What to do about a step that does not fit: the largest parts of a batch that do.
+/// What to do about a step that does not fit: compute blocks again, take the largest parts of a
+/// batch that do, or both.
 fn advice(stage: &mut dyn Stage, of: &StageConfig, free: u64) -> Result<String> {
     let key = format!("train.{}", stage.name());
-    let mut parts = of.accumulate;
-    let mut divided = true;
-    let mut fits = None;
+    let mut cures = Vec::new();
+    let again = !of.recompute && stage.recompute(true);
+    if again && rehearse(stage)? <= free {
+        cures.push(format!("set {key}.recompute = true, which takes more time"));
+    }
+    stage.recompute(of.recompute);
+    let (fits, divided) = parts_that_fit(stage, of, free)?;
+    let in_parts = |parts: usize| {
+        let rows = of.batch.div_ceil(parts);
+        format!("batches of {rows} fit: set {key}.accumulate = {parts}, or {key}.batch = {rows}")
+    };
+    cures.extend(fits.map(in_parts));
+    if cures.is_empty() && again {
+        stage.recompute(true);
+        let both = parts_that_fit(stage, of, free)?.0.map(in_parts);
+        cures.extend(both.map(|parts| format!("with {key}.recompute = true {parts}")));
+        stage.recompute(of.recompute);
+    }
+    Ok(match (cures.is_empty(), divided) {
+        (false, _) => cures.join("; or "),
+        (true, true) => "a batch of one does not fit either: take a larger GPU or a smaller tier \
+                         or stop what else runs there"
+            .to_string(),
+        (true, false) => format!("lower {key}.batch, or stop what else runs on the GPU"),
+    })
+}
+
+/// The fewest parts of a batch whose step fits, and whether the stage takes batches in parts.
+fn parts_that_fit(
+    stage: &mut dyn Stage,
+    of: &StageConfig,
+    free: u64,
+) -> Result<(Option<usize>, bool)> {
+    let (mut parts, mut divided, mut fits) = (of.accumulate, true, None);
     while fits.is_none() && parts < of.batch && divided {
         parts = (2 * parts).min(of.batch);
         divided = stage.divide(parts);
@@ -56,21 +88,11 @@ fn advice(stage: &mut dyn Stage, of: &StageConfig, free: u64) -> Result<String> 
         }
     }
     stage.divide(of.accumulate);
-    Ok(match (fits, divided) {
-        (Some(parts), _) => {
-            let rows = of.batch.div_ceil(parts);
-            format!(
-                "batches of {rows} fit: set {key}.accumulate = {parts}, or {key}.batch = {rows}"
-            )
-        }
-        (None, true) => "a batch of one does not fit either: take a larger GPU or a smaller tier \
-                         or stop what else runs there"
-            .to_string(),
-        (None, false) => format!("lower {key}.batch, or stop what else runs on the GPU"),
-    })
+    Ok((fits, divided))
 }
 
-fn amount(bytes: u64) -> String {
+/// Bytes for people.
+pub fn amount(bytes: u64) -> String {
     match bytes {
         0..0xa0_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
         _ => format!("{} MiB", bytes.div_ceil(1 << 20)),
@@ -87,10 +109,12 @@ mod tests {
     use crate::train::log::StepLog;
     use crate::train::numbers::Pending;
 
-    /// Holds 4 KB an example.
+    /// Holds 4 KiB an example, half where values are computed again.
     struct Hungry {
         parts: usize,
         divides: bool,
+        /// Whether half is enough; none where it can not.
+        recomputes: Option<bool>,
         device: Device,
     }
 
@@ -99,7 +123,8 @@ mod tests {
             "ar"
         }
         fn step(&mut self, _: u64) -> Result<Pending> {
-            self.device.put(&Tensor::zeros(DType::F32, [64 / self.parts, 1024]))?;
+            let width = if self.recomputes == Some(true) { 512 } else { 1024 };
+            self.device.put(&Tensor::zeros(DType::F32, [64 / self.parts, width]))?;
             Ok(StepLog::default().into())
         }
         fn state(&self) -> Result<BTreeMap<String, Tensor>> {
@@ -121,21 +146,34 @@ mod tests {
             }
             self.divides
         }
+        fn recompute(&mut self, on: bool) -> bool {
+            self.recomputes = self.recomputes.map(|_| on);
+            self.recomputes.is_some()
+        }
     }
 
     #[test]
     fn the_largest_parts_that_fit_are_named() {
         let of = StageConfig { batch: 64, ..StageConfig::default() };
-        let told = |free: u64, divides: bool| {
-            let mut stage = Hungry { parts: 1, divides, device: Device::Cpu };
+        let told = |free: u64, divides: bool, recomputes: Option<bool>| {
+            let mut stage = Hungry { parts: 1, divides, recomputes, device: Device::Cpu };
             let told = advice(&mut stage, &of, free).unwrap();
-            assert_eq!(stage.parts, 1);
+            assert_eq!((stage.parts, stage.recomputes), (1, recomputes));
             told
         };
-        let fits = told(40 << 10, true);
+        let fits = told(40 << 10, true, None);
         assert!(fits.contains("batches of 8 fit") && fits.contains("ar.accumulate = 8"), "{fits}");
-        assert!(told(1 << 10, true).contains("a batch of one does not fit"));
-        assert!(told(40 << 10, false).contains("lower train.ar.batch"));
+        assert!(!fits.contains("recompute"), "{fits}");
+        assert!(told(1 << 10, true, None).contains("a batch of one does not fit"));
+        assert!(told(40 << 10, false, None).contains("lower train.ar.batch"));
+        // Two cures where each is enough, one where only parts are, both where neither is.
+        let either = told(130 << 10, true, Some(false));
+        assert!(either.contains("ar.recompute = true, which takes more time; or batches of 32"));
+        let parts = told(40 << 10, true, Some(false));
+        assert!(parts.starts_with("batches of 8 fit"), "{parts}");
+        let both = told(3 << 10, true, Some(false));
+        assert!(both.contains("ar.recompute = true batches of 1 fit"), "{both}");
+        assert!(told(1 << 10, true, Some(false)).contains("a batch of one does not fit"));
     }
 
     #[test]

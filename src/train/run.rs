@@ -58,6 +58,12 @@ pub trait Stage {
         false
     }
 
+    /// Computes the blocks' values again for the backward pass from now on, or keeps them, if it
+    /// can: the same bits, less memory.
+    fn recompute(&mut self, _on: bool) -> bool {
+        false
+    }
+
     /// What a reader of the checkpoint needs beside tensors: gene names, data set.
     fn notes(&self) -> Map<String, Value> {
         Map::new()

@@ -22,6 +22,8 @@ pub type Made = fn(Data) -> Box<dyn Stage>;
 pub enum Data {
     /// Crops of some tiles.
     Many,
+    /// The same, for models of more blocks.
+    Deep,
     /// One batch again and again, but for how its tiles lie.
     OneBatch,
     /// One large batch, where no row looks at another one.
@@ -36,12 +38,20 @@ impl Data {
         if self == Self::Alone { 4 * ROWS } else { ROWS }
     }
 
+    fn has_tiles(self) -> bool {
+        matches!(self, Self::Many | Self::Deep)
+    }
+
     fn config(self) -> Config {
         let mut c = config();
+        if self == Self::Deep {
+            (c.meanflow.blocks, c.ar.depth) = (4, 4);
+            (c.msvq.res_blocks_enc, c.msvq.res_blocks_dec) = (3, 3);
+        }
         if self == Self::Alone {
             c.meanflow.counterfactual.other_slide = false;
         }
-        if self != Self::Many {
+        if !self.has_tiles() {
             (c.ar.drop_path, c.ar.token_noise) = (0.0, 0.0);
             (c.msvq.warmup_steps, c.msvq.loss.gan) = (1000, 0.0);
             for s in c.train.stages_mut() {
@@ -54,7 +64,7 @@ impl Data {
 
 /// Striped tiles of two kinds.
 fn images(data: Data) -> Vec<Rgb> {
-    let (count, side) = if data == Data::Many { (TILES, SIDE) } else { (data.rows(), 16) };
+    let (count, side) = if data.has_tiles() { (TILES, SIDE) } else { (data.rows(), 16) };
     let tile = |i: usize| {
         let draws = Stream::new(8, i as u64, 0, Purpose::Test);
         let pixel = |p: usize| {
@@ -67,7 +77,7 @@ fn images(data: Data) -> Vec<Rgb> {
 }
 
 fn batches(c: &Config, data: Data) -> Batches {
-    let (images, many) = (images(data), data == Data::Many);
+    let (images, many) = (images(data), data.has_tiles());
     let paired = if many { TILES - 2 } else { data.rows() };
     let std = Tensor::full(DType::F32, [paired, c.beta_vae.latent], 0.2);
     let latents = Latents { mean: noise(1, &[paired, c.beta_vae.latent]), std };

@@ -178,6 +178,7 @@ impl MsvqStage {
 
     fn forward(&self, step: u64, wanted: &Tensor, check: bool) -> Result<Forward> {
         let pass = Pass::tape().training(&self.params).checked(check);
+        let pass = pass.recomputing(self.stage.recompute);
         let (latent, quantised) = self.latent(step, &pass, wanted)?;
         let features = self.model.decode_features(&pass, &latent)?;
         let image = self.model.last_layer().forward(&pass, &features)?;
@@ -384,6 +385,11 @@ impl Stage for MsvqStage {
     /// The last step has every part: codes, adversary, held-out images.
     fn heaviest(&self) -> u64 {
         self.stage.steps.saturating_sub(1)
+    }
+
+    fn recompute(&mut self, on: bool) -> bool {
+        self.stage.recompute = on;
+        true
     }
 
     fn diagnose(&mut self, step: u64) -> Result<()> {
