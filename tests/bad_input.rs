@@ -150,6 +150,7 @@ fn spec(folder: &Path, set: &Set) -> BuildSpec {
         rule: GeneRule::Detected,
         max_bytes: u64::MAX,
         notice: Notice::default(),
+        skip_bad: false,
     }
 }
 

@@ -38,6 +38,7 @@ fn spec(folder: &Path, set: &Set) -> BuildSpec {
         rule: GeneRule::Detected,
         max_bytes: u64::MAX,
         notice: Notice { licence: "CC0".into(), text: "made up \"here\"\nfor a test".into() },
+        skip_bad: false,
     }
 }
 

@@ -367,6 +367,7 @@ fn images_are_brought_to_one_scale_and_cut() {
             rule: GeneRule::Detected,
             max_bytes: u64::MAX,
             notice: Notice::default(),
+            skip_bad: false,
         };
         build(&spec)?;
         Pack::open(&spec.out)

@@ -66,6 +66,9 @@ impl Config {
         above_zero("data.z_clip", d.z_clip)?;
         closed("data.min_gene_match", d.min_gene_match)?;
         share("data.unpaired", d.unpaired)?;
+        positive("data.ahead", d.ahead)?;
+        let what = format!("{} threads", d.workers);
+        want(d.workers <= 1024, "data.workers", what, "a few for each core are enough")?;
         not_negative("sample.cfg", s.cfg)?;
         let p = format!("{} is not in (0, 1]", s.top_p);
         want(s.top_p > 0.0 && s.top_p <= 1.0, "sample.top_p", p, "1 keeps everything")

@@ -83,6 +83,26 @@ pub struct DataConfig {
     pub min_gene_match: f64,
     /// Share of a batch taken from unpaired tissue under the null condition, in [0, 1).
     pub unpaired: f64,
+    /// Threads that decode, cut and turn tiles ahead of the steps, of msvq, meanflow and ar; 0 has
+    /// each step do it. Any number gives the same bits.
+    pub workers: usize,
+    /// Batches that the workers have ready, at most.
+    pub ahead: usize,
+    /// MiB that decoded tiles may take. What does not fit is decoded whenever it is drawn.
+    pub decoded: usize,
+    /// What becomes of a tile that cannot be decoded.
+    pub on_bad: BadTile,
+}
+
+/// What becomes of a tile that cannot be decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BadTile {
+    /// The run ends and names it.
+    #[default]
+    Stop,
+    /// It is named once, and the next one that can be decoded takes its place.
+    Skip,
 }
 
 impl Default for DataConfig {
@@ -95,6 +115,10 @@ impl Default for DataConfig {
             z_clip: 10.0,
             min_gene_match: 0.5,
             unpaired: 0.0,
+            workers: 2,
+            ahead: 4,
+            decoded: 4096,
+            on_bad: BadTile::Stop,
         }
     }
 }

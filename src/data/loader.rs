@@ -4,9 +4,9 @@
 //! one would. Epochs run into one another: no example is dropped, and a batch may be larger than
 //! the data.
 
-use rayon::prelude::*;
-
+use crate::data::ahead::Source;
 use crate::data::augment;
+use crate::data::gallery::Gallery;
 use crate::error::{Error, Result};
 use crate::io::images::Rgb;
 use crate::tensor::{Purpose, Stream, Tensor};
@@ -94,11 +94,34 @@ pub fn from_tensor(x: &Tensor) -> Result<Vec<Rgb>> {
 }
 
 /// Random windows of the examples' images under random symmetries, `[B, size, size, 3]` in [-1, 1].
-/// `images[e.index]` is the image of example `e`.
-pub fn windows(images: &[Rgb], examples: &[Example], size: usize, seed: u64) -> Result<Tensor> {
-    let cut = |e: &Example| augment::window(&images[e.index], size, seed, e.draw);
-    let cut: Vec<Rgb> = examples.par_iter().map(cut).collect::<Result<_>>()?;
-    to_tensor(&cut)
+/// Image `e.index` is that of example `e`.
+pub fn windows(images: &Gallery, examples: &[Example], size: usize, seed: u64) -> Result<Tensor> {
+    let cut = |e: &Example| {
+        let (_, image) = images.at(e.index, 0..images.len())?;
+        augment::window(&image, size, seed, e.draw)
+    };
+    to_tensor(&examples.iter().map(cut).collect::<Result<Vec<_>>>()?)
+}
+
+/// Batches of windows: the tokenizer's.
+#[derive(Clone)]
+pub struct Windows {
+    /// The images, at least as large as a window.
+    pub images: Gallery,
+    /// Which of them make a step.
+    pub sampler: Sampler,
+    /// Side of a window.
+    pub size: usize,
+    /// The run's seed.
+    pub seed: u64,
+}
+
+impl Source for Windows {
+    type Batch = Tensor;
+
+    fn make(&mut self, step: u64) -> Result<Tensor> {
+        windows(&self.images, &self.sampler.batch(step), self.size, self.seed)
+    }
 }
 
 #[cfg(test)]
@@ -134,6 +157,7 @@ mod tests {
     #[test]
     fn windows_do_not_depend_on_the_batch_they_are_cut_in() {
         let images: Vec<Rgb> = (0..3).map(|i| Rgb::filled(8, 8, [i * 40, 10, 200])).collect();
+        let images = images.into();
         let a = Example { index: 1, draw: 11 };
         let b = Example { index: 2, draw: 12 };
         let both = windows(&images, &[a, b], 4, 3).unwrap();

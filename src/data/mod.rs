@@ -3,8 +3,10 @@
 //! Nothing here knows of gradients or models. What leaves this module is 8-bit RGB, plain tensors
 //! and names; what enters it is files whose faults are reported by file, row and gene.
 
+pub mod ahead;
 pub mod augment;
 pub mod expression;
+pub mod gallery;
 pub mod genes;
 pub mod ids;
 pub mod inspect;

@@ -160,7 +160,7 @@ impl Data {
             _ => Vec::new(),
         };
         let latents = Latents { mean: noise(3, n, latent)?, std: noise(4, n, latent)? };
-        let (images, slides) = (self.images.clone(), self.slides.clone());
+        let (images, slides) = (self.images.clone().into(), self.slides.clone());
         let tissue = Tissue { images, slides, latents, genes, classes };
         let (seed, crop, drop) = (config.seed, config.msvq.image, config.ar.cond_drop);
         let posterior = config.ar.posterior_z;

@@ -18,12 +18,15 @@ use super::tissue::{BatchRule, Batches, Latents, Tissue};
 use super::var::IMPORTED;
 use crate::autograd::Params;
 use crate::config::{Config, RnaEncoding, StageConfig};
+use crate::data::ahead::Workers;
 use crate::data::augment;
+use crate::data::gallery::Gallery;
 use crate::data::genes::GeneMap;
 use crate::data::loader::to_tensor;
 use crate::data::pack::Pack;
 use crate::device::Device;
 use crate::error::{Error, Result, Within};
+use crate::io::images::Rgb;
 use crate::models::genevar::FeatureStats;
 use crate::models::masked_ar::{Dims, MaskedAr};
 use crate::models::msvq::Msvq;
@@ -156,7 +159,7 @@ impl Work<'_> {
         let stats = self.feature_stats(&msvq)?;
         // Phi's own dropout of z is the configuration's, not the transformer's.
         let drop = self.config.meanflow.z_dropout;
-        let batches = Batches::new(tissue, self.rule(settings.batch, drop))?;
+        let batches = Batches::new(tissue, self.rule(settings.batch, drop))?.by(self.workers());
         let mut params = Params::new(self.config.seed);
         let phi = Phi::new(&self.config.meanflow, &phi_dims(self.config), &mut params);
         self.warmed("meanflow", &params)?;
@@ -176,7 +179,7 @@ impl Work<'_> {
         };
         let before = Before { msvq, phi, stats };
         let rule = self.rule(settings.batch, self.config.ar.cond_drop);
-        let batches = Batches::new(self.tissue(&prior, "train")?, rule)?;
+        let batches = Batches::new(self.tissue(&prior, "train")?, rule)?.by(self.workers());
         let mut params = Params::new(self.config.seed);
         let model = MaskedAr::new(&self.config.ar, &ar_dims(self.config), &mut params)?;
         self.warmed("ar", &params)?;
@@ -213,6 +216,10 @@ impl Work<'_> {
         Err(Error::config("--data", what, fix))
     }
 
+    fn workers(&self) -> Workers {
+        Workers::of(&self.config.data)
+    }
+
     fn rule(&self, batch: usize, drop: f64) -> BatchRule {
         BatchRule {
             seed: self.config.seed,
@@ -246,7 +253,7 @@ impl Work<'_> {
         let linear = self.config.ar.rna == RnaEncoding::Linear;
         Ok(Tissue {
             slides: images.iter().map(&mut slide).collect(),
-            images: self.pack.tiles(&images)?,
+            images: Gallery::of(self.pack, &images, &self.config.data)?,
             latents: latents(prior, &inputs)?,
             genes: linear.then_some(inputs),
             classes: self.classes(&paired)?,
@@ -277,8 +284,9 @@ impl Work<'_> {
         let stride = all.len().div_ceil(STATISTICS_TILES).max(1);
         let chosen: Vec<usize> = all.into_iter().step_by(stride).collect();
         let mut maps = Vec::new();
-        for part in chosen.chunks(ROWS) {
-            let crop = |i: &usize| augment::centre(&self.pack.tile(*i)?, self.config.msvq.image);
+        let tiles = Gallery::of(self.pack, &chosen, &self.config.data)?.all()?;
+        for part in tiles.chunks(ROWS) {
+            let crop = |tile: &Rgb| augment::centre(tile, self.config.msvq.image);
             let crops = part.iter().map(crop).collect::<Result<Vec<_>>>()?;
             let tokens = msvq.tokenize(&to_tensor(&crops)?)?;
             maps.extend(msvq.quantiser().pyramid(&tokens)?.pop());

@@ -5,17 +5,19 @@
 //! share of each batch may come from unpaired tissue, which is seen under the null condition.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use crate::data::ahead::{Ahead, Source, Workers};
 use crate::data::augment::window;
+use crate::data::gallery::Gallery;
 use crate::data::loader::{Sampler, to_tensor};
 use crate::error::{Error, Result};
-use crate::io::images::Rgb;
 use crate::tensor::{Purpose, Stream, Tensor};
 
 /// Tiles with their RNA in latent form, and tissue without.
 pub struct Tissue {
     /// Images with RNA, then images without; all at least as large as a crop.
-    pub images: Vec<Rgb>,
+    pub images: Gallery,
     /// Slide or section of each image.
     pub slides: Vec<usize>,
     /// What the transformer is conditioned on, for each image with RNA.
@@ -102,16 +104,20 @@ impl TissueBatch {
     }
 }
 
-/// Draws batches of a [`Tissue`].
-pub struct Batches {
-    tissue: Tissue,
+/// Draws batches of a [`Tissue`], ahead of who asks where there are threads for it.
+pub struct Batches(Ahead<Draws>);
+
+/// What makes them.
+#[derive(Clone)]
+struct Draws {
+    tissue: Arc<Tissue>,
     rule: BatchRule,
     paired: Sampler,
     free: Option<(Sampler, usize)>,
 }
 
 impl Batches {
-    /// Batches by `rule`.
+    /// Batches by `rule`, each made when it is asked for.
     pub fn new(tissue: Tissue, rule: BatchRule) -> Result<Self> {
         let paired = tissue.latents.len();
         if tissue.images.len() < paired || tissue.slides.len() != tissue.images.len() {
@@ -125,11 +131,29 @@ impl Batches {
             0 => None,
             n => Some((Sampler::new(unpaired, n, rule.seed ^ 0x5eed)?, n)),
         };
-        Ok(Self { paired: Sampler::new(paired, rule.batch - rows, rule.seed)?, tissue, rule, free })
+        let paired = Sampler::new(paired, rule.batch - rows, rule.seed)?;
+        let draws = Draws { paired, tissue: Arc::new(tissue), rule, free };
+        Ok(Self(Ahead::new(draws, Workers::NONE)))
+    }
+
+    /// Made ahead by these.
+    pub fn by(self, workers: Workers) -> Self {
+        Self(Ahead::new(self.0.source().clone(), workers))
     }
 
     /// The batch of `step`.
+    ///
+    /// # Errors
+    /// A tile that cannot be decoded.
     pub fn at(&mut self, step: u64) -> Result<TissueBatch> {
+        self.0.at(step)
+    }
+}
+
+impl Source for Draws {
+    type Batch = TissueBatch;
+
+    fn make(&mut self, step: u64) -> Result<TissueBatch> {
         let first = step * self.rule.batch as u64;
         let mut picked: Vec<usize> = self.paired.batch(step).iter().map(|e| e.index).collect();
         let with_rna = picked.len();
@@ -138,10 +162,15 @@ impl Batches {
             picked.extend(free.batch(step).iter().map(|e| offset + e.index));
         }
         let ids: Vec<u64> = (first..first + picked.len() as u64).collect();
-        let crop = |(&i, &id): (&usize, &u64)| {
-            window(&self.tissue.images[i], self.rule.crop, self.rule.seed, id)
+        let (paired, all) = (self.tissue.latents.len(), self.tissue.images.len());
+        let crop = |(i, &id): (&mut usize, &u64)| {
+            // Where a tile is bad, what belongs to it stays out with it.
+            let among = if *i < paired { 0..paired } else { paired..all };
+            let (found, image) = self.tissue.images.at(*i, among)?;
+            *i = found;
+            window(&image, self.rule.crop, self.rule.seed, id)
         };
-        let crops = picked.iter().zip(&ids).map(crop).collect::<Result<Vec<_>>>()?;
+        let crops = picked.iter_mut().zip(&ids).map(crop).collect::<Result<Vec<_>>>()?;
         let mut z = Vec::new();
         let mut null = Vec::new();
         for (row, (&i, &id)) in picked.iter().zip(&ids).enumerate() {
@@ -160,7 +189,9 @@ impl Batches {
             classes: Tensor::new_i32(picked.iter().map(class).collect(), [picked.len()])?,
         })
     }
+}
 
+impl Draws {
     fn expression(&self, picked: &[usize]) -> Result<Option<Tensor>> {
         let Some(genes) = &self.tissue.genes else { return Ok(None) };
         let (rows, w) = genes.shape().matrix();

@@ -82,7 +82,8 @@ fn batches(c: &Config, data: Data) -> Batches {
     let std = Tensor::full(DType::F32, [paired, c.beta_vae.latent], 0.2);
     let latents = Latents { mean: noise(1, &[paired, c.beta_vae.latent]), std };
     let slides = (0..images.len()).map(|i| i / 3).collect();
-    let tissue = Tissue { images, slides, latents, genes: None, classes: Vec::new() };
+    let tissue =
+        Tissue { images: images.into(), slides, latents, genes: None, classes: Vec::new() };
     let (seed, batch, crop) = (c.seed, data.rows(), c.msvq.image);
     let (unpaired, drop) = if many { (0.3, 0.2) } else { (0.0, 0.0) };
     Batches::new(tissue, BatchRule { seed, batch, crop, unpaired, drop, posterior: many }).unwrap()

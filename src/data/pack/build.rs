@@ -80,6 +80,8 @@ pub struct BuildSpec {
     pub max_bytes: u64,
     /// Licence and source.
     pub notice: Notice,
+    /// Whether tiles that cannot be read are left out instead of ending it.
+    pub skip_bad: bool,
 }
 
 /// What was put into a pack.
@@ -95,6 +97,8 @@ pub struct Report {
     pub genes: usize,
     /// Samples of RNA kept.
     pub samples: usize,
+    /// Tiles that were left out, and why.
+    pub skipped: Vec<String>,
     /// What was found and done while the RNA was read.
     pub said: Vec<String>,
     /// Side of the images in pixels.
@@ -127,15 +131,22 @@ pub fn build(spec: &BuildSpec) -> Result<Report> {
         let tiles = spec.cut.tiles(&tiles, i, scales[i])?;
         tiles.into_iter().map(|(place, image)| Ok((place, images.encode(&image)?))).collect()
     };
-    let cut: Vec<_> = (0..tiles.tiles.len()).into_par_iter().map(cut).collect::<Result<_>>()?;
+    let cut: Vec<_> = (0..tiles.tiles.len()).into_par_iter().map(cut).collect();
     let mut listed = Listing::default();
     let mut report = Report { genes, samples: rows.used.len(), said, ..Report::default() };
     for ((tile, row), cut) in tiles.tiles.iter().zip(&rows.of).zip(cut) {
-        for (place, encoded) in cut {
+        if let (true, Err(why)) = (spec.skip_bad, &cut) {
+            report.skipped.push(why.to_string());
+            continue;
+        }
+        for (place, encoded) in cut? {
             images.push(encoded);
             listed.push(Tile { name: tile.name.clone() + &place, ..tile.clone() }, *row);
             *report.paired.entry(tile.split.clone()).or_default() += 1;
         }
+    }
+    if !report.paired.contains_key("train") {
+        return Err(pairs::empty_split("train", listed.splits()));
     }
     let base = writer.size() + images.size() + listed.size();
     let room = spec.max_bytes.checked_sub(base).ok_or_else(|| {

@@ -87,6 +87,9 @@ pub struct PackArgs {
     /// Free crops are added until the file would pass this size.
     #[arg(long, default_value_t = u64::MAX)]
     pub max_bytes: u64,
+    /// Leaves out tiles that cannot be read, and says which and why, instead of ending there.
+    #[arg(long)]
+    pub skip_bad: bool,
     /// Short name of the data's licence.
     #[arg(long, default_value = "")]
     pub licence: String,
@@ -112,6 +115,7 @@ pub fn run(args: &PackArgs) -> Result<String> {
         parts.join(", ")
     };
     let mut out: String = report.said.iter().map(|line| format!("{line}\n")).collect();
+    out.extend(report.skipped.iter().map(|line| format!("skipped: {line}\n")));
     let mut line = |what: &str, text: String| out += &format!("  {what:<16} {text}\n");
     line("file", format!("{} ({:.2} MB)", args.out.display(), report.bytes as f64 / 1e6));
     let what = if report.samples == 0 { "tiles" } else { "tiles with RNA" };
@@ -157,6 +161,7 @@ fn spec(args: &PackArgs) -> Result<BuildSpec> {
         rule: args.gene_rule,
         max_bytes: args.max_bytes,
         notice: Notice { licence: args.licence.clone(), text },
+        skip_bad: args.skip_bad,
     })
 }
 

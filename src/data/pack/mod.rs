@@ -8,9 +8,11 @@ mod build;
 mod cli;
 mod cut;
 mod free;
+mod pixels;
 mod store;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -18,12 +20,13 @@ pub use build::{BuildSpec, GeneRule, Notice, Report, RnaSource, build};
 pub use cli::{PackArgs, run};
 pub use cut::{Crop, Cut};
 pub use free::FreeSource;
+pub use pixels::PackImages;
 
 use crate::data::pairs::empty_split;
 use crate::data::rna::Expression;
 use crate::data::units::Units;
 use crate::error::{Error, Result};
-use crate::io::images::{self, Expect, Rgb};
+use crate::io::images::Rgb;
 use crate::io::safetensors::TensorFile;
 
 /// Value of the metadata key `format`.
@@ -44,10 +47,8 @@ const OVER: u8 = u8::MAX;
 /// An open pack.
 #[derive(Debug)]
 pub struct Pack {
-    file: TensorFile,
-    tile_size: usize,
-    offsets: Option<Vec<u32>>,
-    ids: Vec<String>,
+    file: Arc<TensorFile>,
+    pixels: PackImages,
     genes: Vec<String>,
     splits: Labels,
     classes: Labels,
@@ -99,7 +100,7 @@ impl Pack {
     /// # Errors
     /// Another kind or version of file, and whatever is missing or does not fit, by name.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let file = TensorFile::open(&path)?;
+        let file = Arc::new(TensorFile::open(&path)?);
         let format = file.metadata().get("format").map_or("none", String::as_str);
         if format != FORMAT {
             let what = format!("not a pack (its format is \"{format}\")");
@@ -114,7 +115,7 @@ impl Pack {
         let genes: Vec<String> = json(&file, "genes")?;
         let n = ids.len();
         let tile_size: usize = json(&file, "tile_size")?;
-        let offsets = read_offsets(&file, n, tile_size)?;
+        let pixels = PackImages::open(&file, ids, tile_size)?;
         let rows = file.u32s("image.row")?;
         let samples = rna_samples(&file, genes.len())?;
         if rows.len() != n || rows.iter().any(|&r| r != NO_ROW && r as usize >= samples) {
@@ -127,9 +128,7 @@ impl Pack {
             sections: Labels::read(&file, "sections", "image.section", n)?,
             patients: Labels::read(&file, "patients", "image.patient", n)?,
             file,
-            tile_size,
-            offsets,
-            ids,
+            pixels,
             genes,
             rows,
             over,
@@ -139,17 +138,17 @@ impl Pack {
 
     /// Number of images, with and without RNA.
     pub fn len(&self) -> usize {
-        self.ids.len()
+        self.pixels.ids().len()
     }
 
     /// Whether there are no images.
     pub fn is_empty(&self) -> bool {
-        self.ids.is_empty()
+        self.pixels.ids().is_empty()
     }
 
     /// Side of every image in pixels.
     pub fn tile_size(&self) -> usize {
-        self.tile_size
+        self.pixels.side()
     }
 
     /// Micrometres a pixel, if the builder knew.
@@ -180,7 +179,7 @@ impl Pack {
 
     /// Name of image `i`: the tile's file name, or section and position of a free crop.
     pub fn id(&self, i: usize) -> &str {
-        &self.ids[i]
+        &self.pixels.ids()[i]
     }
 
     /// Tissue class of image `i`.
@@ -233,18 +232,17 @@ impl Pack {
         Ok(found)
     }
 
+    /// The images, for who outlives the pack.
+    pub fn pixels(&self) -> &PackImages {
+        &self.pixels
+    }
+
     /// Image `i`.
+    ///
+    /// # Errors
+    /// One that cannot be decoded, by name.
     pub fn tile(&self, i: usize) -> Result<Rgb> {
-        let s = self.tile_size;
-        let Some(offsets) = &self.offsets else {
-            let bytes = &self.file.bytes("image.raw")?[3 * s * s * i..3 * s * s * (i + 1)];
-            return Rgb::new(s, s, bytes.to_vec());
-        };
-        let tail = &self.file.bytes("image.bytes")?[offsets[i] as usize..offsets[i + 1] as usize];
-        let mut jpeg = self.file.bytes("image.head")?.to_vec();
-        jpeg.extend_from_slice(tail);
-        let name = format!("{} (image {i}, {})", self.file.path().display(), self.ids[i]);
-        images::decode(&jpeg, Path::new(&name), Expect::tile(s, s))
+        self.pixels.tile(i)
     }
 
     /// The images `indices`, decoded in parallel, in that order.
@@ -262,7 +260,7 @@ impl Pack {
         match self.rna_row(i) {
             Some(row) => self.values(row),
             None => Err(Error::data(
-                format!("image {i} ({}) has no RNA: it is a free crop", self.ids[i]),
+                format!("image {i} ({}) has no RNA: it is a free crop", self.id(i)),
                 "take images from `split`, not from `images`",
             )),
         }
@@ -280,7 +278,7 @@ impl Pack {
             totals.push(self.totals.as_ref().map_or_else(sum, |t| f64::from(t[at])));
             values.extend(row);
         }
-        let names = indices.iter().map(|&i| self.ids[i].clone()).collect();
+        let names = indices.iter().map(|&i| self.id(i).to_string()).collect();
         Expression::new(names, self.genes.clone(), values, Some(totals))
     }
 
@@ -299,24 +297,6 @@ impl Pack {
         }
         Ok(values)
     }
-}
-
-/// Where each JPEG ends, or None for a store of raw pixels.
-fn read_offsets(file: &TensorFile, n: usize, size: usize) -> Result<Option<Vec<u32>>> {
-    if file.contains("image.raw") {
-        return match file.shape("image.raw")? == [n, size, size, 3] {
-            true => Ok(None),
-            false => Err(broken(file, "\"image.raw\" does not hold the tiles it names")),
-        };
-    }
-    let offsets = file.u32s("image.offsets")?;
-    let bytes = file.bytes("image.bytes")?.len();
-    file.bytes("image.head")?;
-    let whole = offsets.len() == n + 1 && offsets.is_sorted() && offsets.first() == Some(&0);
-    if !whole || offsets.last().map(|&e| e as usize) != Some(bytes) {
-        return Err(broken(file, "\"image.offsets\" does not describe \"image.bytes\""));
-    }
-    Ok(Some(offsets))
 }
 
 /// Number of RNA rows.

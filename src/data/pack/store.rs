@@ -80,6 +80,11 @@ impl Listing {
         self.rows.push(row.unwrap_or(NO_ROW));
     }
 
+    /// The split of each image.
+    pub(super) fn splits(&self) -> impl Iterator<Item = &str> {
+        self.tiles.iter().map(|t| t.split.as_str())
+    }
+
     /// Bytes of one image's columns and name: four labels, a row, the name in JSON in JSON.
     pub(super) fn cost(id: &str) -> u64 {
         (4 * 2 + 4 + id.len() + 5) as u64

@@ -13,8 +13,10 @@ use serde_json::{Map, Value};
 
 use crate::autograd::{Params, Pass, Var};
 use crate::config::{Config, MsvqConfig, StageConfig};
+use crate::data::ahead::{Ahead, Workers};
 use crate::data::augment;
-use crate::data::loader::{Sampler, to_tensor, windows};
+use crate::data::gallery::Gallery;
+use crate::data::loader::{Sampler, Windows, to_tensor};
 use crate::data::pack::Pack;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -58,9 +60,8 @@ pub struct MsvqStage {
     guard: Guard,
     adversary: Option<Adversary>,
     usage: Usage,
-    images: Vec<Rgb>,
     held: Option<Tensor>,
-    sampler: Sampler,
+    windows: Ahead<Windows>,
     /// Micrometres a pixel of the images, if they are known.
     um_per_px: Option<f64>,
     device: Device,
@@ -80,19 +81,21 @@ impl MsvqStage {
     /// Trains on all images of the pack's training split; held-out numbers are of its validation
     /// split.
     pub fn new(config: &Config, pack: &Pack) -> Result<Self> {
-        let images = pack.tiles(&pack.images("train")?)?;
+        let images = Gallery::of(pack, &pack.images("train")?, &config.data)?;
         // A pack of tiles alone holds some out, too.
         let held = pack.split("val").or_else(|_| pack.images("val"));
         let held: Vec<usize> = held.unwrap_or_default();
         let stride = held.len().div_ceil(HELD).max(1);
         let held: Vec<usize> = held.into_iter().step_by(stride).collect();
-        let mut stage = Self::with_images(config, images, &pack.tiles(&held)?)?;
+        let held = Gallery::of(pack, &held, &config.data)?.all()?;
+        let mut stage = Self::with_images(config, images, &held)?;
         stage.um_per_px = pack.um_per_px();
         Ok(stage)
     }
 
     /// Trains on these images, at least as large as the model's; `held` are never trained on.
-    pub fn with_images(config: &Config, images: Vec<Rgb>, held: &[Rgb]) -> Result<Self> {
+    pub fn with_images(config: &Config, images: impl Into<Gallery>, held: &[Rgb]) -> Result<Self> {
+        let images = images.into();
         let (msvq, stage) = (config.msvq.clone(), config.train.msvq.clone());
         let mut params = Params::new(config.seed);
         let model = Msvq::new(&msvq, &mut params);
@@ -103,8 +106,10 @@ impl MsvqStage {
         };
         let crops: Vec<Rgb> =
             held.iter().map(|i| augment::centre(i, msvq.image)).collect::<Result<_>>()?;
+        let sampler = Sampler::new(images.len(), stage.batch, config.seed)?;
+        let windows = Windows { images, sampler, size: msvq.image, seed: config.seed };
         Ok(Self {
-            sampler: Sampler::new(images.len(), stage.batch, config.seed)?,
+            windows: Ahead::new(windows, Workers::of(&config.data)),
             usage: Usage::new(&msvq),
             held: if crops.is_empty() { None } else { Some(to_tensor(&crops)?) },
             config: msvq,
@@ -115,7 +120,6 @@ impl MsvqStage {
             model,
             learner,
             adversary,
-            images,
             um_per_px: None,
             device: Device::Cpu,
         })
@@ -137,8 +141,7 @@ impl MsvqStage {
     }
 
     fn batch(&mut self, step: u64) -> Result<Tensor> {
-        let examples = self.sampler.batch(step);
-        self.device.put(&windows(&self.images, &examples, self.config.image, self.seed)?)
+        self.device.put(&self.windows.at(step)?)
     }
 
     fn quantises(&self, step: u64) -> bool {
