@@ -116,7 +116,7 @@ fn rest_plus_f_hat_is_f_at_every_scale() {
     let keep = [q.scales(); 2];
     let trained = q.quantise(&Pass::eval(), &f.clone().into(), &keep).unwrap();
     assert!(largest_difference(trained.latent.value(), &sums[2]) < 1e-5);
-    let vectors = q.vectors(&trained).unwrap().reshape([2, 1 + 9 + 64, 4]).unwrap();
+    let vectors = q.vectors(&trained.codes).unwrap().reshape([2, 1 + 9 + 64, 4]).unwrap();
     // What scale k + 1 quantised is the pooled rest, and rest = f - f_k.
     for k in 1..q.scales() {
         let rest: Vec<f32> =
@@ -157,7 +157,7 @@ fn vq_loss_gradient_equals_finite_differences_on_book_and_phi() {
     params.cast(DType::F64).unwrap();
     let f = noise(&[3, 8, 8, 4], 4).cast(DType::F64);
     // The second sample stops after the first scale.
-    let keep = [3, 1, 3];
+    let keep = [3usize, 1, 3];
     let loss = || {
         let q = model.quantiser().quantise(&Pass::eval(), &f.clone().into(), &keep).unwrap();
         // With tokens held the loss is smooth; a step this small does not move one.
@@ -208,12 +208,12 @@ fn quantising_at_once_is_quantising_scale_by_scale() {
             let pass = Pass::tape().training(&params);
             let f = pass.leaf(f.clone());
             // The second sample stops after the first scale.
-            let keep = [3, 1, 3];
+            let keep = [3usize, 1, 3];
             let of = match at_once {
                 true => q.quantise_at_once(&pass, &f, &keep).unwrap(),
                 false => q.quantise(&pass, &f, &keep).unwrap(),
             };
-            let vectors = q.vectors(&of).unwrap();
+            let vectors = q.vectors(&of.codes).unwrap();
             let read = pass.op(genevar::ops::elementwise::Mul, &[&of.latent, &g.clone().into()]);
             let sum = genevar::models::discriminator::mean(&pass, &read.unwrap()).unwrap();
             let total = pass.op(genevar::ops::elementwise::ADD, &[&sum, &of.loss]).unwrap();
@@ -224,7 +224,7 @@ fn quantising_at_once_is_quantising_scale_by_scale() {
                 [grads.of(&f).unwrap(), of.latent.value(), of.loss.value()].map(Tensor::clone),
             );
             all.push(vectors);
-            (of.tokens.i32s().unwrap().to_vec(), all)
+            (of.codes.tokens.i32s().unwrap().to_vec(), all)
         };
         let ((tokens, all), (tokens_at_once, all_at_once)) = (run(false), run(true));
         assert_eq!(tokens, tokens_at_once);
@@ -241,7 +241,7 @@ fn the_decoders_gradient_passes_straight_through_to_f() {
     let (model, _params) = tokenizer(&tiny());
     let pass = Pass::tape();
     let f = pass.leaf(noise(&[2, 8, 8, 4], 5));
-    let q = model.quantiser().quantise(&pass, &f, &[3, 3]).unwrap();
+    let q = model.quantiser().quantise(&pass, &f, &[3usize, 3]).unwrap();
     let g = noise(&[2, 8, 8, 4], 6);
     let grads = pass.backward_from(&q.latent, g.clone()).unwrap();
     assert_eq!(grads.of(&f).unwrap().f32s().unwrap(), g.f32s().unwrap());
@@ -253,7 +253,7 @@ fn every_parameter_of_the_tokenizer_learns_something() {
     let pass = Pass::tape().training(&params);
     let image = noise(&[2, 16, 16, 3], 7);
     let f = model.encode(&pass, &image.into()).unwrap();
-    let q = model.quantiser().quantise(&pass, &f, &[3, 3]).unwrap();
+    let q = model.quantiser().quantise(&pass, &f, &[3usize, 3]).unwrap();
     let y = model.decode(&pass, &q.latent).unwrap();
     let sum = genevar::models::discriminator::mean(&pass, &y).unwrap();
     let total = pass.op(genevar::ops::elementwise::ADD, &[&sum, &q.loss]).unwrap();

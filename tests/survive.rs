@@ -192,3 +192,36 @@ fn a_changed_byte_is_found_and_named() {
         fails(dir.path(), line, 2, &["state.safetensors", "corrupt: tensor"]);
     }
 }
+
+/// A run does not ask what time it is: not of the files it left, whose times a clock that jumped
+/// may have set to anything.
+#[test]
+fn a_clock_that_jumps_changes_nothing() {
+    let dir = prepared();
+    succeeds(dir.path(), &train("whole"));
+    let broken = dir.path().join("broken");
+    let latest = broken.join(STAGE).join("LATEST");
+    let stopped = || {
+        let _ = std::fs::remove_dir_all(&broken);
+        let mut child = quietly(command(dir.path(), &train("broken")));
+        until("a checkpoint", || latest.is_file());
+        let _ = child.kill();
+        !child.wait().unwrap().success()
+    };
+    assert!((0..50).any(|_| stopped()), "every run was over before it was killed");
+    // The newest from before the first computers, what is older from the far future.
+    let newest = std::fs::read_to_string(&latest).unwrap();
+    let far = std::time::UNIX_EPOCH + Duration::from_secs(1 << 33);
+    let mut folders = vec![broken.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let is_newest = path.components().any(|part| part.as_os_str() == newest.trim());
+            let time = if is_newest { std::time::UNIX_EPOCH } else { far };
+            std::fs::File::open(&path).unwrap().set_modified(time).unwrap();
+            folders.extend(path.is_dir().then_some(path));
+        }
+    }
+    succeeds(dir.path(), &train("broken"));
+    same(&dir.path().join("whole"), &broken);
+}

@@ -52,6 +52,7 @@ pub fn pack(folder: &Path, config: &Config) -> Result<Pack> {
         rule: GeneRule::Detected,
         max_bytes: u64::MAX,
         notice: Notice { licence: "CC0".into(), text: "made up for a measurement".into() },
+        skip_bad: false,
     })?;
     Pack::open(out)
 }

@@ -45,13 +45,10 @@ impl Config {
         let names = ["beta_vae", "msvq", "meanflow", "ar"];
         for (name, stage) in names.iter().zip(self.train.stages()) {
             stage.check(&format!("train.{name}"))?;
-            let cut = stage.accumulate > 1 && ["beta_vae", "msvq"].contains(name);
-            let fix = match *name {
-                "beta_vae" => "leave it at 1: its batch norm looks at the whole batch",
-                _ => "leave it at 1 and lower the batch",
-            };
+            let whole = stage.accumulate == 1 || *name != "beta_vae";
+            let fix = "leave it at 1: its batch norm looks at the whole batch";
             let what = format!("{name} takes its batches whole");
-            want(!cut, &format!("train.{name}.accumulate"), what, fix)?;
+            want(whole, &format!("train.{name}.accumulate"), what, fix)?;
             let what = format!("{name} has no blocks to compute again");
             let can = !stage.recompute || *name != "beta_vae";
             want(can, &format!("train.{name}.recompute"), what, "leave it out")?;

@@ -248,8 +248,10 @@ pub struct StageConfig {
     pub steps: u64,
     /// Examples a step.
     pub batch: usize,
-    /// Parts that a batch is taken in, one after the other, of meanflow and ar: the gradients are
-    /// those of the whole, the memory is that of a part.
+    /// Parts that a batch is taken in, one after the other, of msvq, meanflow and ar: the gradients
+    /// are those of the whole, the memory is that of a part. An adversary's weight is of the whole
+    /// batch too, for which its parts are painted twice. beta_vae takes its batches whole: the
+    /// means of its batch norm are over them.
     pub accumulate: usize,
     /// Whether of each block of msvq, meanflow and ar only what it was given is kept, and the rest
     /// computed again for the backward pass: less memory, more time, the same bits.

@@ -30,16 +30,48 @@ pub struct Quantiser {
     phi: Vec<Conv>,
 }
 
+/// How many scales each sample keeps: of a batch, or of a part of one whose losses are weighed as
+/// the batch's are.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep<'a> {
+    /// Those that are quantised.
+    pub part: &'a [usize],
+    /// All of the batch.
+    pub batch: &'a [usize],
+}
+
+impl<'a, T: AsRef<[usize]>> From<&'a T> for Keep<'a> {
+    /// A whole batch.
+    fn from(batch: &'a T) -> Self {
+        Self { part: batch.as_ref(), batch: batch.as_ref() }
+    }
+}
+
+impl Keep<'_> {
+    /// How many samples a mean over those that keep 0-based scale `k` is over; in a part, its share
+    /// of the batch's.
+    fn samples(&self, k: usize) -> f64 {
+        let kept = self.batch.iter().filter(|&&n| n > k).count();
+        kept as f64 * (self.part.len() as f64 / self.batch.len().max(1) as f64)
+    }
+}
+
+/// The codes that a batch was given, and what they were given for.
+pub struct Codes {
+    /// Tokens of all scales in a row, [B, L].
+    pub tokens: Tensor,
+    /// What was left for each scale, [B, h, w, d].
+    rests: Vec<Tensor>,
+}
+
 /// What quantising a batch in training gives.
 pub struct Quantised {
     /// f_K with the gradient of f: the decoder's input.
     pub latent: Var,
     /// The vector-quantisation loss, one element.
     pub loss: Var,
-    /// Tokens of all scales in a row, [B, L].
-    pub tokens: Tensor,
-    /// What was left for each scale, [B, h, w, d].
-    rests: Vec<Tensor>,
+    /// The codes.
+    pub codes: Codes,
 }
 
 /// Maps [B, p, p, d] of all scales in a row: [B, L, d].
@@ -257,14 +289,33 @@ impl Quantiser {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn vectors(&self, of: &Quantised) -> Result<Tensor> {
+    pub fn vectors(&self, of: &Codes) -> Result<Tensor> {
         let all = in_a_row(&self.wanted(of)?)?;
         let (rows, d) = all.shape().matrix();
         all.reshape([rows, d])
     }
 
+    /// The codes of a batch from those of its parts, in order; `None` of none.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn joined_codes(&self, mut parts: Vec<Codes>) -> Result<Option<Codes>> {
+        if parts.len() < 2 {
+            return Ok(parts.pop());
+        }
+        let rest = |k: usize| {
+            let all: Vec<&Tensor> = parts.iter().filter_map(|part| part.rests.get(k)).collect();
+            call(&Concat { axis: 0 }, &all)
+        };
+        let rests = (0..self.scales()).map(rest).collect::<Result<Vec<_>>>()?;
+        let mut codes = Codes { tokens: parts.swap_remove(0).tokens, rests };
+        // Numbers of codes are not put together on a GPU; they are found again.
+        codes.tokens = self.nearest(&in_a_row(&self.wanted(&codes)?)?)?;
+        Ok(Some(codes))
+    }
+
     /// What each scale had to quantise, [B, p, p, d].
-    fn wanted(&self, of: &Quantised) -> Result<Vec<Tensor>> {
+    fn wanted(&self, of: &Codes) -> Result<Vec<Tensor>> {
         of.rests.iter().enumerate().map(|(k, rest)| self.pool(k, rest)).collect()
     }
 
@@ -274,7 +325,8 @@ impl Quantiser {
     /// The loss is (1/K) sum_k [beta mse(sg(f_k), f) + mse(f_k, sg(f))]; f_k is the sum so far, so
     /// code and phi of a scale hear from every scale after them, and the encoder is held to every
     /// f_k.
-    pub fn quantise(&self, p: &Pass, f: &Var, keep: &[usize]) -> Result<Quantised> {
+    pub fn quantise<'a>(&self, p: &Pass, f: &Var, keep: impl Into<Keep<'a>>) -> Result<Quantised> {
+        let keep = keep.into();
         let fused = self.fused().fits(self.config.latent_side(), self.config.d);
         if f.value().remote().is_some() && fused && self.scales() > 0 {
             return self.quantise_at_once(p, f, keep);
@@ -289,7 +341,7 @@ impl Quantiser {
                 None => f.value().clone(),
             };
             let step = self.quantise_scale(p, k, &rest)?;
-            let mask = kept(keep, k, f.value().dtype())?;
+            let mask = kept(keep.part, k, f.value().dtype())?;
             let adds = match &mask {
                 Some(m) => p.op(Mul, &[&step.adds, m])?,
                 None => step.adds,
@@ -298,8 +350,9 @@ impl Quantiser {
                 Some(s) => p.op(ADD, &[s, &adds])?,
                 None => adds,
             };
-            let book = masked_mse(p, &fk, &fixed, &mask)?;
-            let commit = masked_mse(p, f, &fk.detach(), &mask)?;
+            let over = (&mask, keep.samples(k));
+            let book = masked_mse(p, &fk, &fixed, over)?;
+            let commit = masked_mse(p, f, &fk.detach(), over)?;
             let both = p.op(Axpy { alpha: self.config.beta }, &[&book, &commit])?;
             loss = Some(match &loss {
                 Some(l) => p.op(ADD, &[l, &both])?,
@@ -321,18 +374,24 @@ impl Quantiser {
         let shift = call(&SUB, &[sum.value(), f.value()])?;
         let latent = p.op(ADD, &[f, &shift.into()])?;
         let loss = p.op(Affine { scale: 1.0 / self.scales() as f64, shift: 0.0 }, &[&loss])?;
-        Ok(Quantised { latent, loss, tokens, rests })
+        Ok(Quantised { latent, loss, codes: Codes { tokens, rests } })
     }
 
     /// [`Quantiser::quantise`] with the walk through the scales as one op, which a GPU runs without
     /// a word to the host.
-    pub fn quantise_at_once(&self, p: &Pass, f: &Var, keep: &[usize]) -> Result<Quantised> {
+    pub fn quantise_at_once<'a>(
+        &self,
+        p: &Pass,
+        f: &Var,
+        keep: impl Into<Keep<'a>>,
+    ) -> Result<Quantised> {
+        let keep = keep.into();
         let &[b, h, w, d] = f.dims() else {
             return Err(Error::shape("quantiser", format!("{} is no map", f.value().shape())));
         };
         let (scales, dtype) = (self.scales(), f.value().dtype());
-        let kept = keep.iter().map(|&n| n as i32).collect();
-        let kept = Var::constant(Tensor::new_i32(kept, [keep.len()])?);
+        let kept = keep.part.iter().map(|&n| n as i32).collect();
+        let kept = Var::constant(Tensor::new_i32(kept, [keep.part.len()])?);
         let (filters, biases) = self.filters(p)?;
         let x = [&f.detach(), &p.param(&self.book), &filters, &biases, &kept];
         let (rests, extras) = p.op_with_extras(QuantiseRests(self.fused()), &x)?;
@@ -361,18 +420,21 @@ impl Quantiser {
         let last = rests.pop().ok_or_else(|| Error::shape("quantiser", "there are no scales"))?;
         let latent = p.op(SUB, &[f, &last.into()])?;
         rests.insert(0, f.value().clone());
-        Ok(Quantised { latent, loss, tokens, rests })
+        Ok(Quantised { latent, loss, codes: Codes { tokens, rests } })
     }
 
     /// What each scale of each sample counts in the mean of the scales' mean squared errors, over
     /// the samples that keep the scale; [B, K].
-    fn weights(&self, keep: &[usize], elements: usize) -> Vec<f64> {
+    fn weights(&self, keep: Keep<'_>, elements: usize) -> Vec<f64> {
         let scales = self.scales();
-        let own = |k: usize| keep.iter().filter(|&&n| n > k).count().max(1);
-        let share = |k: usize| 1.0 / (scales * own(k) * elements.max(1)) as f64;
+        let all = (scales * elements.max(1)) as f64;
+        let share = |k: usize| match keep.samples(k) {
+            0.0 => 0.0,
+            samples => 1.0 / (all * samples),
+        };
         let shares: Vec<f64> = (0..scales).map(share).collect();
         let row = |&n: &usize| shares.iter().enumerate().map(move |(k, s)| f64::from(n > k) * s);
-        keep.iter().flat_map(row).collect()
+        keep.part.iter().flat_map(row).collect()
     }
 
     /// The filters [J d, 3, 3, d] and biases [J d] of all phi.
@@ -406,7 +468,7 @@ impl Quantiser {
     /// What each scale quantises with the present book.
     pub fn residuals(&self, f: &Tensor) -> Result<Vec<Tensor>> {
         let keep = vec![self.scales(); f.shape().dims().first().copied().unwrap_or(0)];
-        self.wanted(&self.quantise(&Pass::eval(), &f.clone().into(), &keep)?)
+        self.wanted(&self.quantise(&Pass::eval(), &f.clone().into(), &keep)?.codes)
     }
 }
 
@@ -423,16 +485,13 @@ fn kept(keep: &[usize], k: usize, dtype: DType) -> Result<Option<Var>> {
     Ok(Some(Tensor::from_f64s(dtype, mask, [keep.len(), 1, 1, 1])?.into()))
 }
 
-/// Mean squared difference over the kept samples; 0 when there are none.
-fn masked_mse(p: &Pass, a: &Var, b: &Var, mask: &Option<Var>) -> Result<Var> {
+/// Mean squared difference over the kept samples, so many; 0 when there are none.
+fn masked_mse(p: &Pass, a: &Var, b: &Var, (mask, samples): (&Option<Var>, f64)) -> Result<Var> {
     let square = p.op(Square, &[&p.op(SUB, &[a, b])?])?;
     let per_sample = a.value().len() / a.dims()[0].max(1);
-    let (square, samples) = match mask {
-        Some(m) => {
-            let n: f64 = m.value().to_f64s().iter().sum();
-            (p.op(Mul, &[&square, m])?, n)
-        }
-        None => (square, a.dims()[0] as f64),
+    let square = match mask {
+        Some(m) => p.op(Mul, &[&square, m])?,
+        None => square,
     };
     let sum = p.op(SumTo { to: [1].into() }, &[&square])?;
     let scale = if samples > 0.0 { 1.0 / (samples * per_sample as f64) } else { 0.0 };

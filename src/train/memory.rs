@@ -28,15 +28,40 @@ pub fn rehearse(stage: &mut dyn Stage) -> Result<u64> {
 pub(super) fn check(stage: &mut dyn Stage, of: &StageConfig, queue: &Queue) -> Result<()> {
     let wanted = rehearse(stage)?;
     let (free, all) = queue.gpu().memory()?;
-    let told = format!(
-        "a step of {} takes {}, {} of the GPU's {} are free",
-        stage.name(),
-        amount(wanted),
-        amount(free as u64),
-        amount(all as u64)
-    );
-    if wanted > free as u64 {
-        return Err(Error::data(told, advice(stage, of, free as u64)?));
+    judge(stage, of, wanted, Room { free: free as u64, all: all as u64, of: "GPU" })
+}
+
+/// The same for a run on the CPU, where the system tells what is left.
+pub(super) fn check_here(stage: &mut dyn Stage, of: &StageConfig) -> Result<()> {
+    let told = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = |name: &str| {
+        let kib = told.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix("kB"));
+        kib.and_then(|kib| kib.trim().parse::<u64>().ok()).map(|kib| kib << 10)
+    };
+    // A plan that cannot be made is no reason against a run that may well be.
+    match (line("MemAvailable:"), line("MemTotal:"), rehearse(stage)) {
+        (Some(free), Some(all), Ok(wanted)) => {
+            judge(stage, of, wanted, Room { free, all, of: "machine" })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where a step has to fit.
+#[derive(Clone, Copy)]
+struct Room {
+    free: u64,
+    all: u64,
+    of: &'static str,
+}
+
+fn judge(stage: &mut dyn Stage, of: &StageConfig, wanted: u64, room: Room) -> Result<()> {
+    let (name, takes) = (stage.name(), amount(wanted));
+    let (free, all) = (amount(room.free), amount(room.all));
+    let told =
+        format!("a step of {name} takes {takes}, {free} of the {}'s {all} are free", room.of);
+    if wanted > room.free {
+        return Err(Error::data(told, advice(stage, of, room)?));
     }
     eprintln!("{told}");
     Ok(())
@@ -44,7 +69,8 @@ pub(super) fn check(stage: &mut dyn Stage, of: &StageConfig, queue: &Queue) -> R
 
 /// What to do about a step that does not fit: compute blocks again, take the largest parts of a
 /// batch that do, or both.
-fn advice(stage: &mut dyn Stage, of: &StageConfig, free: u64) -> Result<String> {
+fn advice(stage: &mut dyn Stage, of: &StageConfig, room: Room) -> Result<String> {
+    let free = room.free;
     let key = format!("train.{}", stage.name());
     let mut cures = Vec::new();
     let again = !of.recompute && stage.recompute(true);
@@ -66,10 +92,12 @@ fn advice(stage: &mut dyn Stage, of: &StageConfig, free: u64) -> Result<String> 
     }
     Ok(match (cures.is_empty(), divided) {
         (false, _) => cures.join("; or "),
-        (true, true) => "a batch of one does not fit either: take a larger GPU or a smaller tier \
-                         or stop what else runs there"
-            .to_string(),
-        (true, false) => format!("lower {key}.batch, or stop what else runs on the GPU"),
+        (true, true) => format!(
+            "a batch of one does not fit either: take a larger {} or a smaller tier or stop what \
+             else runs there",
+            room.of
+        ),
+        (true, false) => format!("lower {key}.batch, or stop what else runs on the {}", room.of),
     })
 }
 
@@ -157,7 +185,7 @@ mod tests {
         let of = StageConfig { batch: 64, ..StageConfig::default() };
         let told = |free: u64, divides: bool, recomputes: Option<bool>| {
             let mut stage = Hungry { parts: 1, divides, recomputes, device: Device::Cpu };
-            let told = advice(&mut stage, &of, free).unwrap();
+            let told = advice(&mut stage, &of, Room { free, all: free, of: "GPU" }).unwrap();
             assert_eq!((stage.parts, stage.recomputes), (1, recomputes));
             told
         };
@@ -174,6 +202,18 @@ mod tests {
         let both = told(3 << 10, true, Some(false));
         assert!(both.contains("ar.recompute = true batches of 1 fit"), "{both}");
         assert!(told(1 << 10, true, Some(false)).contains("a batch of one does not fit"));
+    }
+
+    #[test]
+    fn a_machine_is_asked_too() {
+        let of = StageConfig { batch: 64, ..StageConfig::default() };
+        let (divides, recomputes, device) = (true, None, Device::Cpu);
+        let mut stage = Hungry { parts: 1, divides, recomputes, device };
+        check_here(&mut stage, &of).unwrap();
+        let room = Room { free: 40 << 10, all: 1 << 20, of: "machine" };
+        let told = judge(&mut stage, &of, 256 << 10, room).unwrap_err().to_string();
+        let parts = ["takes 256 KiB, 40 KiB of the machine's 1024 KiB", "batches of 8 fit"];
+        assert!(parts.iter().all(|part| told.contains(part)), "{told}");
     }
 
     #[test]

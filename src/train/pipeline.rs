@@ -12,6 +12,7 @@ use super::checkpoint;
 use super::frozen::Frozen;
 use super::interrupt::Interrupt;
 use super::meanflow::MeanFlowStage;
+use super::memory;
 use super::msvq::{MsvqStage, UM_PER_PX};
 use super::run::{Plan, Stage, Summary, run};
 use super::tissue::{BatchRule, Batches, Latents, Tissue};
@@ -125,6 +126,9 @@ impl Work<'_> {
             interrupt,
             device: &self.device,
         };
+        if matches!(self.device, Device::Cpu) {
+            memory::check_here(stage, settings)?;
+        }
         run(stage, &plan)
     }
 

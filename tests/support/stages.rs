@@ -24,6 +24,8 @@ pub enum Data {
     Many,
     /// The same, for models of more blocks.
     Deep,
+    /// The same, for a model of so many blocks that they take most of the memory.
+    Tall,
     /// One batch again and again, but for how its tiles lie.
     OneBatch,
     /// One large batch, where no row looks at another one.
@@ -35,18 +37,27 @@ const TILES: usize = 12;
 
 impl Data {
     fn rows(self) -> usize {
-        if self == Self::Alone { 4 * ROWS } else { ROWS }
+        match self {
+            Self::Alone => 4 * ROWS,
+            Self::Tall => 8 * ROWS,
+            _ => ROWS,
+        }
     }
 
     fn has_tiles(self) -> bool {
-        matches!(self, Self::Many | Self::Deep)
+        matches!(self, Self::Many | Self::Deep | Self::Tall)
     }
 
     fn config(self) -> Config {
         let mut c = config();
+        c.train.msvq.batch = self.rows();
+        if self == Self::Tall {
+            (c.ar.depth, c.msvq.res_blocks_enc, c.msvq.res_blocks_dec) = (24, 4, 4);
+        }
         if self == Self::Deep {
             (c.meanflow.blocks, c.ar.depth) = (4, 4);
             (c.msvq.res_blocks_enc, c.msvq.res_blocks_dec) = (3, 3);
+            (c.msvq.scale_dropout, c.msvq.scale_dropout_start) = (0.5, 1);
         }
         if self == Self::Alone {
             c.meanflow.counterfactual.other_slide = false;
@@ -109,7 +120,11 @@ pub fn wide_msvq(data: Data) -> Box<dyn Stage> {
 
 /// Training of Phi.
 pub fn meanflow(data: Data) -> Box<dyn Stage> {
-    let c: &'static Config = Box::leak(Box::new(data.config()));
+    let mut c = data.config();
+    if data == Data::Tall {
+        c.meanflow.blocks = 24;
+    }
+    let c: &'static Config = Box::leak(Box::new(c));
     let stats = FeatureStats::of(&noise(50, &[100, c.msvq.d])).unwrap();
     let msvq: &'static Frozen<Msvq> = Box::leak(Box::new(tokenizer(c)));
     Box::new(MeanFlowStage::new(c, msvq, stats, batches(c, data), fresh_phi(c)).unwrap())

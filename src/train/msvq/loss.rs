@@ -5,7 +5,7 @@
 //! carries it back. So the adversarial part can be weighed against it at the decoder's last layer
 //! (VQGAN's adaptive weight) without a second pass through the decoder.
 
-use crate::autograd::{Gradients, Params, Pass, Var};
+use crate::autograd::{Params, Pass, Var};
 use crate::config::{MsvqLossConfig, StageConfig};
 use crate::device::Device;
 use crate::error::Result;
@@ -17,6 +17,7 @@ use crate::ops::call;
 use crate::ops::elementwise::{ADD, Affine, Axpy, Mul, SUB};
 use crate::ops::optim::GlobalNorm;
 use crate::tensor::Tensor;
+use crate::train::accumulate::Sums;
 use crate::train::learner::Learner;
 
 /// Limits of the adaptive weight, and what is added to its denominator (VQGAN).
@@ -31,6 +32,18 @@ pub struct AtImage {
     pub parts: Vec<(&'static str, Tensor)>,
     /// d total / d image, [B, S, S, 3].
     pub gradient: Tensor,
+}
+
+/// A reconstruction and where it came from.
+pub struct Painted<'a> {
+    /// The image.
+    pub image: &'a Tensor,
+    /// What the decoder's last layer turned into it.
+    pub features: &'a Tensor,
+    /// That layer.
+    pub last: &'a Conv,
+    /// The pixel loss there.
+    pub pixels: &'a AtImage,
 }
 
 /// l2, l1 and 1 - MS-SSIM of a reconstruction against its original.
@@ -90,36 +103,56 @@ impl Adversary {
         Ok(Self { params, net, learner, config: config.clone() })
     }
 
-    /// The adversarial and feature-matching loss at a reconstruction. `features` is what the
-    /// decoder's `last` layer turned into it, `pixels` the pixel loss there, `ramp` a factor in [0,
-    /// 1].
-    pub fn judge(
-        &self,
-        [image, wanted]: [&Tensor; 2],
-        features: &Tensor,
-        last: &Conv,
-        pixels: &AtImage,
-        ramp: f64,
-    ) -> Result<AtImage> {
+    /// How little a reconstruction looks real.
+    fn doubt(&self, image: &Tensor) -> Result<AtImage> {
         let p = Pass::tape();
         let x = p.leaf(image.clone());
         let verdict = self.net.forward(&p, &x)?;
         let loss = p.op(Affine { scale: -1.0, shift: 0.0 }, &[&mean(&p, &verdict.logits)?])?;
-        let gan = finish(p, &x, &[("gan", 1.0, loss)])?;
-        let fooled = at_last(last, features, &gan.gradient)?;
-        let fit = at_last(last, features, &pixels.gradient)?;
+        finish(p, &x, &[("gan", 1.0, loss)])
+    }
+
+    /// The gradients at the kernel of the decoder's last layer, of the pixel loss and of the
+    /// adversarial one. Those of a batch are the means of its parts'.
+    pub fn pulls(&self, at: &Painted<'_>) -> Result<[Tensor; 2]> {
+        let doubt = self.doubt(at.image)?;
+        Ok([at_last(at, &at.pixels.gradient)?, at_last(at, &doubt.gradient)?])
+    }
+
+    /// The weight of the adversarial loss for these gradients at the last layer: as much as makes
+    /// it pull as the pixel loss does. `ramp` is a factor in [0, 1].
+    pub fn weight(&self, [fit, fooled]: [&Tensor; 2], ramp: f64) -> Result<Tensor> {
+        let [fit, fooled] = [call(&GlobalNorm, &[fit])?, call(&GlobalNorm, &[fooled])?];
         let above = call(&Affine { scale: 1.0, shift: WEIGHT_EPS }, &[&fooled])?;
         let adaptive = call(&Mul, &[&fit, &call(&Power { p: -1.0 }, &[&above])?])?;
         let adaptive = call(&Clamp { lo: 0.0, hi: WEIGHT_CAP }, &[&adaptive])?;
         let scale = self.config.gan * ramp;
-        let weight = call(&Affine { scale, shift: 0.0 }, &[&adaptive])?;
+        call(&Affine { scale, shift: 0.0 }, &[&adaptive])
+    }
+
+    /// The adversarial and feature-matching loss at a reconstruction. `ramp` is a factor in [0, 1];
+    /// the adversarial part's `weight` is that of this reconstruction where none is given.
+    pub fn judge(
+        &self,
+        at: &Painted<'_>,
+        wanted: &Tensor,
+        (ramp, weight): (f64, Option<&Tensor>),
+    ) -> Result<AtImage> {
+        let gan = self.doubt(at.image)?;
+        let weight = match weight {
+            Some(weight) => weight.clone(),
+            None => {
+                let fooled = at_last(at, &gan.gradient)?;
+                self.weight([&at_last(at, &at.pixels.gradient)?, &fooled], ramp)?
+            }
+        };
         let mut sum = AtImage {
             total: call(&Mul, &[&gan.total, &weight])?,
             gradient: call(&Mul, &[&gan.gradient, &weight])?,
             parts: vec![("gan", gan.total), ("gan_weight", weight)],
         };
         if self.config.feature_matching > 0.0 {
-            let matched = self.match_features(image, wanted)?;
+            let matched = self.match_features(at.image, wanted)?;
             let alpha = self.config.feature_matching * ramp;
             sum.total = call(&Axpy { alpha }, &[&sum.total, &matched.total])?;
             sum.parts.extend(matched.parts);
@@ -142,22 +175,26 @@ impl Adversary {
         self.learner.place(device)
     }
 
-    /// The hinge loss of the discriminator, and its gradients.
-    pub fn hinge(&self, real: &Tensor, fake: &Tensor) -> Result<(Tensor, Gradients)> {
+    /// The hinge loss of the discriminator at images that are this share of a batch, whose
+    /// gradients go to the sums over it.
+    pub fn hinge(
+        &self,
+        [real, fake]: [&Tensor; 2],
+        (sums, share): (&mut Sums, f64),
+    ) -> Result<Tensor> {
         let p = Pass::tape().training(&self.params);
         let loss = self.net.hinge(&p, &real.clone().into(), &fake.clone().into())?;
-        let grads = p.backward(&loss)?;
-        Ok((loss.into_value(), grads))
+        sums.add(p, &loss, share)?;
+        Ok(loss.into_value())
     }
 }
 
-/// Norm of the gradient at the last layer's kernel for the gradient `g` at its output.
-fn at_last(last: &Conv, features: &Tensor, g: &Tensor) -> Result<Tensor> {
+/// Gradient at the last layer's kernel for the gradient `g` at its output.
+fn at_last(at: &Painted<'_>, g: &Tensor) -> Result<Tensor> {
     let p = Pass::tape();
-    let w = p.leaf(last.weight().value());
-    let y = last.with_weight(&p, &features.clone().into(), &w)?;
-    let grads = p.backward_from(&y, g.clone())?;
-    call(&GlobalNorm, &[grads.of(&w)?])
+    let w = p.leaf(at.last.weight().value());
+    let y = at.last.with_weight(&p, &at.features.clone().into(), &w)?;
+    p.backward_from(&y, g.clone())?.of(&w).cloned()
 }
 
 /// Adds a second gradient at the same image.

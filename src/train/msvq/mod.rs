@@ -6,6 +6,7 @@
 
 mod book;
 mod loss;
+mod whole;
 
 use std::collections::BTreeMap;
 
@@ -23,10 +24,7 @@ use crate::error::{Error, Result};
 use crate::io::images::Rgb;
 use crate::models::ms_ssim::{Border, ms_ssim};
 use crate::models::msvq::Msvq;
-use crate::models::quantiser::Quantised;
-use crate::ops::call;
-use crate::ops::elementwise::{Axpy, Mul};
-use crate::ops::reduce::SumTo;
+use crate::models::quantiser::Codes;
 use crate::tensor::{Purpose, Stream, Tensor};
 use crate::train::Stage;
 use crate::train::guard::Guard;
@@ -35,7 +33,8 @@ use crate::train::learner::Learner;
 use crate::train::numbers::{Numbers, Pending};
 use crate::train::schedule::{learning_rate, ramp};
 use book::{Pool, Usage};
-use loss::{Adversary, AtImage, add, pixel_loss};
+use loss::Adversary;
+use whole::Whole;
 
 /// Key of the micrometres a pixel among a checkpoint's notes.
 pub const UM_PER_PX: &str = "um_per_px";
@@ -65,16 +64,7 @@ pub struct MsvqStage {
     /// Micrometres a pixel of the images, if they are known.
     um_per_px: Option<f64>,
     device: Device,
-}
-
-/// One forward pass in training.
-struct Forward {
-    pass: Pass,
-    /// What to differentiate: its gradient is the loss's.
-    root: Var,
-    pixels: AtImage,
-    image: Tensor,
-    quantised: Option<Quantised>,
+    parts: usize,
 }
 
 impl MsvqStage {
@@ -114,6 +104,7 @@ impl MsvqStage {
             held: if crops.is_empty() { None } else { Some(to_tensor(&crops)?) },
             config: msvq,
             guard: Guard::new(&stage),
+            parts: stage.accumulate,
             stage,
             seed: config.seed,
             params,
@@ -140,10 +131,6 @@ impl MsvqStage {
         &self.model
     }
 
-    fn batch(&mut self, step: u64) -> Result<Tensor> {
-        self.device.put(&self.windows.at(step)?)
-    }
-
     fn quantises(&self, step: u64) -> bool {
         self.config.decoder_only || step >= self.config.warmup_steps
     }
@@ -159,45 +146,11 @@ impl MsvqStage {
         (0..self.stage.batch).map(one).collect()
     }
 
-    /// What the decoder reads, and how it was quantised where that is to be learnt.
-    fn latent(&self, step: u64, p: &Pass, image: &Tensor) -> Result<(Var, Option<Quantised>)> {
-        if self.config.decoder_only {
-            return Ok((self.quantised(image)?.into(), None));
-        }
-        let f = self.model.encode(p, &image.clone().into())?;
-        if !self.quantises(step) {
-            return Ok((f, None));
-        }
-        let q = self.model.quantiser().quantise(p, &f, &self.kept_scales(step))?;
-        Ok((q.latent.clone(), Some(q)))
-    }
-
     /// f_K of images, all scales, not tracked.
     fn quantised(&self, image: &Tensor) -> Result<Tensor> {
         let f = self.model.encode(&Pass::eval(), &image.clone().into())?;
         let (_, mut sums) = self.model.quantiser().walk(f.value())?;
         sums.pop().ok_or_else(|| Error::shape("tokenizer", "there are no scales"))
-    }
-
-    fn forward(&self, step: u64, wanted: &Tensor, check: bool) -> Result<Forward> {
-        let pass = Pass::tape().training(&self.params).checked(check);
-        let pass = pass.recomputing(self.stage.recompute);
-        let (latent, quantised) = self.latent(step, &pass, wanted)?;
-        let features = self.model.decode_features(&pass, &latent)?;
-        let image = self.model.last_layer().forward(&pass, &features)?;
-        let mut pixels = pixel_loss(&self.config.loss, image.value(), wanted, check)?;
-        if let (Some(adversary), Some(weight)) = (&self.adversary, self.gan_ramp(step)) {
-            let last = self.model.last_layer();
-            let pair = [image.value(), wanted];
-            let judged = adversary.judge(pair, features.value(), last, &pixels, weight)?;
-            add(&mut pixels, judged)?;
-        }
-        let product = pass.op(Mul, &[&image, &pixels.gradient.clone().into()])?;
-        let mut root = pass.op(SumTo { to: [1].into() }, &[&product])?;
-        if let Some(q) = &quantised {
-            root = pass.op(Axpy { alpha: self.config.loss.vq }, &[&root, &q.loss])?;
-        }
-        Ok(Forward { pass, root, pixels, image: image.into_value(), quantised })
     }
 
     /// Weight of the adversarial part in [0, 1]; `None` before it starts.
@@ -215,12 +168,12 @@ impl MsvqStage {
             let batches = quota.div_ceil(self.stage.batch).clamp(1, KMEANS_BATCHES);
             let mut pool = Pool::new(quota.div_ceil(batches), self.config.d);
             for i in 0..batches as u64 {
-                let x = self.batch(step + i)?;
-                let f = self.model.encode(&Pass::eval(), &x.into())?;
+                let x = self.windows.at(step + i)?;
+                let f = self.encoded(&x)?;
                 let q = self.model.quantiser();
                 let residuals = match round {
-                    0 => q.ideal_residuals(f.value())?,
-                    _ => q.residuals(f.value())?,
+                    0 => q.ideal_residuals(&f)?,
+                    _ => q.residuals(&f)?,
                 };
                 pool.take(&residuals, self.seed, step + i)?;
             }
@@ -233,7 +186,7 @@ impl MsvqStage {
 
     /// Counts the codes of a step, and moves unused ones when it is time. Returns what is told of
     /// the book.
-    fn tend_book(&mut self, step: u64, q: &Quantised) -> Result<Tensor> {
+    fn tend_book(&mut self, step: u64, q: &Codes) -> Result<Tensor> {
         let n = step - self.config.warmup_steps;
         self.usage.count(&q.tokens, n)?;
         let every = self.config.restart_every;
@@ -245,7 +198,7 @@ impl MsvqStage {
 
     /// Moves unused codes onto vectors that scales quantise now; returns for each code the row it
     /// moved to.
-    fn move_codes(&mut self, step: u64, q: &Quantised) -> Result<Tensor> {
+    fn move_codes(&mut self, step: u64, q: &Codes) -> Result<Tensor> {
         let draws = Stream::new(self.seed, step, u16::MAX, Purpose::Codebook);
         let vectors = self.model.quantiser().vectors(q)?;
         let rows = vectors.shape().matrix().0;
@@ -309,34 +262,21 @@ impl Stage for MsvqStage {
         if first && self.config.kmeans_vectors > 0 {
             self.fill_book(step)?;
         }
-        let wanted = self.batch(step)?;
-        let Forward { pass, root, pixels, image, quantised } =
-            self.forward(step, &wanted, false)?;
-        let grads = pass.backward(&root)?;
+        let wanted = self.windows.at(step)?;
+        let Whole { grads, loss, parts, codes, hinge } = self.whole(step, &wanted, false)?;
         let lr = learning_rate(&self.stage, step);
         let norm = self.learner.norm(&grads)?;
-        let mut loss = pixels.total.clone();
-        let mut parts = pixels.parts;
-        if let Some(q) = &quantised {
-            loss = call(&Axpy { alpha: self.config.loss.vq }, &[&loss, q.loss.value()])?;
-            parts.push(("vq", q.loss.value().clone()));
-        }
-        let hinge = match (&self.adversary, self.gan_ramp(step)) {
-            (Some(adversary), Some(_)) => Some(adversary.hinge(&wanted, &image)?),
-            _ => None,
-        };
-        parts.extend(hinge.iter().map(|(loss, _)| ("disc", loss.clone())));
         let felt = [&loss].into_iter().chain(parts.iter().map(|(_, value)| value));
         let gate = self.guard.judge(step, &norm, &felt.collect::<Vec<_>>())?;
         self.learner.update(&grads, &gate, lr, step)?;
-        if let (Some(adversary), Some((_, grads))) = (&mut self.adversary, &hinge) {
+        if let (Some(adversary), Some(grads)) = (&mut self.adversary, &hinge) {
             let norm = self.guard.also(&adversary.learner.norm(grads)?)?;
             adversary.learner.update(grads, &norm, lr, step)?;
         }
         let mut numbers = Numbers::new(lr, &loss).under(&gate).one("grad_norm", &norm);
         numbers = parts.iter().fold(numbers, |n, (name, value)| n.one(name, value));
-        if let Some(q) = &quantised {
-            numbers = numbers.many(&self.tend_book(step, q)?, told);
+        if let Some(codes) = &codes {
+            numbers = numbers.many(&self.tend_book(step, codes)?, told);
         }
         let last = step + 1 == self.stage.steps;
         match last || step.is_multiple_of(self.stage.checkpoint_every) {
@@ -390,15 +330,18 @@ impl Stage for MsvqStage {
         self.stage.steps.saturating_sub(1)
     }
 
+    fn divide(&mut self, parts: usize) -> bool {
+        self.parts = parts;
+        true
+    }
+
     fn recompute(&mut self, on: bool) -> bool {
         self.stage.recompute = on;
         true
     }
 
     fn diagnose(&mut self, step: u64) -> Result<()> {
-        let wanted = self.batch(step)?;
-        let run = self.forward(step, &wanted, true)?;
-        let grads = run.pass.backward(&run.root)?;
-        self.learner.blame(&grads)
+        let wanted = self.windows.at(step)?;
+        self.learner.blame(&self.whole(step, &wanted, true)?.grads)
     }
 }
