@@ -88,10 +88,11 @@ pub fn run(args: &TrainArgs) -> Result<(Profile, super::record::Recording)> {
         }
         config.train.stages_mut().into_iter().for_each(|stage| stage.batch = batch);
     }
-    for stage in config.train.stages_mut() {
+    if let Some(stage) = config.train.stages_mut().into_iter().nth(args.stage as usize) {
         stage.accumulate = args.accumulate.unwrap_or(stage.accumulate);
         stage.recompute |= args.recompute;
     }
+    config.validate()?;
     let place = args.common.place(false)?;
     let data = Data::of(args.data.as_deref(), &config)?;
     let settings = config.train.stages()[args.stage as usize];
