@@ -447,6 +447,7 @@ fn tiles_alone(folder: &Path, cut: Cut, table: Option<PathBuf>) -> (Result<Repor
         rule: GeneRule::Detected,
         max_bytes: u64::MAX,
         notice: Notice::default(),
+        skip_bad: false,
     };
     (build(&spec), out)
 }
