@@ -177,7 +177,7 @@ fn table(results: &Path, start: SystemTime, model: &Model, lines: &[Line]) -> St
         let Some(Spread { low, median, high }) = spread(results, start, line) else { continue };
         let Line { op, case, face, floor, error } = line;
         let (moved, flops) = (floor.bytes as f64, floor.flops as f64);
-        let (side, least) = model.binds(&Work { bytes: moved, scalar: flops, tensor: 0.0 });
+        let (side, least) = model.binds(&Work { bytes: moved, scalar: flops, ..Work::default() });
         let same = |other: &&Line| other.op == *op && other.case == *case;
         let composed = lines.iter().filter(same).find(|other| other.face == "composed");
         let composed = composed.and_then(|other| spread(results, start, other));

@@ -3,6 +3,7 @@
 // Forward and reverse mode are the same map, gx = gy f'(x), so one derivative entry serves both
 // (src/ops/kinds.rs).
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/packet.cuh"
 
 // y = f(x), element by element.
@@ -58,6 +59,7 @@ __global__ void __launch_bounds__(256) gelu_fwd(
     T*       __restrict__ y,   // [n]
     const T* __restrict__ x,   // [n]
     int n) {
+    await_previous();
     map(y, x, n, [](float v) { return gelu(v); });
 }
 
@@ -73,6 +75,7 @@ __global__ void __launch_bounds__(256) gelu_vjp(
     const T* __restrict__ x,    // [n]
     const T* __restrict__ gy,   // [n]
     int n) {
+    await_previous();
     map_vjp(gx, x, gy, n, [](float v) { return gelu_slope(v); });
 }
 
@@ -87,6 +90,7 @@ __global__ void __launch_bounds__(256) silu_fwd(
     T*       __restrict__ y,   // [n]
     const T* __restrict__ x,   // [n]
     int n) {
+    await_previous();
     map(y, x, n, [](float v) { return silu(v); });
 }
 
@@ -104,6 +108,7 @@ __global__ void __launch_bounds__(256) silu_dual_fwd(
     const T* __restrict__ x,    // [n]
     const T* __restrict__ dx,   // [n]
     int n) {
+    await_previous();
     map_dual(y, dy, x, dx, n, [](float v) { return silu(v); },
              [](float v) { return silu_slope(v); });
 }
@@ -120,6 +125,7 @@ __global__ void __launch_bounds__(256) silu_vjp(
     const T* __restrict__ x,    // [n]
     const T* __restrict__ gy,   // [n]
     int n) {
+    await_previous();
     map_vjp(gx, x, gy, n, [](float v) { return silu_slope(v); });
 }
 
@@ -134,6 +140,7 @@ __global__ void __launch_bounds__(256) leaky_relu_fwd(
     T*       __restrict__ y,   // [n]
     const T* __restrict__ x,   // [n]
     int n, float slope) {
+    await_previous();
     map(y, x, n, [=](float v) { return v > 0.0f ? v : slope * v; });
 }
 
@@ -149,6 +156,7 @@ __global__ void __launch_bounds__(256) leaky_relu_vjp(
     const T* __restrict__ x,    // [n]
     const T* __restrict__ gy,   // [n]
     int n, float slope) {
+    await_previous();
     map_vjp(gx, x, gy, n, [=](float v) { return v > 0.0f ? 1.0f : slope; });
 }
 
@@ -163,6 +171,7 @@ __global__ void __launch_bounds__(256) tanh_fwd(
     T*       __restrict__ y,   // [n]
     const T* __restrict__ x,   // [n]
     int n) {
+    await_previous();
     map(y, x, n, [](float v) { return tanh_of(v); });
 }
 
@@ -178,6 +187,7 @@ __global__ void __launch_bounds__(256) tanh_vjp(
     const T* __restrict__ x,    // [n]
     const T* __restrict__ gy,   // [n]
     int n) {
+    await_previous();
     map_vjp(gx, x, gy, n, [](float v) {
         const float t = tanh_of(v);
         return 1.0f - t * t;
@@ -195,6 +205,7 @@ __global__ void __launch_bounds__(256) exp_fwd(
     T*       __restrict__ y,   // [n]
     const T* __restrict__ x,   // [n]
     int n) {
+    await_previous();
     map(y, x, n, [](float v) { return exp_of(v); });
 }
 
@@ -210,6 +221,7 @@ __global__ void __launch_bounds__(256) exp_vjp(
     const T* __restrict__ x,    // [n]
     const T* __restrict__ gy,   // [n]
     int n) {
+    await_previous();
     map_vjp(gx, x, gy, n, [](float v) { return exp_of(v); });
 }
 
@@ -224,6 +236,7 @@ __global__ void __launch_bounds__(256) softplus_fwd(
     T*       __restrict__ y,   // [n]
     const T* __restrict__ x,   // [n]
     int n) {
+    await_previous();
     map(y, x, n, [](float v) { return softplus(v); });
 }
 
@@ -239,6 +252,7 @@ __global__ void __launch_bounds__(256) softplus_vjp(
     const T* __restrict__ x,    // [n]
     const T* __restrict__ gy,   // [n]
     int n) {
+    await_previous();
     map_vjp(gx, x, gy, n, [](float v) { return sigmoid(v); });
 }
 
@@ -253,6 +267,7 @@ __global__ void __launch_bounds__(256) square_fwd(
     T*       __restrict__ y,   // [n]
     const T* __restrict__ x,   // [n]
     int n) {
+    await_previous();
     map(y, x, n, [](float v) { return v * v; });
 }
 
@@ -268,6 +283,7 @@ __global__ void __launch_bounds__(256) square_vjp(
     const T* __restrict__ x,    // [n]
     const T* __restrict__ gy,   // [n]
     int n) {
+    await_previous();
     map_vjp(gx, x, gy, n, [](float v) { return 2.0f * v; });
 }
 
@@ -282,6 +298,7 @@ __global__ void __launch_bounds__(256) abs_fwd(
     T*       __restrict__ y,   // [n]
     const T* __restrict__ x,   // [n]
     int n) {
+    await_previous();
     map(y, x, n, [](float v) { return fabsf(v); });
 }
 
@@ -297,6 +314,7 @@ __global__ void __launch_bounds__(256) abs_vjp(
     const T* __restrict__ x,    // [n]
     const T* __restrict__ gy,   // [n]
     int n) {
+    await_previous();
     map_vjp(gx, x, gy, n, [](float v) { return v > 0.0f ? 1.0f : v < 0.0f ? -1.0f : 0.0f; });
 }
 
@@ -311,6 +329,7 @@ __global__ void __launch_bounds__(256) clamp_fwd(
     T*       __restrict__ y,   // [n]
     const T* __restrict__ x,   // [n]
     int n, float lo, float hi) {
+    await_previous();
     map(y, x, n, [=](float v) {
         v = v < lo ? lo : v;
         return v > hi ? hi : v;
@@ -329,6 +348,7 @@ __global__ void __launch_bounds__(256) clamp_vjp(
     const T* __restrict__ x,    // [n]
     const T* __restrict__ gy,   // [n]
     int n, float lo, float hi) {
+    await_previous();
     map_vjp(gx, x, gy, n, [=](float v) { return v < lo || v > hi ? 0.0f : 1.0f; });
 }
 
@@ -343,6 +363,7 @@ __global__ void __launch_bounds__(256) power_fwd(
     T*       __restrict__ y,   // [n]
     const T* __restrict__ x,   // [n]
     int n, float p) {
+    await_previous();
     map(y, x, n, [=](float v) { return exp_of(p * logf(v)); });
 }
 
@@ -358,5 +379,6 @@ __global__ void __launch_bounds__(256) power_vjp(
     const T* __restrict__ x,    // [n]
     const T* __restrict__ gy,   // [n]
     int n, float p) {
+    await_previous();
     map_vjp(gx, x, gy, n, [=](float v) { return p * exp_of((p - 1.0f) * logf(v)); });
 }

@@ -5,6 +5,7 @@
 // scale and their heads are few.
 #include "lib/ada.cuh"
 #include "lib/grid.cuh"
+#include "lib/order.cuh"
 #include "lib/thin.cuh"
 
 // Rows that a product takes at a time, and columns of a job.
@@ -232,6 +233,7 @@ __global__ void __launch_bounds__(256, 1) ada_block_fwd(
     const T*     __restrict__ b_down,     // [c]
     int batch, int n, int past, int room, int at, int c, int heads, int hidden, int unit,
     float ln_eps, float unit_eps, float most, float scale) {
+    await_previous();
     __shared__ Hold<T> hold;
     __shared__ float query[WARPS][MOST];
     const unsigned rows = batch * n, wide_c = c;

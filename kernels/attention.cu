@@ -7,6 +7,7 @@
 // rounded up; `work` counts the steps of a head, a tile of its queries by a tile of its keys each.
 #include "lib/heads_mma.cuh"
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/reduce.cuh"
 
 // Rows of a tile, and keys that it looks at in one go: what 48 KiB hold.
@@ -35,6 +36,7 @@ __global__ void __launch_bounds__(256, 2) attention_fwd(
     int batch, int queries, int keys, int seen, int heads, int width, int work, int tiles,
     float scale, unsigned long long ends0, unsigned long long ends1, unsigned long long ends2,
     unsigned long long ends3) {
+    await_previous();
     constexpr int N = 32, M = D <= 64 ? 64 : 32;
     using Scores = Tile<N, M>;
     __shared__ Part<N, D> sq;
@@ -123,6 +125,7 @@ __global__ void __launch_bounds__(128, 2) attention_mma_fwd(
     int batch, int queries, int keys, int seen, int heads, int width, int work, int tiles,
     float scale, unsigned long long ends0, unsigned long long ends1, unsigned long long ends2,
     unsigned long long ends3) {
+    await_previous();
     constexpr int N = MMA_QUERIES, M = D <= 64 ? 64 : 32;
     using Asked = HeadTile<N, D>;
     __shared__ uint4 space[(sizeof(Asked) + 4 * sizeof(HeadTile<M, D>)) / sizeof(uint4)];
@@ -233,6 +236,7 @@ __global__ void __launch_bounds__(256, 2) attention_jvp(
     int batch, int queries, int keys, int heads, int width, int work, int tiles, float scale,
     int dqs, int dks, int dvs, unsigned long long ends0, unsigned long long ends1,
     unsigned long long ends2, unsigned long long ends3) {
+    await_previous();
     constexpr int N = QUERIES<D>, M = KEYS<D>;
     using Scores = Tile<N, M>;
     __shared__ Part<N, D> sq, sdq;
@@ -332,6 +336,7 @@ __global__ void __launch_bounds__(256) attention_means_vjp(
     const T* __restrict__ gy,     // [rows, width]
     const T* __restrict__ y,      // [rows, width]
     int rows, int width) {
+    await_previous();
     const int lane = threadIdx.x % WARP, warps = gridDim.x * (blockDim.x / WARP);
     for (int row = (blockIdx.x * blockDim.x + threadIdx.x) / WARP; row < rows; row += warps) {
         float sum = 0.0f;
@@ -364,6 +369,7 @@ __global__ void __launch_bounds__(256, 2) attention_queries_vjp(
     int batch, int queries, int keys, int heads, int width, int work, int tiles, float scale,
     unsigned long long ends0, unsigned long long ends1, unsigned long long ends2,
     unsigned long long ends3) {
+    await_previous();
     constexpr int N = QUERIES<D>, M = KEYS<D>;
     using Scores = Tile<N, M>;
     __shared__ Part<N, D> sq, sg;
@@ -436,6 +442,7 @@ __global__ void __launch_bounds__(256, 2) attention_keys_vjp(
     int batch, int queries, int keys, int heads, int width, int work, int tiles, float scale,
     unsigned long long ends0, unsigned long long ends1, unsigned long long ends2,
     unsigned long long ends3) {
+    await_previous();
     constexpr int N = KEYS<D>, M = QUERIES<D>;
     using Scores = Tile<N, M>;
     __shared__ Part<N, D> sk, sv;

@@ -6,6 +6,7 @@
 // so that all sums grow side by side, and are rescaled together when a larger score comes.
 #include "lib/heads_mma.cuh"
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/reduce.cuh"
 
 // Rows of a tile and keys that it looks at in one go: what 48 KiB hold.
@@ -43,6 +44,7 @@ __global__ void __launch_bounds__(256, 2) attention_dual_fwd(
     int batch, int queries, int keys, int heads, int width, int work, int tiles, float scale,
     int dqs, int dks, int dvs, unsigned long long ends0, unsigned long long ends1,
     unsigned long long ends2, unsigned long long ends3) {
+    await_previous();
     constexpr int N = ROWS_AT_ONCE<D>, M = N;
     using Scores = Tile<N, M>;
     __shared__ Part<N, D> sq, sdq;
@@ -171,6 +173,7 @@ __global__ void __launch_bounds__(128, 2) attention_dual_mma_fwd(
     int batch, int queries, int keys, int heads, int width, int work, int tiles, float scale,
     int dqs, int dks, int dvs, unsigned long long ends0, unsigned long long ends1,
     unsigned long long ends2, unsigned long long ends3) {
+    await_previous();
     constexpr int M = 64;
     using Told = HeadTile<M, D>;
     using Asked = HeadTile<MMA_QUERIES, D>;

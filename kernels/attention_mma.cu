@@ -5,6 +5,7 @@
 // with its sign (lib/heads_mma.cuh), so that sums are as good as float's.
 #include "lib/heads_mma.cuh"
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/reduce.cuh"
 
 // Rows of the other side that 48 KiB hold four times, and those that its gradients look at.
@@ -78,6 +79,7 @@ __global__ void __launch_bounds__(128, 2) attention_mma_jvp(
     int batch, int queries, int keys, int heads, int width, int work, int tiles, float scale,
     int dqs, int dks, int dvs, unsigned long long ends0, unsigned long long ends1,
     unsigned long long ends2, unsigned long long ends3) {
+    await_previous();
     constexpr int M = AT_ONCE<D>;
     using Told = HeadTile<M, D>;
     using Asked = HeadTile<MMA_QUERIES, D>;
@@ -203,6 +205,7 @@ __global__ void __launch_bounds__(128, 2) attention_queries_mma_vjp(
     int batch, int queries, int keys, int heads, int width, int work, int tiles, float scale,
     unsigned long long ends0, unsigned long long ends1, unsigned long long ends2,
     unsigned long long ends3) {
+    await_previous();
     constexpr int M = AT_ONCE<D>;
     using Told = HeadTile<M, D>;
     __shared__ uint4 space[4 * sizeof(Told) / sizeof(uint4)];
@@ -288,6 +291,7 @@ __global__ void __launch_bounds__(128, 2) attention_keys_mma_vjp(
     int batch, int queries, int keys, int heads, int width, int work, int tiles, float scale,
     unsigned long long ends0, unsigned long long ends1, unsigned long long ends2,
     unsigned long long ends3) {
+    await_previous();
     constexpr int M = AT_ONCE_BACK<D>;
     using Own = HeadTile<MMA_QUERIES, D>;
     using Asking = HeadTile<M, D>;

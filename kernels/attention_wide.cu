@@ -10,6 +10,7 @@
 #include "lib/block.cuh"
 #include "lib/heads_mma.cuh"
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/reduce.cuh"
 
 // A source of tiles: lines of `run` neighbours, each `pitch` after the one before.
@@ -159,6 +160,7 @@ __global__ void __launch_bounds__(128, 2) attention_scores_mma_fwd(
     const T* __restrict__ d,   // [batch, keys, heads, width]
     int batch, int queries, int keys, int heads, int width, int pitch, int first, int end,
     int seen, int pairs) {
+    await_previous();
     using Block = MmaBlock<64, 64, false, true>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e = {unsigned(batch), unsigned(queries), unsigned(keys), unsigned(heads),
@@ -188,6 +190,7 @@ __global__ void __launch_bounds__(256, 2) attention_scores_fma_fwd(
     const T* __restrict__ d,   // [batch, keys, heads, width]
     int batch, int queries, int keys, int heads, int width, int pitch, int first, int end,
     int seen, int pairs) {
+    await_previous();
     using Block = FmaBlock<64, false, true>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e = {unsigned(batch), unsigned(queries), unsigned(keys), unsigned(heads),
@@ -218,6 +221,7 @@ __global__ void __launch_bounds__(128, 2) attention_sums_mma_fwd(
     const T* __restrict__ z,   // [batch, inner, heads, width]
     int batch, int queries, int rows, int inner, int heads, int width, int pitch, int first,
     int end, int from, int to, int pairs) {
+    await_previous();
     using Block = MmaBlock<64, 64, TA, false>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e = {unsigned(batch), unsigned(queries), unsigned(TA ? rows : inner),
@@ -247,6 +251,7 @@ __global__ void __launch_bounds__(256, 2) attention_sums_fma_fwd(
     const T* __restrict__ z,   // [batch, inner, heads, width]
     int batch, int queries, int rows, int inner, int heads, int width, int pitch, int first,
     int end, int from, int to, int pairs) {
+    await_previous();
     using Block = FmaBlock<64, TA, false>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e = {unsigned(batch), unsigned(queries), unsigned(TA ? rows : inner),
@@ -326,6 +331,7 @@ __global__ void __launch_bounds__(256) attention_weights_fwd(
     const float* __restrict__ x,     // [batch, heads, queries, pitch]
     int weights, int batch, int queries, int heads, int pitch, int first, int end, int seen,
     float scale) {
+    await_previous();
     each_query(batch, heads, queries, pitch, first, end, [&](unsigned stat, unsigned at) {
         const float* row = x + at;
         float top = -infinite();
@@ -362,6 +368,7 @@ __global__ void __launch_bounds__(256) attention_weights_jvp(
     const float* __restrict__ lse,   // [batch, queries, heads]
     int weights, int batch, int queries, int heads, int pitch, int first, int end, int seen,
     int moved, int carried, float scale) {
+    await_previous();
     each_query(batch, heads, queries, pitch, first, end, [&](unsigned stat, unsigned at) {
         const float* row = x + at;
         const float log = lse[stat];
@@ -396,6 +403,7 @@ __global__ void __launch_bounds__(256) attention_weights_vjp(
     const float* __restrict__ mean,   // [batch, queries, heads]
     int weights, int batch, int queries, int heads, int pitch, int first, int end, int seen,
     float scale) {
+    await_previous();
     each_query(batch, heads, queries, pitch, first, end, [&](unsigned stat, unsigned at) {
         const float log = lse[stat], centre = mean[stat];
         auto weight = [&](float s, float) { return exp_of(fmaf(scale, s, -log)); };

@@ -2,6 +2,7 @@
 //
 // A thread takes four pixels, three packets, where they are whole and aligned, else one.
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/packet.cuh"
 #include "lib/reduce.cuh"
 
@@ -73,6 +74,7 @@ __global__ void __launch_bounds__(256, 2) stain_hue_fwd(
     const T*     __restrict__ x,     // [rows, 3*pixels]
     const float* __restrict__ how,   // [rows, 21]
     int rows, int pixels) {
+    await_previous();
     const bool packets = pixels % 4 == 0 && aligned(y, x);
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
     const unsigned all = static_cast<unsigned>(rows) * pixels;
@@ -115,6 +117,7 @@ __global__ void __launch_bounds__(256, 2) contrast_fwd(
     const T*     __restrict__ x,        // [rows, 3*pixels]
     const float* __restrict__ factor,   // [rows]
     int rows, int pixels) {
+    await_previous();
     __shared__ float hold[WARP];
     const bool packets = pixels % 4 == 0 && aligned(y, x);
     for (unsigned b = blockIdx.x; b < static_cast<unsigned>(rows); b += gridDim.x) {
@@ -178,6 +181,7 @@ __global__ void __launch_bounds__(256) blur_across_fwd(
     float*   __restrict__ y,   // [rows, 3*cols]
     const T* __restrict__ x,   // [rows, 3*cols]
     int rows, int cols, float b0, float b1, float b2, float b3, float b4, float b5) {
+    await_previous();
     const Bell bell = {{b0, b1, b2, b3, b4, b5}};
     const unsigned length = cols, all = 3 * length * rows, step = gridDim.x * blockDim.x;
     for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < all; i += step) {
@@ -199,6 +203,7 @@ __global__ void __launch_bounds__(256) unsharp_fwd(
     const float* __restrict__ across,   // [batch, rows, 3*cols]
     const float* __restrict__ amount,   // [batch]
     int batch, int rows, int cols, float b0, float b1, float b2, float b3, float b4, float b5) {
+    await_previous();
     const Bell bell = {{b0, b1, b2, b3, b4, b5}};
     const unsigned line = 3 * cols, down = rows, all = line * down * batch;
     for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < all; i += gridDim.x * blockDim.x) {

@@ -4,6 +4,7 @@
 // Two ways. `strip`: a block has all rows of 32 columns (lib/strip.cuh), which suits the batches of
 // training. `split`: chunks of the rows in blocks of their own, their moments merged in between,
 // which suits many rows of few columns.
+#include "lib/order.cuh"
 #include "lib/strip.cuh"
 
 // y = (x - mean) * scale + b.
@@ -71,6 +72,7 @@ __global__ void __launch_bounds__(256) batch_norm_train_fwd(
     const T* __restrict__ w,          // [cols]
     const T* __restrict__ b,          // [cols]
     int rows, int cols, float eps) {
+    await_previous();
     __shared__ Meeting<1> first, second;
     __shared__ float shift[STRIP];
     const float inverse = 1.0f / rows;
@@ -113,6 +115,7 @@ __global__ void __launch_bounds__(256) batch_norm_merge_fwd(
     const float* __restrict__ squares,    // [ceil(rows, step), cols]
     const T*     __restrict__ w,          // [cols]
     int rows, int cols, int step, float eps) {
+    await_previous();
     const float inverse = 1.0f / rows;
     const unsigned all = cols, chunks = (rows + step - 1u) / step;
     unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
@@ -148,6 +151,7 @@ __global__ void __launch_bounds__(256, 2) batch_norm_apply_fwd(
     const float* __restrict__ scale,   // [cols]
     const T*     __restrict__ b,       // [cols]
     int rows, int cols, int step) {
+    await_previous();
     __shared__ float own[3][STRIP];
     const bool packets = cols % width<T> == 0 && aligned(y, x);
     const Cut all = cut(1, rows, cols, step);
@@ -182,6 +186,7 @@ __global__ void __launch_bounds__(256) batch_norm_train_vjp(
     const float* __restrict__ variance,   // [cols]
     const T*     __restrict__ g,          // [rows, cols]
     int rows, int cols, float eps) {
+    await_previous();
     __shared__ Meeting<2> sums;
     __shared__ float centre[STRIP], scale[STRIP];
     const float inverse = 1.0f / rows;
@@ -228,6 +233,7 @@ __global__ void __launch_bounds__(256) batch_norm_sums_vjp(
     const T*     __restrict__ g,      // [rows, cols]
     const float* __restrict__ mean,   // [cols]
     int rows, int cols, int step) {
+    await_previous();
     __shared__ Meeting<2> meet;
     __shared__ float centre[STRIP];
     const bool packets = cols % width<T> == 0 && aligned(x, g);
@@ -267,6 +273,7 @@ __global__ void __launch_bounds__(256) batch_norm_merge_vjp(
     const T*     __restrict__ w,          // [cols]
     const float* __restrict__ variance,   // [cols]
     int rows, int cols, int step, float eps) {
+    await_previous();
     const float inverse = 1.0f / rows;
     const unsigned all = cols, chunks = (rows + step - 1u) / step;
     unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
@@ -302,6 +309,7 @@ __global__ void __launch_bounds__(256) batch_norm_apply_vjp(
     const float* __restrict__ tilt,    // [cols]
     const float* __restrict__ scale,   // [cols]
     int rows, int cols, int step) {
+    await_previous();
     __shared__ float own[4][STRIP];
     const bool packets = cols % width<T> == 0 && aligned(gx, x, g);
     const Cut all = cut(1, rows, cols, step);

@@ -5,6 +5,7 @@
 // (lib/windows.cuh). What lies outside of a map takes part as zeros.
 #include "lib/block.cuh"
 #include "lib/finish.cuh"
+#include "lib/order.cuh"
 #include "lib/windows.cuh"
 
 // A convolution of maps [images, high, wide, ins] to [images, down, across, outs]; where `doubled`,
@@ -175,6 +176,7 @@ __global__ void __launch_bounds__(128, 2) conv2d_mma_fwd(
     int images, int high, int wide, int ins, int outs, int kernel_high, int kernel_wide, int down,
     int across, unsigned stride, unsigned top, unsigned left, unsigned doubled, int parts,
     int splits, int biased, int added, int read_rows, int read_cols, int chunks, int merges) {
+    await_previous();
     using Block = MmaBlock<C == 64 ? 64 : 128, C, false, true>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e(images, high, wide, ins, outs, kernel_high, kernel_wide, down, across, stride,
@@ -208,6 +210,7 @@ __global__ void __launch_bounds__(256, C == 128 ? 1 : 2) conv2d_fma_fwd(
     int images, int high, int wide, int ins, int outs, int kernel_high, int kernel_wide, int down,
     int across, unsigned stride, unsigned top, unsigned left, unsigned doubled, int parts,
     int splits, int biased, int added, int read_rows, int read_cols, int chunks, int merges) {
+    await_previous();
     using Block = FmaBlock<C, false, true>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e(images, high, wide, ins, outs, kernel_high, kernel_wide, down, across, stride,
@@ -240,6 +243,7 @@ __global__ void __launch_bounds__(128, 2) conv2d_dx_mma_fwd(
     int images, int high, int wide, int ins, int outs, int kernel_high, int kernel_wide, int down,
     int across, unsigned stride, unsigned top, unsigned left, int parts, int splits, int taps_read,
     int read_rows, int read_cols, int chunks, int merges) {
+    await_previous();
     using Block = MmaBlock<C == 64 ? 64 : 128, C, false, false>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e(images, high, wide, ins, outs, kernel_high, kernel_wide, down, across, stride,
@@ -269,6 +273,7 @@ __global__ void __launch_bounds__(256, C == 128 ? 1 : 2) conv2d_dx_fma_fwd(
     int images, int high, int wide, int ins, int outs, int kernel_high, int kernel_wide, int down,
     int across, unsigned stride, unsigned top, unsigned left, int parts, int splits, int taps_read,
     int read_rows, int read_cols, int chunks, int merges) {
+    await_previous();
     using Block = FmaBlock<C, false, false>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e(images, high, wide, ins, outs, kernel_high, kernel_wide, down, across, stride,
@@ -297,6 +302,7 @@ __global__ void __launch_bounds__(128, 2) conv2d_dw_mma_fwd(
     int images, int high, int wide, int ins, int outs, int kernel_high, int kernel_wide, int down,
     int across, unsigned stride, unsigned top, unsigned left, int splits, int read_rows,
     int read_cols, int chunks) {
+    await_previous();
     using Block = MmaBlock<C, C, true, false>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e(images, high, wide, ins, outs, kernel_high, kernel_wide, down, across, stride,
@@ -325,6 +331,7 @@ __global__ void __launch_bounds__(256, C == 128 ? 1 : 2) conv2d_dw_fma_fwd(
     int images, int high, int wide, int ins, int outs, int kernel_high, int kernel_wide, int down,
     int across, unsigned stride, unsigned top, unsigned left, int splits, int read_rows,
     int read_cols, int chunks) {
+    await_previous();
     using Block = FmaBlock<C, true, false>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const Extents e(images, high, wide, ins, outs, kernel_high, kernel_wide, down, across, stride,

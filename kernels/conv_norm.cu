@@ -6,6 +6,7 @@
 // once each, and takes all nine taps from there.
 #include "lib/block.cuh"
 #include "lib/finish.cuh"
+#include "lib/order.cuh"
 
 // A map [images, high, wide, ins], its norm's groups, and results [images, high, wide, outs].
 struct Extents {
@@ -183,6 +184,7 @@ __global__ void __launch_bounds__(128, 2) normed_conv_mma_fwd(
     const T*     __restrict__ bias,       // [outs]
     const T*     __restrict__ residual,   // [added*images*high*wide*outs]
     int images, int high, int wide, int ins, int outs, int groups, int added) {
+    await_previous();
     using Block = MmaBlock<128, C, false, true>;
     using At = Place<8, 16>;
     using B = typename Block::B;
@@ -279,6 +281,7 @@ __global__ void __launch_bounds__(256, 2) normed_conv_fma_fwd(
     const T*     __restrict__ bias,       // [outs]
     const T*     __restrict__ residual,   // [added*images*high*wide*outs]
     int images, int high, int wide, int ins, int outs, int groups, int added) {
+    await_previous();
     using Block = FmaBlock<64, false, true>;
     using At = Place<8, 8>;
     using B = typename Block::B;

@@ -1,5 +1,6 @@
 // Depthwise convolution over channels-last maps: each channel has its own small filter
 // (src/ops/depthwise.rs).
+#include "lib/order.cuh"
 #include "lib/packet.cuh"
 
 // depthwise_conv_fwd: y[n, i, j] = b + sum of x[n, stride i + p - before, stride j + q - before]
@@ -21,6 +22,7 @@ __global__ void __launch_bounds__(256) depthwise_conv_fwd(
     const T* __restrict__ b,   // [channels]
     int images, int high, int wide, int channels, int taps, int out_high, int out_wide,
     unsigned stride, unsigned before, int row_taps, int col_taps) {
+    await_previous();
     const bool packets = channels % width<T> == 0 && aligned(y, x, w, b);
     const unsigned depth = channels, rows = high, cols = wide, k = taps;
     const unsigned all = static_cast<unsigned>(images) * out_high * out_wide * depth;

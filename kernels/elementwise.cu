@@ -4,6 +4,7 @@
 // but forward entries here. Big operands are [k0, r0, k1, r1, k2], small ones [k0, k1, k2]
 // (lib/broadcast.cuh).
 #include "lib/broadcast.cuh"
+#include "lib/order.cuh"
 
 // axpy_fwd: y = a + alpha b, with b broadcast to a.
 //   for    T: f32, bf16
@@ -18,6 +19,7 @@ __global__ void __launch_bounds__(256) axpy_fwd(
     const T* __restrict__ a,   // [k0, r0, k1, r1, k2]
     const T* __restrict__ b,   // [k0, k1, k2]
     int k0, int r0, int k1, int r1, int k2, float alpha) {
+    await_previous();
     const Spread s = spread(k0, r0, k1, r1, k2);
     each_spread<T>(s, aligned(y, a, b), [&](unsigned i, unsigned j, bool one, auto w) {
         constexpr int N = decltype(w)::value;
@@ -42,6 +44,7 @@ __global__ void __launch_bounds__(256) mul_fwd(
     const T* __restrict__ a,   // [k0, r0, k1, r1, k2]
     const T* __restrict__ b,   // [k0, k1, k2]
     int k0, int r0, int k1, int r1, int k2) {
+    await_previous();
     const Spread s = spread(k0, r0, k1, r1, k2);
     each_spread<T>(s, aligned(y, a, b), [&](unsigned i, unsigned j, bool one, auto w) {
         constexpr int N = decltype(w)::value;
@@ -64,6 +67,7 @@ __global__ void __launch_bounds__(256) affine_fwd(
     T*       __restrict__ y,   // [n]
     const T* __restrict__ x,   // [n]
     int n, float scale, float shift) {
+    await_previous();
     each<T>(n, aligned(y, x), [&](unsigned i, auto w) {
         constexpr int N = decltype(w)::value;
         Floats<N> u = load<N>(x + i);
@@ -87,6 +91,7 @@ __global__ void __launch_bounds__(256) modulate_fwd(
     const T* __restrict__ a,   // [k0, k1, k2]
     const T* __restrict__ b,   // [k0, k1, k2]
     int k0, int r0, int k1, int r1, int k2) {
+    await_previous();
     const Spread s = spread(k0, r0, k1, r1, k2);
     each_spread<T>(s, aligned(y, x, a, b), [&](unsigned i, unsigned j, bool one, auto w) {
         constexpr int N = decltype(w)::value;
@@ -112,6 +117,7 @@ __global__ void __launch_bounds__(256) gated_add_fwd(
     const T* __restrict__ g,   // [k0, k1, k2]
     const T* __restrict__ y,   // [k0, r0, k1, r1, k2]
     int k0, int r0, int k1, int r1, int k2) {
+    await_previous();
     const Spread s = spread(k0, r0, k1, r1, k2);
     each_spread<T>(s, aligned(z, x, g, y), [&](unsigned i, unsigned j, bool one, auto w) {
         constexpr int N = decltype(w)::value;

@@ -4,6 +4,7 @@
 // The adjoint sums rows of equal index in the order in which they stand, so that its bits do not
 // depend on the order of threads: the indices are sorted first, stably, by counting.
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/packet.cuh"
 #include "lib/reduce.cuh"
 
@@ -21,6 +22,7 @@ __global__ void __launch_bounds__(256) gather_rows_fwd(
     const T*   __restrict__ table,   // [rows, cols]
     const int* __restrict__ idx,     // [count]
     int rows, int cols, int count) {
+    await_previous();
     const bool packets = cols % width<T> == 0 && aligned(y, table);
     const unsigned length = cols, known = rows;
     each<T>(static_cast<unsigned>(count) * length, packets, [&](unsigned i, auto w) {
@@ -51,6 +53,7 @@ __global__ void __launch_bounds__(256) scatter_rows_rank_fwd(
     int*       __restrict__ ranks,    // [count]
     const int* __restrict__ idx,      // [count]
     int rows, int count) {
+    await_previous();
     __shared__ int own[RANKED];
     const unsigned all = count, known = rows, chunks = (all + RANKED - 1) / RANKED;
     for (unsigned chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
@@ -83,6 +86,7 @@ __global__ void __launch_bounds__(1024) scatter_rows_begin_fwd(
     int*       __restrict__ begins,   // [rows + 1]
     const int* __restrict__ counts,   // [ceil(count, 256), rows]
     int rows, int count) {
+    await_previous();
     __shared__ int sums[WARP];
     const unsigned known = rows, chunks = (static_cast<unsigned>(count) + RANKED - 1) / RANKED;
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -127,6 +131,7 @@ __global__ void __launch_bounds__(256) scatter_rows_order_fwd(
     const int* __restrict__ ranks,    // [count]
     const int* __restrict__ idx,      // [count]
     int rows, int count) {
+    await_previous();
     const unsigned all = count, known = rows;
     unsigned j = blockIdx.x * blockDim.x + threadIdx.x;
     for (; j < all; j += gridDim.x * blockDim.x) {
@@ -153,6 +158,7 @@ __global__ void __launch_bounds__(256) scatter_rows_sum_fwd(
     const int* __restrict__ order,    // [count]
     const int* __restrict__ begins,   // [rows + 1]
     int rows, int cols, int count) {
+    await_previous();
     constexpr int N = width<T>;
     __shared__ float part[SUMMING][WARP * N];
     const bool packets = cols % N == 0 && aligned(y, g);
@@ -242,6 +248,7 @@ __global__ void __launch_bounds__(256) time_embed_fwd(
     T*       __restrict__ y,   // [count, 2, half]
     const T* __restrict__ t,   // [count]
     int count, int half, double fall) {
+    await_previous();
     each_angle(t, count, half, fall, [&](unsigned at, float c, float s, float) {
         y[at] = from_float<T>(c);
         y[at + half] = from_float<T>(s);
@@ -259,6 +266,7 @@ __global__ void __launch_bounds__(256) time_embed_slope_fwd(
     T*       __restrict__ y,   // [count, 2, half]
     const T* __restrict__ t,   // [count]
     int count, int half, double fall) {
+    await_previous();
     each_angle(t, count, half, fall, [&](unsigned at, float c, float s, float f) {
         y[at] = from_float<T>(-(s * f));
         y[at + half] = from_float<T>(c * f);
@@ -278,6 +286,7 @@ __global__ void __launch_bounds__(256) time_embed_dual_fwd(
     const T* __restrict__ t,    // [count]
     const T* __restrict__ dt,   // [count]
     int count, int half, double fall) {
+    await_previous();
     each_angle(t, count, half, fall, [&](unsigned at, float c, float s, float f) {
         const float d = to_float(dt[at / (2 * half)]);
         y[at] = from_float<T>(c);

@@ -3,6 +3,7 @@
 //
 // A sample is `cols` numbers of each map. Counterfactuals n0 ... n3 are absent from `count` on.
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/packet.cuh"
 #include "lib/reduce.cuh"
 
@@ -106,6 +107,7 @@ __global__ void __launch_bounds__(256) flow_path_fwd(
     const T*     __restrict__ eps,   // [rows, cols]
     const float* __restrict__ t,     // [rows]
     int rows, int cols) {
+    await_previous();
     const unsigned length = cols;
     const bool packets = cols % width<T> == 0 && aligned(y, v, f, eps);
     each<T>(static_cast<unsigned>(rows) * length, packets, [&](unsigned i, auto w) {
@@ -150,6 +152,7 @@ __global__ void __launch_bounds__(256, 2) flow_loss_fwd(
     const T*     __restrict__ n3,        // [min(1, max(count - 3, 0))*rows, cols]
     int rows, int cols, int count, int clamp, float sign, float share, float kappa, float power,
     float floor) {
+    await_previous();
     __shared__ float hold[WARP];
     const Maps<T> maps = {u, f, eps, dudt, {n0, n1, n2, n3}, static_cast<unsigned>(count)};
     const bool packets = cols % width<T> == 0 && maps.aligned();
@@ -250,6 +253,7 @@ __global__ void __launch_bounds__(256) flow_loss_vjp(
     const T*     __restrict__ n2,        // [min(1, max(count - 2, 0))*rows, cols]
     const T*     __restrict__ n3,        // [min(1, max(count - 3, 0))*rows, cols]
     int rows, int cols, int count, float sign) {
+    await_previous();
     const Maps<T> maps = {u, f, eps, dudt, {n0, n1, n2, n3}, static_cast<unsigned>(count)};
     const bool packets = cols % width<T> == 0 && aligned(gu) && maps.aligned();
     const unsigned length = cols;

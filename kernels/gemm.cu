@@ -5,6 +5,7 @@
 // rows stream the other operand past them. src/ops/gemm says which shape takes which way, and
 // gemm_wgmma.cu has another for Hopper.
 #include "lib/block.cuh"
+#include "lib/order.cuh"
 #include "lib/thin.cuh"
 
 // All tiles of a launch, a block one at a time.
@@ -61,9 +62,12 @@ __global__ void __launch_bounds__(128, 2) matmul_mma_fwd(
     int gates, int act, int piece) {
     using Block = MmaBlock<S, S, TA, TB>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
+    const Sizes sizes(batch, m, n, k, splits, folds);
+    ask_for_right<Block>(b, sizes);
+    await_previous();
     const Finish<T> finish = finish_of(y, kept, bias, residual, gate, batch * m, n, keep, biased,
                                        added, gates, act, piece);
-    tiles<Block, T>(shared, a, b, part, finish, {batch, m, n, k, splits, folds});
+    tiles<Block, T>(shared, a, b, part, finish, sizes);
 }
 
 // matmul_fma_fwd: matmul_mma_fwd in float.
@@ -95,11 +99,13 @@ __global__ void __launch_bounds__(256, 2) matmul_fma_fwd(
     const T* __restrict__ gate,       // [gates*n]
     int batch, int m, int n, int k, int splits, int folds, int keep, int biased, int added,
     int gates, int act, int piece) {
+    await_previous();
     using Block = FmaBlock<S, TA, TB>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
+    const Sizes sizes(batch, m, n, k, splits, folds);
     const Finish<T> finish = finish_of(y, kept, bias, residual, gate, batch * m, n, keep, biased,
                                        added, gates, act, piece);
-    tiles<Block, T>(shared, a, b, part, finish, {batch, m, n, k, splits, folds});
+    tiles<Block, T>(shared, a, b, part, finish, sizes);
 }
 
 // matmul_join_fwd: y = residual + gate * act(sum of parts + bias), kept = the argument of act.
@@ -123,6 +129,7 @@ __global__ void __launch_bounds__(256) matmul_join_fwd(
     const T*     __restrict__ gate,       // [gates*cols]
     int rows, int cols, int splits, int keep, int biased, int added, int gates, int act,
     int piece) {
+    await_previous();
     const Finish<T> finish = finish_of(y, kept, bias, residual, gate, rows, cols, keep, biased,
                                        added, gates, act, piece);
     const unsigned size = static_cast<unsigned>(rows) * cols;
@@ -178,13 +185,17 @@ __global__ void __launch_bounds__(256, R < 8 ? 3 : 2) matmul_dot_fwd(
     constexpr int C = R < 16 ? 4 : 2;
     __shared__ float hold[WARPS][WARP];
     const Thin<T> all(few, many, rows, total, cols, k, shared, swapped);
-    const Finish<T> finish =
-        finish_of(y, kept, bias, residual, gate, swapped ? groups * cols : total,
-                  swapped ? rows : cols, keep, biased, added, gates, act, piece);
     const bool packets = all.packets();
     const unsigned warp = threadIdx.x / WARP;
     const unsigned slice = warp % slices, slots = WARPS / slices;
     const unsigned across = over(cols, C * slots), jobs = across * groups;
+    if (blockIdx.x < jobs) {
+        all.ask(blockIdx.x / across, blockIdx.x % across * C * slots, C * slots);
+    }
+    await_previous();
+    const Finish<T> finish =
+        finish_of(y, kept, bias, residual, gate, swapped ? groups * cols : total,
+                  swapped ? rows : cols, keep, biased, added, gates, act, piece);
     for (unsigned job = blockIdx.x; job < jobs; job += gridDim.x) {
         const Thin<T> thin = all.group(job / across);
         const unsigned col = (job % across * slots + warp / slices) * C;
@@ -226,13 +237,17 @@ __global__ void __launch_bounds__(256, R < 32 ? 3 : 2) matmul_dot_mma_fwd(
     int keep, int biased, int added, int gates, int act, int piece) {
     __shared__ float hold[WARPS][R / 4][WARP];
     const Thin<T> all(few, many, rows, total, cols, k, shared, swapped);
-    const Finish<T> finish =
-        finish_of(y, kept, bias, residual, gate, swapped ? groups * cols : total,
-                  swapped ? rows : cols, keep, biased, added, gates, act, piece);
     const bool packets = all.packets();
     const unsigned warp = threadIdx.x / WARP;
     const unsigned slice = warp % slices, slots = WARPS / slices;
     const unsigned across = over(cols, 8 * slots), jobs = across * groups;
+    if (blockIdx.x < jobs) {
+        all.ask(blockIdx.x / across, blockIdx.x % across * 8 * slots, 8 * slots);
+    }
+    await_previous();
+    const Finish<T> finish =
+        finish_of(y, kept, bias, residual, gate, swapped ? groups * cols : total,
+                  swapped ? rows : cols, keep, biased, added, gates, act, piece);
     for (unsigned job = blockIdx.x; job < jobs; job += gridDim.x) {
         const Thin<T> thin = all.group(job / across);
         const unsigned col = (job % across * slots + warp / slices) * 8;

@@ -3,6 +3,7 @@
 //
 // Of every 64 rows of a block's tile 32 are of x, and the next 32 the same rows of dx.
 #include "lib/block.cuh"
+#include "lib/order.cuh"
 
 constexpr unsigned PAIRS = 32;
 
@@ -193,6 +194,7 @@ __global__ void __launch_bounds__(128, 2) linear_dual_mma_fwd(
     const T* __restrict__ dgate,       // [dgates*cols]
     int rows, int cols, int k, int keep, int biased, int added, int dadded, int gates, int dgates,
     int act, int piece) {
+    await_previous();
     using Block = MmaBlock<S, S, false, true>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const PairFinish<T> finish =
@@ -230,6 +232,7 @@ __global__ void __launch_bounds__(256, S < 128 ? 2 : 1) linear_dual_fma_fwd(
     const T* __restrict__ dgate,       // [dgates*cols]
     int rows, int cols, int k, int keep, int biased, int added, int dadded, int gates, int dgates,
     int act, int piece) {
+    await_previous();
     using Block = FmaBlock<S, false, true>;
     __shared__ uint4 shared[Block::SHARED / sizeof(uint4)];
     const PairFinish<T> finish =

@@ -1,5 +1,6 @@
 // The matrix products of gemm.cu for Hopper: the copy engine brings operands, tensor cores multiply
 // them where they land, and the warps that ask for either meet at gates only.
+#include "lib/order.cuh"
 #include "lib/wgmma.cuh"
 
 // Stages of operands on their way.
@@ -13,6 +14,21 @@ struct Space {
     // Open when a stage has come, and when all warps with sums are through with it.
     Gate full[STAGES], empty[STAGES];
 };
+
+// Asks for what the first job of this block reads of b, a layer's weights as a rule.
+template <class Block, bool TB, class T>
+__device__ __forceinline__ void ask_for_boxes(const TensorMap<T>& b, const Sizes& s) {
+    first_job<Block>(s, [&](const Job& job, unsigned first, unsigned steps) {
+        for (unsigned step = first; step < first + steps; ++step) {
+            const int k = step * Block::DEPTH;
+#pragma unroll
+            for (int c = 0; c < Block::COLS; c += BOX) {
+                const int line = job.col + c;
+                ask_for_box(b, TB ? k : line, TB ? line : k, job.batch);
+            }
+        }
+    });
+}
 
 // What one thread does: it asks for every step of every tile, as far ahead as there is room.
 template <class Block, bool TA, bool TB, class T>
@@ -118,8 +134,10 @@ __global__ void __launch_bounds__(288, 1) matmul_wgmma_fwd(
         }
         gates_ready();
     }
-    __syncthreads();
     const Sizes sizes(batch, m, n, k, splits, folds);
+    if (threadIdx.x == Block::THREADS) ask_for_boxes<Block, TB>(b, sizes);
+    await_previous();
+    __syncthreads();
     if (threadIdx.x == Block::THREADS) {
         fetch_all<Block, TA, TB>(space, a, b, sizes);
     } else if (threadIdx.x < Block::THREADS) {

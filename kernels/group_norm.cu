@@ -6,6 +6,7 @@
 // `channels`, so that a strip of 32 columns (lib/strip.cuh) is full for few channels too. Sums are
 // taken down the columns of chunks of rows and merged for each group. SILU is 0 or 1.
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/strip.cuh"
 
 // The maps' extents, and how columns belong to channels and groups.
@@ -72,6 +73,7 @@ __global__ void __launch_bounds__(256) group_norm_merge_fwd(
     const float* __restrict__ sums,      // [images, ceil(rows, step), cols]
     const float* __restrict__ squares,   // [images, ceil(rows, step), cols]
     int images, int rows, int cols, int step, int channels, int groups, float eps) {
+    await_previous();
     const unsigned lane = threadIdx.x % WARP, all = rows, chunks = (all + step - 1) / step;
     const unsigned wide = channels / groups, own = wide * (cols / channels);
     const float inverse = 1.0f / (static_cast<float>(rows) * own);
@@ -118,6 +120,7 @@ __global__ void __launch_bounds__(256, 2) group_norm_apply_fwd(
     const T*     __restrict__ w,       // [channels]
     const T*     __restrict__ b,       // [channels]
     int images, int rows, int cols, int step, int channels, int groups) {
+    await_previous();
     __shared__ Columns own;
     const bool packets = cols % width<T> == 0 && aligned(y, x);
     const Cut all = cut(images, rows, cols, step);
@@ -150,6 +153,7 @@ __global__ void __launch_bounds__(256, 2) group_norm_fwd(
     const T* __restrict__ w,       // [channels]
     const T* __restrict__ b,       // [channels]
     int images, int rows, int channels, int groups, float eps) {
+    await_previous();
     __shared__ float hold[WARP];
     const unsigned wide = channels / groups;
     const float inverse = 1.0f / (static_cast<float>(rows) * wide);
@@ -228,6 +232,7 @@ __global__ void __launch_bounds__(256) group_norm_sums_vjp(
     const T*     __restrict__ w,       // [channels]
     const T*     __restrict__ b,       // [channels]
     int images, int rows, int cols, int step, int channels, int groups) {
+    await_previous();
     __shared__ Meeting<4> meet;
     __shared__ Columns own;
     const bool packets = cols % width<T> == 0 && aligned(x, g);
@@ -266,6 +271,7 @@ __global__ void __launch_bounds__(256) group_norm_merge_vjp(
     float*       __restrict__ means,   // [images, 2, groups]
     const float* __restrict__ sums,    // [2, images, ceil(rows, step), cols]
     int images, int rows, int cols, int step, int channels, int groups) {
+    await_previous();
     const unsigned lane = threadIdx.x % WARP, chunks = (rows + step - 1u) / step;
     const unsigned wide = channels / groups, own = wide * (cols / channels);
     const unsigned second = images * chunks * cols;
@@ -304,6 +310,7 @@ __global__ void __launch_bounds__(256) group_norm_params_vjp(
     T*           __restrict__ gb,     // [channels]
     const float* __restrict__ sums,   // [4, terms, channels]
     int terms, int channels) {
+    await_previous();
     __shared__ float part[2][STRIP_WARPS][STRIP];
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, all = terms;
     const unsigned strips = (channels + STRIP - 1) / STRIP;
@@ -346,6 +353,7 @@ __global__ void __launch_bounds__(256) group_norm_apply_vjp(
     const T*     __restrict__ w,       // [channels]
     const T*     __restrict__ b,       // [channels]
     int images, int rows, int cols, int step, int channels, int groups) {
+    await_previous();
     __shared__ Columns own;
     const bool packets = cols % width<T> == 0 && aligned(gx, x, g);
     const Cut all = cut(images, rows, cols, step);
@@ -384,6 +392,7 @@ __global__ void __launch_bounds__(256) group_norm_sums_jvp(
     const T*     __restrict__ dx,      // [images, rows, joined*channels]
     const float* __restrict__ stats,   // [images, 2, groups]
     int images, int rows, int joined, int step, int channels, int groups) {
+    await_previous();
     const int cols = joined * channels;
     __shared__ Meeting<2> meet;
     __shared__ Columns own;
@@ -425,6 +434,7 @@ __global__ void __launch_bounds__(256) group_norm_apply_jvp(
     const T*     __restrict__ dw,      // [channels]
     const T*     __restrict__ db,      // [channels]
     int images, int rows, int cols, int step, int channels, int groups) {
+    await_previous();
     __shared__ Columns own;
     __shared__ float turn[STRIP], lift[STRIP];
     const bool packets = cols % width<T> == 0 && aligned(dy, x, dx);

@@ -3,6 +3,7 @@
 //
 // An axis splits a shape into (outer, extent, inner), so that an op moves for each of `outer` rows
 // one run of extent * inner elements (src/ops/layout.rs).
+#include "lib/order.cuh"
 #include "lib/packet.cuh"
 
 // copy_runs_fwd: y[o, put + i] = x[o, take + i] for i in 0..run; the rest of y is left alone.
@@ -18,6 +19,7 @@ __global__ void __launch_bounds__(256) copy_runs_fwd(
     T*       __restrict__ y,   // [rows, max(to, put + run)]
     const T* __restrict__ x,   // [rows, max(from, take + run)]
     int rows, int run, int to, int put, int from, int take) {
+    await_previous();
     constexpr int N = width<T>;
     const bool fits = (run | to | put | from | take) % N == 0;
     const unsigned length = run;
@@ -45,6 +47,7 @@ __global__ void __launch_bounds__(256) concat_fwd(
     const T* __restrict__ c,   // [rows, of_c]
     const T* __restrict__ d,   // [rows, of_d]
     int rows, int of_a, int of_b, int of_c, int of_d, int to, int put) {
+    await_previous();
     constexpr int N = width<T>;
     const bool fits = (of_a | of_b | of_c | of_d | to | put) % N == 0;
     const unsigned two = of_a + of_b, three = two + of_c, all = three + of_d;
@@ -69,6 +72,7 @@ __global__ void __launch_bounds__(256) place_fwd(
     T*       __restrict__ y,   // [rows, max(to, put + run)]
     const T* __restrict__ x,   // [rows, run]
     int rows, int run, int to, int put) {
+    await_previous();
     constexpr int N = width<T>;
     const bool fits = (run | to | put) % N == 0;
     const unsigned length = to, own = run;
@@ -95,6 +99,7 @@ __global__ void __launch_bounds__(256) round_fwd(
     T*           __restrict__ y,   // [n]
     const float* __restrict__ x,   // [n]
     int n) {
+    await_previous();
     each<float>(n, aligned(y, x), [&](unsigned i, auto w) {
         store(y + i, load<decltype(w)::value>(x + i));
     });
@@ -110,6 +115,7 @@ __global__ void __launch_bounds__(256) widen_fwd(
     float*   __restrict__ y,   // [n]
     const T* __restrict__ x,   // [n]
     int n) {
+    await_previous();
     each<float>(n, aligned(y, x), [&](unsigned i, auto w) {
         store(y + i, load<decltype(w)::value>(x + i));
     });

@@ -4,6 +4,7 @@
 // gx = g (p - q). Probabilities are never stored: the backward pass makes them again from lse.
 // `peak` is 1 - s, `even` is s / cols, `smooth` whether s is not 0. A warp takes a row.
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/packet.cuh"
 #include "lib/rows.cuh"
 
@@ -35,6 +36,7 @@ __global__ void __launch_bounds__(256) cross_entropy_fwd(
     const T*   __restrict__ x,         // [rows, cols]
     const int* __restrict__ targets,   // [rows]
     int rows, int cols, float peak, float even, bool smooth) {
+    await_previous();
     const bool packets = cols % width<T> == 0 && aligned(x);
     each_row_read<T>({x}, rows, cols, packets, [&](unsigned r, const auto& row) {
         float top = -infinity(), exps = 0.0f, all = 0.0f;
@@ -81,6 +83,7 @@ __global__ void __launch_bounds__(256) cross_entropy_two_pass_fwd(
     const T*   __restrict__ x,         // [rows, cols]
     const int* __restrict__ targets,   // [rows]
     int rows, int cols, float peak, float even, bool smooth) {
+    await_previous();
     const bool packets = cols % width<T> == 0 && aligned(x);
     each_row<T>({x}, rows, cols, packets, [&](unsigned r, const auto& row) {
         float top = -infinity();
@@ -123,6 +126,7 @@ __global__ void __launch_bounds__(256) cross_entropy_vjp(
     const float* __restrict__ lse,       // [rows]
     const float* __restrict__ g,         // [rows]
     int rows, int cols, float peak, float even) {
+    await_previous();
     const bool packets = cols % width<T> == 0 && aligned(gx, x);
     each_row_read<T>({x}, rows, cols, packets, [&](unsigned r, const auto& row) {
         const float l = lse[r], scale = g[r];

@@ -1,5 +1,6 @@
 // Which positions the transformer sees, and what it reads at the others (src/ops/mask.rs).
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/philox.cuh"
 #include "lib/rows.cuh"
 
@@ -33,6 +34,7 @@ __global__ void __launch_bounds__(256, 2) keep_mask_fwd(
     const T*   __restrict__ g,          // [rows*n, cols]
     const int* __restrict__ names,      // [rows, 4]
     int rows, int n, int cols, unsigned last, int normalise, bool sampled) {
+    await_previous();
     __shared__ float hold[WARP];
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const unsigned warps = blockDim.x / WARP, positions = n;
@@ -80,6 +82,7 @@ __global__ void __launch_bounds__(256) keep_coins_fwd(
     float*     __restrict__ keep,    // [rows, n]
     const int* __restrict__ names,   // [rows, 4]
     int rows, int n, unsigned last, double rate) {
+    await_previous();
     const unsigned positions = n, across = (positions + 3) / 4, step = gridDim.x * blockDim.x;
     const unsigned all = rows * across;
     for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < all; i += step) {
@@ -116,6 +119,7 @@ __global__ void __launch_bounds__(256) select_rows_fwd(
     const T*     __restrict__ e,       // [cols]
     const T*     __restrict__ table,   // [tabled*period, cols]
     int rows, int cols, int period, int tabled) {
+    await_previous();
     const bool packets =
         cols % width<T> == 0 && aligned(y, x, e) && (tabled == 0 || aligned(table));
     const unsigned warps = gridDim.x * (blockDim.x / WARP);
@@ -157,6 +161,7 @@ __global__ void __launch_bounds__(256) mask_rows_fwd(
     const T*     __restrict__ x,      // [rows, cols]
     const float* __restrict__ keep,   // [rows]
     int rows, int cols, bool rest) {
+    await_previous();
     const bool packets = cols % width<T> == 0 && aligned(y, x);
     const unsigned warps = gridDim.x * (blockDim.x / WARP);
     unsigned r = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;

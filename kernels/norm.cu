@@ -4,6 +4,7 @@
 // A warp takes a row (lib/rows.cuh).
 #include "lib/ada.cuh"
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 
 // layer_norm_fwd: y = (x - mean) * rstd with rstd = 1 / sqrt(variance + eps), keeping rstd.
 //   for    T: f32, bf16
@@ -20,6 +21,7 @@ __global__ void __launch_bounds__(256) layer_norm_fwd(
     float*   __restrict__ rstd,   // [rows]
     const T* __restrict__ x,      // [rows, cols]
     int rows, int cols, float eps) {
+    await_previous();
     const float inverse = 1.0f / cols;
     const bool packets = cols % width<T> == 0 && aligned(y, x);
     each_row<T>({x}, rows, cols, packets, [&](unsigned r, const auto& row) {
@@ -50,6 +52,7 @@ __global__ void __launch_bounds__(256) layer_norm_vjp(
     const float* __restrict__ rstd,   // [rows]
     const T*     __restrict__ g,      // [rows, cols]
     int rows, int cols) {
+    await_previous();
     const float inverse = 1.0f / cols;
     const bool packets = cols % width<T> == 0 && aligned(gx, y, g);
     each_row<T>({y, g}, rows, cols, packets, [&](unsigned r, const auto& row) {
@@ -77,6 +80,7 @@ __global__ void __launch_bounds__(256) l2_normalize_fwd(
     float*   __restrict__ length,   // [rows]
     const T* __restrict__ x,        // [rows, cols]
     int rows, int cols, float eps) {
+    await_previous();
     const bool packets = cols % width<T> == 0 && aligned(y, x);
     each_row<T>({x}, rows, cols, packets, [&](unsigned r, const auto& row) {
         const float norm =
@@ -103,6 +107,7 @@ __global__ void __launch_bounds__(256) l2_normalize_vjp(
     const float* __restrict__ length,   // [rows]
     const T*     __restrict__ g,        // [rows, cols]
     int rows, int cols, float eps) {
+    await_previous();
     const bool packets = cols % width<T> == 0 && aligned(gx, y, g);
     each_row<T>({y, g}, rows, cols, packets, [&](unsigned r, const auto& row) {
         const float norm = length[r];
@@ -130,6 +135,7 @@ __global__ void __launch_bounds__(256) rms_norm_fwd(
     float*   __restrict__ rstd,   // [rows]
     const T* __restrict__ x,      // [rows, cols]
     int rows, int cols, float eps) {
+    await_previous();
     const float inverse = 1.0f / cols;
     const bool packets = cols % width<T> == 0 && aligned(y, x);
     each_row<T>({x}, rows, cols, packets, [&](unsigned r, const auto& row) {
@@ -156,6 +162,7 @@ __global__ void __launch_bounds__(256) rms_norm_vjp(
     const float* __restrict__ rstd,   // [rows]
     const T*     __restrict__ g,      // [rows, cols]
     int rows, int cols) {
+    await_previous();
     const float inverse = 1.0f / cols;
     const bool packets = cols % width<T> == 0 && aligned(gx, y, g);
     each_row<T>({y, g}, rows, cols, packets, [&](unsigned r, const auto& row) {
@@ -184,6 +191,7 @@ __global__ void __launch_bounds__(256) ada_norm_fwd(
     const T* __restrict__ a,       // [groups, cols]
     const T* __restrict__ b,       // [groups, cols]
     int rows, int cols, int groups, float eps) {
+    await_previous();
     const unsigned each = groups > 0 ? rows / groups : 1;
     const bool packets = cols % width<T> == 0 && aligned(y, x, a, b);
     each_row<T>({x}, rows, cols, packets, [&](unsigned r, const auto& row) {
@@ -214,6 +222,7 @@ __global__ void __launch_bounds__(256) ada_norm_jvp(
     const T*     __restrict__ da,      // [of_a*groups, cols]
     const T*     __restrict__ db,      // [of_b*groups, cols]
     int rows, int cols, int groups, int of_x, int of_a, int of_b) {
+    await_previous();
     const float inverse = 1.0f / cols;
     const unsigned each = groups > 0 ? rows / groups : 1;
     const bool packets = cols % width<T> == 0 && aligned(dy, x, a) && (!of_x || aligned(dx)) &&
@@ -274,6 +283,7 @@ __global__ void __launch_bounds__(256, 1) ada_norm_dual_fwd(
     const T* __restrict__ da,      // [of_a*groups, cols]
     const T* __restrict__ db,      // [of_b*groups, cols]
     int rows, int cols, int groups, int of_a, int of_b, float eps) {
+    await_previous();
     const float inverse = 1.0f / cols;
     const unsigned each = groups > 0 ? rows / groups : 1;
     const bool packets = cols % width<T> == 0 && aligned(y, dy, x, a, b, dx) &&
@@ -335,6 +345,7 @@ __global__ void __launch_bounds__(256) ada_norm_vjp(
     const T*     __restrict__ a,       // [groups, cols]
     const T*     __restrict__ gy,      // [rows, cols]
     int rows, int cols, int groups, int scaled) {
+    await_previous();
     const float inverse = 1.0f / cols;
     const unsigned each = groups > 0 ? rows / groups : 1;
     const bool packets =
@@ -388,6 +399,7 @@ __global__ void __launch_bounds__(256) unit_heads_fwd(
     const T*     __restrict__ x,          // [batch*n, 3*heads*cols]
     const float* __restrict__ ln_scale,   // [unit*heads]
     int batch, int n, int heads, int cols, int room, int at, int unit, float eps, float most) {
+    await_previous();
     const unsigned wide = heads * cols, jobs = batch * n * heads, own_rows = n;
     const unsigned warps = gridDim.x * (blockDim.x / WARP);
     const bool packets = cols % width<T> == 0 && aligned(q, k, v, x);

@@ -3,6 +3,7 @@
 //
 // Weights, moments and gradients of training are f32 whatever the activations are. The norm stays
 // on the device: an update reads it there, clips by it, and changes nothing where it is not finite.
+#include "lib/order.cuh"
 #include "lib/packet.cuh"
 #include "lib/reduce.cuh"
 
@@ -70,6 +71,7 @@ __global__ void __launch_bounds__(256) squares_fwd(
     const int*                __restrict__ lines,   // [3*tensors]
     const unsigned long long* __restrict__ places,  // [tensors]
     int tensors, int chunks, int total) {
+    await_previous();
     __shared__ float hold[WARP];
     const Lot<1> lot{lines, places, static_cast<unsigned>(tensors)};
     lot.each_chunk(chunks, [&](unsigned chunk, unsigned tensor, unsigned first, unsigned n) {
@@ -94,6 +96,7 @@ __global__ void __launch_bounds__(256) root_of_sum_fwd(
     float*       __restrict__ norm,   // [1]
     const float* __restrict__ part,   // [parts]
     int parts) {
+    await_previous();
     __shared__ float hold[WARP];
     float sum = 0.0f;
     for (int i = threadIdx.x; i < parts; i += blockDim.x) sum += part[i];
@@ -145,6 +148,7 @@ __global__ void __launch_bounds__(256) adamw_fwd(
     const float*              __restrict__ norm,    // [1]
     int tensors, int chunks, int total, float limit, float keep1, float keep2, float take1,
     float take2, float rate, float root, float eps, float shrink, float follow) {
+    await_previous();
     const Lot<MEAN ? 9 : 7> lot{lines, places, static_cast<unsigned>(tensors)};
     const bool moves = is_finite(*norm);
     const float clip = clipped(*norm, limit);

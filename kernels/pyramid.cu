@@ -3,6 +3,7 @@
 //
 // Scale after scale: pool the rest, find codes, enlarge them, convolve, subtract.
 #include "lib/nearest.cuh"
+#include "lib/order.cuh"
 #include "lib/pyramid.cuh"
 
 struct Chip {
@@ -143,6 +144,7 @@ __global__ void __launch_bounds__(512, 1) quantise_pyramid_fwd(
     int batch, int side, int width, int codes, int tokens, int scales, int filters,
     unsigned long long sides0, unsigned long long sides1, unsigned long long phis, float keep,
     float share, bool cosine) {
+    await_previous();
     __shared__ Chip chip;
     const Pyramid of = {static_cast<unsigned>(side),   static_cast<unsigned>(width),
                         static_cast<unsigned>(scales), static_cast<unsigned>(filters),
@@ -173,6 +175,7 @@ __global__ void __launch_bounds__(512, 1) quantise_rests_fwd(
     int batch, int side, int width, int codes, int tokens, int scales, int filters,
     unsigned long long sides0, unsigned long long sides1, unsigned long long phis, float keep,
     float share, bool cosine) {
+    await_previous();
     __shared__ Chip chip;
     const Pyramid of = {static_cast<unsigned>(side),   static_cast<unsigned>(width),
                         static_cast<unsigned>(scales), static_cast<unsigned>(filters),

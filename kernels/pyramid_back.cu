@@ -1,5 +1,6 @@
 // The way back through the residual pyramid (src/ops/pyramid/rests.rs): gradients at codes, filters
 // and biases of a tile by one block, from the last scale to the first.
+#include "lib/order.cuh"
 #include "lib/pyramid.cuh"
 
 constexpr int BAND = 4;                  // Rows of a gradient that lie on chip beside a map.
@@ -150,6 +151,7 @@ __global__ void __launch_bounds__(512, 1) quantise_rests_vjp(
     int batch, int side, int width, int codes, int tokens, int scales, int filters,
     unsigned long long sides0, unsigned long long sides1, unsigned long long phis, float keep,
     float share) {
+    await_previous();
     __shared__ ChipBack chip;
     __shared__ int picked[PIXELS];
     const Pyramid of = {static_cast<unsigned>(side),   static_cast<unsigned>(width),

@@ -1,5 +1,6 @@
 // The nearest code of a codebook (src/ops/quantize.rs).
 #include "lib/nearest.cuh"
+#include "lib/order.cuh"
 
 // nearest_code_fwd: the index of the code nearest to each row of x, the lowest on a tie; -1 where a
 // score is not finite.
@@ -17,6 +18,7 @@ __global__ void __launch_bounds__(256, 2) nearest_code_fwd(
     const T* __restrict__ x,      // [rows, width]
     const T* __restrict__ book,   // [codes, width]
     int rows, int codes, int width, bool cosine) {
+    await_previous();
     __shared__ Tiles<8> tiles;
     const unsigned all = rows;
     for (unsigned row = blockIdx.x * tiles.ROWS; row < all; row += gridDim.x * tiles.ROWS) {

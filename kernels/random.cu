@@ -2,6 +2,7 @@
 //
 // A stream is two words of key and three of tail (src/ops/random.rs). A block of Philox gives four
 // numbers; a thread makes a packet.
+#include "lib/order.cuh"
 #include "lib/packet.cuh"
 #include "lib/philox.cuh"
 
@@ -39,6 +40,7 @@ template <class T>
 __global__ void __launch_bounds__(256) random_uniform_fwd(
     T* __restrict__ y,   // [n]
     int n, unsigned key0, unsigned key1, unsigned tail0, unsigned tail1, unsigned tail2) {
+    await_previous();
     fill(y, n, {{key0, key1}, {tail0, tail1, tail2}}, [](const Words& w) {
         return Normals{{unit(w.at[0]), unit(w.at[1]), unit(w.at[2]), unit(w.at[3])}};
     });
@@ -53,6 +55,7 @@ template <class T>
 __global__ void __launch_bounds__(256) random_normal_fwd(
     T* __restrict__ y,   // [n]
     int n, unsigned key0, unsigned key1, unsigned tail0, unsigned tail1, unsigned tail2) {
+    await_previous();
     fill(y, n, {{key0, key1}, {tail0, tail1, tail2}}, [](const Words& w) { return normals(w); });
 }
 
@@ -66,6 +69,7 @@ __global__ void __launch_bounds__(256) dropout_mask_fwd(
     T* __restrict__ y,   // [n]
     int n, unsigned key0, unsigned key1, unsigned tail0, unsigned tail1, unsigned tail2,
     float rate, float kept) {
+    await_previous();
     fill(y, n, {{key0, key1}, {tail0, tail1, tail2}}, [=](const Words& w) {
         Normals four;
 #pragma unroll
@@ -114,6 +118,7 @@ __global__ void __launch_bounds__(256) uniform_rows_fwd(
     T*         __restrict__ y,       // [rows, cols]
     const int* __restrict__ names,   // [rows, 4]
     int rows, int cols, unsigned last) {
+    await_previous();
     fill_rows(y, names, rows, cols, last, [](const Words& w) {
         return Normals{{unit(w.at[0]), unit(w.at[1]), unit(w.at[2]), unit(w.at[3])}};
     });
@@ -130,6 +135,7 @@ __global__ void __launch_bounds__(256) normal_rows_fwd(
     T*         __restrict__ y,       // [rows, cols]
     const int* __restrict__ names,   // [rows, 4]
     int rows, int cols, unsigned last) {
+    await_previous();
     fill_rows(y, names, rows, cols, last, [](const Words& w) { return normals(w); });
 }
 
@@ -144,6 +150,7 @@ __global__ void __launch_bounds__(256) swap_tokens_fwd(
     const int* __restrict__ x,   // [n]
     int n, unsigned codes, unsigned key0, unsigned key1, unsigned tail0, unsigned tail1,
     unsigned tail2, unsigned share) {
+    await_previous();
     const Stream s = {{key0, key1}, {tail0, tail1, tail2}};
     const unsigned all = n, step = gridDim.x * blockDim.x;
     for (unsigned p = blockIdx.x * blockDim.x + threadIdx.x; 2 * p < all; p += step) {

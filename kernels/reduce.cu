@@ -2,6 +2,7 @@
 //
 // Large operands are [k0, r0, k1, r1, k2], small ones [k0, k1, k2] (lib/broadcast.cuh).
 #include "lib/broadcast.cuh"
+#include "lib/order.cuh"
 #include "lib/reduce.cuh"
 #include "lib/strip.cuh"
 
@@ -17,6 +18,7 @@ __global__ void __launch_bounds__(256) broadcast_to_fwd(
     T*       __restrict__ y,   // [k0, r0, k1, r1, k2]
     const T* __restrict__ x,   // [k0, k1, k2]
     int k0, int r0, int k1, int r1, int k2) {
+    await_previous();
     const Spread s = spread(k0, r0, k1, r1, k2);
     each_spread<T>(s, aligned(y, x), [&](unsigned i, unsigned j, bool one, auto w) {
         constexpr int N = decltype(w)::value;
@@ -38,6 +40,7 @@ __global__ void __launch_bounds__(256) sum_columns_fwd(
     T*       __restrict__ y,   // [k0, k1, k2]
     const T* __restrict__ x,   // [k0, r0, k1, r1, k2]
     int k0, int r0, int k1, int r1, int k2) {
+    await_previous();
     __shared__ float part[SUM_WARPS][32];
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const unsigned strips = (static_cast<unsigned>(k2) + 31) / 32;
@@ -75,6 +78,7 @@ __global__ void __launch_bounds__(256) sum_rows_fwd(
     T*       __restrict__ y,   // [k0, k1]
     const T* __restrict__ x,   // [k0, r0, k1, r1]
     int k0, int r0, int k1, int r1) {
+    await_previous();
     const unsigned lane = threadIdx.x % 32;
     const unsigned warps = gridDim.x * (blockDim.x / 32);
     unsigned job = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
@@ -106,6 +110,7 @@ __global__ void __launch_bounds__(256) column_moments_fwd(
     float*   __restrict__ squares,   // [images, ceil(rows, step), cols]
     const T* __restrict__ x,         // [images, rows, cols]
     int images, int rows, int cols, int step) {
+    await_previous();
     __shared__ Meeting<1> first, second;
     const bool packets = cols % width<T> == 0 && aligned(x);
     const Cut all = cut(images, rows, cols, step);

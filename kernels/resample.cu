@@ -3,6 +3,7 @@
 //
 // The matrix of an axis is banded: output j of it is a sum over neighbouring inputs from starts[j]
 // on, with weights begins[j]..begins[j + 1] of the list.
+#include "lib/order.cuh"
 #include "lib/packet.cuh"
 
 // y[o, j] = sum over k of weights[begins[j] + k] x[o, starts[j] + k].
@@ -42,6 +43,7 @@ __global__ void __launch_bounds__(256) resample_cols_fwd(
     const int*   __restrict__ begins,    // [to + 1]
     const float* __restrict__ weights,   // [taps]
     int outer, int from, int to, int inner, int taps) {
+    await_previous();
     resample_axis(y, x, starts, begins, weights, outer, from, to, inner);
 }
 
@@ -61,5 +63,6 @@ __global__ void __launch_bounds__(256) resample_rows_fwd(
     const int*   __restrict__ begins,    // [to + 1]
     const float* __restrict__ weights,   // [taps]
     int outer, int from, int to, int inner, int taps) {
+    await_previous();
     resample_axis(y, x, starts, begins, weights, outer, from, to, inner);
 }

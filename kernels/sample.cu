@@ -6,6 +6,7 @@
 // additions, and no histogram made by atomics on whole numbers, can change a bit.
 #include "lib/bf16.cuh"
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/reduce.cuh"
 
 typedef unsigned long long u64;
@@ -187,6 +188,7 @@ __global__ void __launch_bounds__(256, 2) sample_token_fwd(
     const T*     __restrict__ x,   // [(1 + guided)*rows, cols]
     const float* __restrict__ u,   // [rows]
     int rows, int cols, int keep, int guided, float dropped, float tau) {
+    await_previous();
     __shared__ Sampler s;
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     for (int r = blockIdx.x; r < rows; r += gridDim.x) {

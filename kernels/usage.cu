@@ -1,6 +1,7 @@
 // The life of a code book in training (src/ops/usage.rs): how often codes are drawn, which of them
 // are moved and where to, and what is told of them.
 #include "lib/math.cuh"
+#include "lib/order.cuh"
 #include "lib/packet.cuh"
 #include "lib/philox.cuh"
 #include "lib/reduce.cuh"
@@ -37,6 +38,7 @@ __global__ void __launch_bounds__(256) code_usage_fwd(
     const int*   __restrict__ tokens,   // [rows, length]
     int scales, int codes, int rows, int length,
     unsigned long long sides0, unsigned long long sides1, float keep, float gain) {
+    await_previous();
     __shared__ int counts[COUNTED];
     const Scales all = {sides0, sides1};
     const unsigned known = codes, tiles = (known + COUNTED - 1) / COUNTED;
@@ -74,6 +76,7 @@ __global__ void __launch_bounds__(1024) revive_codes_fwd(
     unsigned long long sides0, unsigned long long sides1,
     unsigned key0, unsigned key1, unsigned tail0, unsigned tail1, unsigned tail2,
     float below_even) {
+    await_previous();
     __shared__ float hold[WARP];
     const Scales all = {sides0, sides1};
     const Stream stream = {{key0, key1}, {tail0, tail1, tail2}};
@@ -111,6 +114,7 @@ __global__ void __launch_bounds__(256) code_health_fwd(
     const float* __restrict__ usage,   // [scales, codes]
     const int*   __restrict__ pick,    // [codes]
     int scales, int codes, float below_even) {
+    await_previous();
     __shared__ float hold[WARP];
     const unsigned known = codes, deep = scales;
     for (unsigned job = blockIdx.x; job <= deep; job += gridDim.x) {
@@ -159,6 +163,7 @@ __global__ void __launch_bounds__(256) replace_rows_fwd(
     const T*   __restrict__ from,   // [count, cols]
     const int* __restrict__ pick,   // [rows]
     int rows, int cols, int count) {
+    await_previous();
     const bool packets = cols % width<T> == 0 && aligned(y, x, from);
     const unsigned length = cols, known = count;
     each<T>(static_cast<unsigned>(rows) * length, packets, [&](unsigned i, auto w) {

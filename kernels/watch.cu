@@ -1,5 +1,6 @@
 // What lets a training step happen: one number that updates read, NaN for a step that must change
 // nothing, and the choice between what was and what such a step would make of it.
+#include "lib/order.cuh"
 #include "lib/packet.cuh"
 
 __device__ __forceinline__ bool finite(float x) { return fabsf(x) < __int_as_float(0x7f800000); }
@@ -19,6 +20,7 @@ __global__ void __launch_bounds__(32) watch_fwd(
     const T* __restrict__ norm,    // [1]
     const T* __restrict__ mean,    // [1]
     int n, float spike, float follow, int ends) {
+    await_previous();
     bool well = true;
     for (int i = threadIdx.x; i < n; i += blockDim.x) well = well && finite(felt[i]);
     well = __all_sync(0xffffffffu, well);
@@ -43,6 +45,7 @@ __global__ void __launch_bounds__(256) commit_fwd(
     const T*     __restrict__ after,    // [n]
     const float* __restrict__ gate,     // [1]
     int n) {
+    await_previous();
     const T* from = finite(*gate) ? after : before;
     each<T>(n, aligned(y, from), [&](unsigned i, auto w) {
         store(y + i, load<decltype(w)::value>(from + i));

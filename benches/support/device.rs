@@ -157,7 +157,7 @@ fn done(counts: &soft::Counts) -> Work {
     let bytes = 32 * (counts.unique_read_sectors + counts.unique_write_sectors);
     let [bytes, scalar, tensor] =
         [bytes, counts.scalar_flops, counts.tensor_flops].map(|n| n as f64);
-    Work { bytes, scalar, tensor }
+    Work { bytes, scalar, tensor, beside: false }
 }
 
 /// The most registers and bytes of spills of a thread, and of shared memory of a block, of any of

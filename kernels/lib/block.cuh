@@ -5,6 +5,7 @@
 
 #include "lib/finish.cuh"
 #include "lib/mma.cuh"
+#include "lib/order.cuh"
 #include "lib/reduce.cuh"
 #include "lib/tile.cuh"
 
@@ -38,17 +39,48 @@ struct Sizes {
         : batch(batch), m(m), n(n), k(k), splits(splits), folds(folds) {}
 };
 
-// All tiles of a launch that are this block's, one after the other: `each` is given the job, its
-// first step along k and how many there are.
+// How many tiles, or parts of them, a launch has.
+template <class Block>
+__device__ __forceinline__ unsigned jobs_of(const Sizes& s) {
+    return over(s.m, Block::ROWS) * over(s.n, Block::COLS) * s.splits * s.batch;
+}
+
+// Gives `each` job `at`, its first step along k and how many there are.
+template <class Block, class Each>
+__device__ __forceinline__ void with_job(const Sizes& s, unsigned at, const Each& each) {
+    const unsigned steps = over(s.k, Block::DEPTH), share = over(steps, s.splits);
+    const Job job = job_at<Block::ROWS, Block::COLS>(at, s.m, s.n, s.splits);
+    const unsigned first = min(job.split * share, steps);
+    each(job, first, min(share, steps - first));
+}
+
+// All tiles of a launch that are this block's, one after the other, as with_job gives them.
 template <class Block, class Each>
 __device__ __forceinline__ void each_job(const Sizes& s, const Each& each) {
-    const unsigned steps = over(s.k, Block::DEPTH), share = over(steps, s.splits);
-    const unsigned jobs = over(s.m, Block::ROWS) * over(s.n, Block::COLS) * s.splits * s.batch;
-    for (unsigned at = blockIdx.x; at < jobs; at += gridDim.x) {
-        const Job job = job_at<Block::ROWS, Block::COLS>(at, s.m, s.n, s.splits);
-        const unsigned first = min(job.split * share, steps);
-        each(job, first, min(share, steps - first));
-    }
+    const unsigned jobs = jobs_of<Block>(s);
+    for (unsigned at = blockIdx.x; at < jobs; at += gridDim.x) with_job<Block>(s, at, each);
+}
+
+// The first of them, if there is one.
+template <class Block, class Each>
+__device__ __forceinline__ void first_job(const Sizes& s, const Each& each) {
+    if (blockIdx.x < jobs_of<Block>(s)) with_job<Block>(s, blockIdx.x, each);
+}
+
+// Asks for what this block's first job reads of the right operand, a layer's weights as a rule.
+template <class Block, class T>
+__device__ __forceinline__ void ask_for_right(const T* b, const Sizes& s) {
+    first_job<Block>(s, [&](const Job& job, unsigned first, unsigned steps) {
+        const T* own = b + job.batch * s.k * s.n;
+        const unsigned k = min(first * Block::DEPTH, s.k);
+        const unsigned deep = min(steps * Block::DEPTH, s.k - k);
+        const unsigned wide = min(static_cast<unsigned>(Block::COLS), s.n - job.col);
+        if constexpr (Block::TURNED_B) {
+            ask_for_lines(own + job.col * s.k + k, wide, deep, s.k);
+        } else {
+            ask_for_lines(own + k * s.n + job.col, deep, wide, s.n);
+        }
+    });
 }
 
 // Calls add(sums, first, steps) for the steps of a job, and joins what it cuts for itself.

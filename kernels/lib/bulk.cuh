@@ -59,6 +59,15 @@ __device__ __forceinline__ void gates_ready() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// Asks for the box at (x, y, z) to be brought into the L2 cache.
+template <class T>
+__device__ __forceinline__ void ask_for_box(const TensorMap<T>& map, int x, int y, int z) {
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];"
+                 :
+                 : "l"(&map), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
 // Starts copying the box at (x, y, z), x along the contiguous axis, to a multiple of 1024 bytes;
 // the gate counts its bytes. Beyond the tensor there are zeros. Rows of 128 bytes have their
 // packets of 16 permuted by row, as `wgmma` reads them without bank conflicts.

@@ -24,8 +24,3 @@ __device__ __forceinline__ void grid_barrier_last(int* gate, int turn) {
         *gate = 0;
     }
 }
-
-// Asks for the 128-byte line of an address to be brought into the L2 cache.
-__device__ __forceinline__ void prefetch(const void* at) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-}

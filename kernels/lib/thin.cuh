@@ -29,6 +29,12 @@ struct Thin {
         return other;
     }
 
+    // Asks for `count` columns of group b from `col` on: weights as a rule.
+    __device__ __forceinline__ void ask(unsigned b, unsigned col, unsigned count) const {
+        const T* own = many + (shared ? 0 : b * cols * k);
+        if (col < cols) ask_for_lines(own + col * k, min(count, cols - col), k, k);
+    }
+
     // Whether every line begins at a multiple of 16 bytes.
     __device__ __forceinline__ bool packets() const {
         return k % width<T> == 0 && aligned(few, many);

@@ -308,6 +308,10 @@ impl Image {
     pub fn is_ptx(&self) -> bool {
         self.arch.starts_with("compute_")
     }
+    /// The number of an architecture: 90 of `sm_90a`; the largest where there is none.
+    pub fn number(arch: &str) -> i32 {
+        arch.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(i32::MAX)
+    }
 }
 
 /// A kernel file.
@@ -381,6 +385,8 @@ pub struct Entry {
     pub line: u32,
     /// Threads of a block that it is compiled for.
     pub max_threads: Option<u32>,
+    /// Whether it waits by itself for the launches before it, and may be launched beside them.
+    pub awaits: bool,
     /// Bytes of dynamic shared memory of a block; the launcher asks for them.
     pub dynamic_shared: u32,
     /// The card above it.

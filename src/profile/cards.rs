@@ -66,7 +66,8 @@ impl Cards {
 
 /// The work of a launch, by its card.
 pub fn work(launch: &Launch) -> Work {
-    split(launch.entry, (launch.entry.floor)(&launch.args))
+    let work = split(launch.entry, (launch.entry.floor)(&launch.args));
+    Work { beside: launch.overlaps, ..work }
 }
 
 /// Operations go to the units that the kernel's machine code has instructions for.
@@ -74,5 +75,5 @@ fn split(entry: &Entry, floor: Floor) -> Work {
     let tensor = entry.resources.iter().any(|r| r.tensor > 0);
     let (bytes, flops) = (floor.bytes as f64, floor.flops as f64);
     let [scalar, tensor] = if tensor { [0.0, flops] } else { [flops, 0.0] };
-    Work { bytes, scalar, tensor }
+    Work { bytes, scalar, tensor, beside: false }
 }

@@ -29,6 +29,9 @@ pub struct Model {
     pub tensor: f64,
     /// Seconds that a launch, or an op on the CPU, takes if it does nothing.
     pub launch: f64,
+    /// The same of a launch that may begin beside the one before; 0 where there are none.
+    #[serde(default)]
+    pub beside: f64,
     /// Where the numbers are from.
     pub source: String,
 }
@@ -42,6 +45,8 @@ pub struct Work {
     pub scalar: f64,
     /// Operations of matrix units.
     pub tensor: f64,
+    /// Whether it may begin beside the call before.
+    pub beside: bool,
 }
 
 /// What keeps a call from being faster.
@@ -84,8 +89,9 @@ impl Model {
     /// What binds a call, and the least seconds that it takes with its launch.
     pub fn binds(&self, work: &Work) -> (Side, f64) {
         let [memory, compute] = self.both(work);
+        let launch = if work.beside { self.beside } else { self.launch };
         match memory.max(compute) {
-            floor if floor < self.launch => (Side::Launch, self.launch),
+            floor if floor < launch => (Side::Launch, launch),
             floor if memory >= compute => (Side::Memory, floor),
             floor => (Side::Compute, floor),
         }
@@ -114,6 +120,9 @@ pub struct Known {
 
 /// Seconds that a launch takes from the one before, at least: an assumption for all of them.
 const LAUNCH: f64 = 2e-6;
+/// The same where its blocks come before the launch before has ended: what is left is that this one
+/// ends, its writes are seen and the pipeline of the next fills. An assumption too.
+const BESIDE: f64 = 1.2e-6;
 
 /// All that are known.
 pub const KNOWN: [Known; 2] = [
@@ -126,7 +135,8 @@ pub const KNOWN: [Known; 2] = [
         scalar: 67e12,
         tensor: 795e12,
         source: "H100 SXM, published: 3.0 TB/s of device copies, 795 TFLOP/s of the best bf16 \
-                 products (989 on paper), 67 TFLOP/s f32 on paper; 2 us a launch is assumed",
+                 products (989 on paper), 67 TFLOP/s f32 on paper; 2 us a launch, 1.2 us of one \
+                 that begins beside the one before, are assumed",
     },
     Known {
         name: "a100",
@@ -183,6 +193,7 @@ impl Known {
             scalar: self.scalar,
             tensor: self.tensor,
             launch: LAUNCH,
+            beside: BESIDE,
             source: self.source.into(),
         }
     }
@@ -235,6 +246,7 @@ pub fn measured_cpu() -> Result<Model> {
             scalar: rate,
             tensor: rate,
             launch,
+            beside: 0.0,
             source: source.into(),
         }),
     }
@@ -258,9 +270,11 @@ mod tests {
     #[test]
     fn the_slower_side_binds_unless_both_are_less_than_a_launch() {
         let h100 = Known::named("h100").unwrap().model();
-        let work = |bytes: f64, tensor: f64| Work { bytes, scalar: 0.0, tensor };
+        let work = |bytes: f64, tensor: f64| Work { bytes, tensor, ..Work::default() };
         // 3 MB take 1 us, 300 MB 100 us; 795 GFLOP take 1 ms.
         assert_eq!(h100.binds(&work(3e6, 0.0)), (Side::Launch, LAUNCH));
+        let beside = Work { beside: true, ..work(3e6, 0.0) };
+        assert_eq!(h100.binds(&beside), (Side::Launch, BESIDE));
         let (side, seconds) = h100.binds(&work(3e8, 7.95e9));
         assert!(side == Side::Memory && (seconds - 1e-4).abs() < 1e-12, "{seconds}");
         let (side, seconds) = h100.binds(&work(3e8, 7.95e11));

@@ -60,6 +60,7 @@ impl Call {
             bytes: counts.touched() as f64,
             scalar: counts.scalar_flops as f64,
             tensor: counts.tensor_flops as f64,
+            beside: self.work.beside,
         })
     }
 
@@ -78,7 +79,8 @@ pub fn ops(ran: &[Timed], start: Instant) -> Result<Vec<Call>> {
     let mut calls = host(ran, start);
     for (call, t) in calls.iter_mut().zip(ran) {
         let floor = cards.of(t);
-        call.work = Work { bytes: floor.bytes as f64, scalar: floor.flops as f64, tensor: 0.0 };
+        let (bytes, scalar) = (floor.bytes as f64, floor.flops as f64);
+        call.work = Work { bytes, scalar, ..Work::default() };
     }
     Ok(calls)
 }

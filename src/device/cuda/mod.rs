@@ -12,6 +12,7 @@ mod constants;
 mod counts;
 mod event;
 mod graph;
+mod launch;
 mod plan;
 mod queue;
 mod staging;
@@ -33,6 +34,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUmodule};
 use cudarc::driver::{CudaContext, DriverError, result};
 
+use self::launch::Function;
 use crate::device::kernel::{Entry, Image, Module};
 use crate::error::{Error, Result};
 
@@ -54,7 +56,7 @@ struct Inner {
 struct Loaded {
     module: CUmodule,
     arch: &'static str,
-    entries: HashMap<&'static str, sys::CUfunction>,
+    entries: HashMap<&'static str, Function>,
 }
 
 // SAFETY: handles of modules and functions may be used from any thread that has the context bound.
@@ -241,7 +243,7 @@ impl Gpu {
     }
 
     /// The driver's handle of an entry; its file is loaded at the first call.
-    fn function(&self, entry: &'static Entry) -> Result<sys::CUfunction> {
+    fn function(&self, entry: &'static Entry) -> Result<Function> {
         self.with_loaded(entry.module, |loaded| {
             if let Some(&function) = loaded.entries.get(entry.symbol) {
                 return Ok(function);
@@ -253,6 +255,7 @@ impl Gpu {
             let fix = "rebuild genevar: its launchers and its images differ";
             let function = function.map_err(|e| failed(e, format!("finding {entry}"), fix))?;
             grow_shared(entry, function)?;
+            let function = Function::new(function, self, entry, loaded.arch);
             loaded.entries.insert(entry.symbol, function);
             Ok(function)
         })
@@ -303,6 +306,12 @@ impl Gpu {
         !suited(module.images, self.0.facts.capability).is_empty()
     }
 
+    /// Whether launches of an entry may begin beside the one before, as its best image tells.
+    fn overlaps(&self, entry: &'static Entry) -> bool {
+        let best = suited(entry.module.images, self.0.facts.capability);
+        best.first().is_some_and(|image| launch::overlaps(self, entry, image.arch))
+    }
+
     /// Makes the context current for the calling thread.
     fn bind(&self) -> Result<()> {
         let Some(context) = &self.0.context else { return Ok(()) };
@@ -336,9 +345,7 @@ fn unserved(module: &Module, what: &str) -> Error {
 /// version, then PTX that is not newer.
 fn suited(images: &'static [Image], (major, minor): (i32, i32)) -> Vec<&'static Image> {
     let here = 10 * major + minor;
-    let number = |image: &Image| -> i32 {
-        image.arch.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(i32::MAX)
-    };
+    let number = |image: &Image| Image::number(image.arch);
     let fits = |image: &&Image| {
         let n = number(image);
         let exact = image.arch.ends_with('a');

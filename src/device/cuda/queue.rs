@@ -9,6 +9,7 @@ use cudarc::driver::{CudaStream, DriverError, result, sys};
 
 use super::clock::Timing;
 use super::constants::Constants;
+use super::launch::put;
 use super::plan::Planning;
 use super::staging::Staging;
 use super::tensor_map::tensor_map;
@@ -38,6 +39,8 @@ pub struct Launch {
     pub args: Vec<Arg>,
     /// Where the thread was that launched it, while somebody listens to that.
     pub place: Place,
+    /// Whether it may begin before the launch before has ended.
+    pub overlaps: bool,
 }
 
 impl fmt::Display for Launch {
@@ -71,6 +74,8 @@ struct Inner {
     checked: AtomicBool,
     /// Whether every op's results are held against its reference.
     verified: AtomicBool,
+    /// Whether launches may begin beside those before.
+    overlapped: AtomicBool,
 }
 
 impl Drop for Inner {
@@ -88,7 +93,8 @@ impl Drop for Inner {
 
 impl Gpu {
     /// A new queue. With GENEVAR_CHECK_FINITE=1 in the environment it is [`Queue::checked`], with
-    /// GENEVAR_CHECK_ROUNDING=1 [`Queue::verified`].
+    /// GENEVAR_CHECK_ROUNDING=1 [`Queue::verified`]; with
+    /// GENEVAR_OVERLAP=0 not [`Queue::overlapped`].
     ///
     /// # Errors
     /// Those of the driver.
@@ -117,6 +123,7 @@ impl Gpu {
             imagined: AtomicU64::new(IMAGINED),
             checked: asked("GENEVAR_CHECK_FINITE"),
             verified: asked("GENEVAR_CHECK_ROUNDING"),
+            overlapped: AtomicBool::new(std::env::var("GENEVAR_OVERLAP").as_deref() != Ok("0")),
         })))
     }
 }
@@ -143,6 +150,13 @@ impl Queue {
     /// at the first result that rounding does not explain. Slow: for finding a wrong kernel.
     pub fn verified(self, on: bool) -> Self {
         self.0.verified.store(on, Ordering::Relaxed);
+        self
+    }
+
+    /// Whether the blocks of a launch may come before the launch before has ended, on GPUs that can
+    /// do that; they wait for it by themselves.
+    pub fn overlapped(self, on: bool) -> Self {
+        self.0.overlapped.store(on, Ordering::Relaxed);
         self
     }
 
@@ -219,33 +233,24 @@ impl Queue {
             );
             return Err(Error::Shape { op: entry.name, what });
         }
-        self.note(entry, grid, args);
-        if self.0.gpu.is_imagined() {
+        let gpu = &self.0.gpu;
+        let function = (!gpu.is_imagined()).then(|| gpu.function(entry)).transpose()?;
+        let able = function.map_or_else(|| gpu.overlaps(entry), |function| function.overlaps);
+        let overlaps = able && !grid.together && self.0.overlapped.load(Ordering::Relaxed);
+        let launch = Launch { entry, grid, args: args.to_vec(), place: span::here(), overlaps };
+        self.note(&launch);
+        let Some(function) = function else {
             self.0.launches.fetch_add(1, Ordering::Relaxed);
             return Ok(());
-        }
-        let function = self.0.gpu.function(entry)?;
+        };
         self.bind()?;
         let mut values = args.iter().map(|arg| value(entry, arg)).collect::<Result<Vec<_>>>()?;
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(Value::pointer).collect();
-        let ([a, b, c], [x, y, z]) = (grid.blocks, grid.threads);
-        let (blocks, threads) = ((a, b, c), (x, y, z));
         // SAFETY: the arguments are in the order and of the types that the entry declares, as the
         // generated launcher made them; buffers are live, and their release is ordered after.
-        let mut launched = || unsafe {
-            let (shared, stream) = (grid.shared, self.stream());
-            let launch = match grid.together {
-                true => result::launch_cooperative_kernel,
-                false => result::launch_kernel,
-            };
-            launch(function, blocks, threads, shared, stream, &mut pointers)
-        };
-        self.between(|| {
-            launched().map_err(|e| {
-                let launch = Launch { entry, grid, args: args.to_vec(), place: span::here() };
-                failed(e, launch.to_string(), self.advice())
-            })
-        })?;
+        let mut launched =
+            || unsafe { put(function.handle, grid, self.stream(), overlaps, &mut pointers) };
+        self.between(|| launched().map_err(|e| failed(e, launch.to_string(), self.advice())))?;
         self.0.launches.fetch_add(1, Ordering::Relaxed);
         match self.0.checked.load(Ordering::Relaxed) {
             true => self.look_at(entry, args),
@@ -348,16 +353,15 @@ impl Queue {
         }
     }
 
-    fn note(&self, entry: &'static Entry, grid: Grid, args: &[Arg]) {
+    fn note(&self, launch: &Launch) {
         let mut recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() == REMEMBERED {
             recent.remove(0);
         }
-        let launch = Launch { entry, grid, args: args.to_vec(), place: span::here() };
         if let Some(all) = &mut *self.0.traced.lock().unwrap_or_else(PoisonError::into_inner) {
             all.push(launch.clone());
         }
-        recent.push(launch);
+        recent.push(launch.clone());
     }
 
     /// Fails if a result of the newest launch is not finite.

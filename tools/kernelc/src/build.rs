@@ -14,9 +14,9 @@ use crate::lock::{self, Usage};
 use crate::nvrtc::{self, Nvrtc};
 use crate::parse;
 
-/// What is compiled where nobody says otherwise: PTX that every GPU from Ampere on can take, and
-/// machine code for A100 and H100.
-pub const ARCHS: [&str; 3] = ["compute_80", "sm_80", "sm_90a"];
+/// What is compiled where nobody says otherwise: machine code for A100 and H100, and the PTX that it
+/// is made from: every GPU from Ampere on can take that of the former.
+pub const ARCHS: [&str; 4] = ["compute_80", "compute_90a", "sm_80", "sm_90a"];
 
 /// The environment variables that a build heeds.
 const VARIABLES: [&str; 6] = [
@@ -256,7 +256,8 @@ fn usage(images: &[Image]) -> Vec<Usage> {
     images.iter().flat_map(of).collect()
 }
 
-/// Refuses a card that claims of its entry's machine code what is not there.
+/// Refuses a card that claims of its entry's machine code what is not there, and an entry that
+/// touches memory before it has waited for the launches before it.
 fn claims(files: &[File], images: &[Image]) -> Result<()> {
     let kernels = || files.iter().flat_map(|f| &f.kernels);
     for (image, symbol) in images.iter().flat_map(|i| i.symbols.iter().map(move |s| (i, s))) {
@@ -268,6 +269,12 @@ fn claims(files: &[File], images: &[Image]) -> Result<()> {
             let of = &symbol.expression;
             let what = format!("its card claims {claim}, but `{of}` has none on {}", image.arch);
             let fix = "mend the kernel, or take the claim from the card's `code`";
+            return Err(Fault::new(what, fix).at(&kernel.file, kernel.line));
+        }
+        if kernel.awaits && compile::overlaps(&image.arch) && symbol.waits == Some(false) {
+            let of = &symbol.expression;
+            let what = format!("`{of}` touches memory before await_previous() on {}", image.arch);
+            let fix = "what an earlier launch may have written is read behind it";
             return Err(Fault::new(what, fix).at(&kernel.file, kernel.line));
         }
     }

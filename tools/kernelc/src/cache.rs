@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::nvrtc::Output;
 
 /// The first line of a record; a change of the record's form changes it.
-const FORM: &str = "kernelc 1";
+const FORM: &str = "kernelc 2";
 
 /// FNV-1a of 128 bits over pieces, each with its length, so that no two lists of pieces read alike.
 pub(crate) struct Hash(u128);
@@ -31,7 +31,8 @@ impl Hash {
     }
 }
 
-/// A place for one compiled file: `NAME.HASH.image` beside `NAME.HASH.log`.
+/// A place for one compiled file: `NAME.HASH.image`, PTX and then machine code, beside
+/// `NAME.HASH.log`.
 pub(crate) struct Slot {
     image: PathBuf,
     log: PathBuf,
@@ -46,24 +47,25 @@ impl Slot {
     /// What lies there. A record that is damaged counts as absent.
     pub(crate) fn load(&self, expressions: &[String]) -> Option<Output> {
         let record = fs::read_to_string(&self.log).ok()?;
-        let image = fs::read(&self.image).ok()?;
+        let mut ptx = fs::read(&self.image).ok()?;
         let (head, log) = record.split_once("\n\n")?;
         let mut lines = head.lines();
-        let length = format!("{FORM}, {} bytes", image.len());
-        (lines.next()? == length).then_some(())?;
+        let lengths = lines.next()?.strip_prefix(FORM)?.strip_prefix(", bytes ")?;
+        let (first, second) = lengths.split_once(" and ")?;
+        let [first, second]: [usize; 2] = [first.parse().ok()?, second.parse().ok()?];
+        (first.checked_add(second)? == ptx.len()).then_some(())?;
+        let cubin = ptx.split_off(first);
         let symbols: Vec<String> = lines.map(str::to_string).collect();
-        (symbols.len() == expressions.len()).then(|| Output {
-            image,
-            symbols,
-            log: log.to_string(),
-        })
+        let log = log.to_string();
+        (symbols.len() == expressions.len()).then_some(Output { ptx, cubin, symbols, log })
     }
 
     /// Puts it there. The record comes last and by renaming: where it is, all is.
     pub(crate) fn store(&self, output: &Output) -> Result<()> {
-        let length = format!("{FORM}, {} bytes", output.image.len());
-        let record = format!("{length}\n{}\n\n{}", output.symbols.join("\n"), output.log);
-        write_whole(&self.image, &output.image)?;
+        let Output { ptx, cubin, symbols, log } = output;
+        let lengths = format!("{FORM}, bytes {} and {}", ptx.len(), cubin.len());
+        let record = format!("{lengths}\n{}\n\n{log}", symbols.join("\n"));
+        write_whole(&self.image, &[ptx.as_slice(), cubin].concat())?;
         write_whole(&self.log, record.as_bytes())
     }
 }
@@ -102,13 +104,12 @@ mod tests {
         let asked = vec!["f<float>".to_string()];
         assert!(slot.load(&asked).is_none());
         let log = "a line\n\nanother".to_string();
-        let output = Output { image: vec![1, 2, 3], symbols: vec!["_Z1f".into()], log };
+        let (ptx, cubin) = (vec![1, 2, 3], vec![4, 5]);
+        let output = Output { ptx, cubin, symbols: vec!["_Z1f".into()], log };
         slot.store(&output).unwrap();
         let back = slot.load(&asked).unwrap();
-        assert_eq!(
-            (back.image, back.symbols, back.log),
-            (output.image, output.symbols, output.log)
-        );
+        assert_eq!((back.ptx, back.cubin), (output.ptx, output.cubin));
+        assert_eq!((back.symbols, back.log), (output.symbols, output.log));
         fs::write(&slot.image, [1]).unwrap();
         assert!(slot.load(&asked).is_none());
     }

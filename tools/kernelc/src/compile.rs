@@ -45,6 +45,8 @@ pub(crate) struct Symbol {
     pub(crate) expression: String,
     pub(crate) symbol: String,
     pub(crate) resources: Option<Resources>,
+    /// In a cubin, whether it waits for the launches before it touches memory.
+    pub(crate) waits: Option<bool>,
 }
 
 /// One file compiled for one architecture.
@@ -73,33 +75,57 @@ fn is_cubin(arch: &str) -> bool {
     arch.starts_with("sm_")
 }
 
-/// All files for all architectures, in their order. At most `workers` compile at once.
+/// The `80` of `sm_80` and `compute_80`.
+fn number(arch: &str) -> &str {
+    arch.split_once('_').map_or(arch, |(_, number)| number)
+}
+
+/// All files for all architectures, in their order. At most `workers` compile at once; the PTX that
+/// machine code is made from is an image too, so that one compilation serves both.
 pub(crate) fn all(
     nvrtc: &Nvrtc,
     files: &[File],
     archs: &[String],
     cache: &Path,
 ) -> Result<Vec<Image>> {
-    let jobs: Vec<(&File, Cow<'_, str>)> =
-        files.iter().flat_map(|f| f.archs(archs).into_iter().map(move |a| (f, a))).collect();
+    let together = |file: &'_ File| {
+        let mut groups: Vec<Vec<String>> = Vec::new();
+        for arch in file.archs(archs) {
+            let own = |group: &&mut Vec<String>| number(&group[0]) == number(&arch);
+            match groups.iter_mut().find(own) {
+                Some(group) => group.push(arch.into()),
+                None => groups.push(vec![arch.into()]),
+            }
+        }
+        groups
+    };
+    let jobs: Vec<(&File, Vec<String>)> =
+        files.iter().flat_map(|f| together(f).into_iter().map(move |g| (f, g))).collect();
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
-        while let Some((i, (file, arch))) =
+        while let Some((i, (file, archs))) =
             Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, jobs.get(i)?)))
         {
-            done.push((i, image(nvrtc, file, arch, cache)));
+            done.push((i, images(nvrtc, file, archs, cache)));
         }
         done
     };
-    let mut done: Vec<(usize, Result<Image>)> = thread::scope(|scope| {
+    let mut done: Vec<(usize, Result<Vec<Image>>)> = thread::scope(|scope| {
         let threads: Vec<_> = (0..workers()).map(|_| scope.spawn(work)).collect();
         let joined = threads.into_iter().map(thread::ScopedJoinHandle::join);
         joined.flat_map(|r| r.unwrap_or_else(|broken| panic::resume_unwind(broken))).collect()
     });
     // By place in the list: the same fault is told first whichever thread met one first.
     done.sort_by_key(|(i, _)| *i);
-    done.into_iter().map(|(_, image)| image).collect()
+    let found: Result<Vec<Vec<Image>>> = done.into_iter().map(|(_, images)| images).collect();
+    let mut images: Vec<Image> = found?.into_iter().flatten().collect();
+    let place = |image: &Image| {
+        let file = files.iter().position(|f| f.stem == image.stem);
+        (file, archs.iter().position(|a| *a == image.arch))
+    };
+    images.sort_by_key(place);
+    Ok(images)
 }
 
 /// How many compile at once: as many as cargo would run, at most 8, for NVRTC takes 100 MB each.
@@ -107,6 +133,31 @@ fn workers() -> usize {
     let asked = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok());
     let cores = || thread::available_parallelism().map_or(1, usize::from);
     asked.unwrap_or_else(cores).clamp(1, 8)
+}
+
+/// Whether launches overlap on this architecture: Hopper and later.
+pub(crate) fn overlaps(arch: &str) -> bool {
+    let digits = arch.trim_matches(|c: char| !c.is_ascii_digit());
+    digits.parse().is_ok_and(|number: u32| number >= 90)
+}
+
+/// The text as an architecture's compiler gets it. Where launches overlap, what an entry reads may
+/// still be written when it begins: `__restrict__` would let a load move up before the wait, and
+/// go by a cache that does not see the writes. So pointers to const lose it there.
+fn text_for<'a>(text: &'a str, arch: &str) -> Cow<'a, str> {
+    const WORD: &str = "__restrict__";
+    if !overlaps(arch) || !text.contains(WORD) {
+        return Cow::Borrowed(text);
+    }
+    let mut left = text.to_string();
+    for (at, _) in text.match_indices(WORD) {
+        let before = &text[..at];
+        let first = before.rfind(['(', ',', '\n']).map_or(0, |i| i + 1);
+        if before[first..].trim_start().starts_with("const ") {
+            left.replace_range(at..at + WORD.len(), &" ".repeat(WORD.len()));
+        }
+    }
+    Cow::Owned(left)
 }
 
 fn options(arch: &str) -> Vec<String> {
@@ -123,15 +174,21 @@ fn options(arch: &str) -> Vec<String> {
     options
 }
 
-fn image(nvrtc: &Nvrtc, file: &File, arch: &str, cache: &Path) -> Result<Image> {
+/// A file's images for architectures of one number.
+fn images(nvrtc: &Nvrtc, file: &File, archs: &[String], cache: &Path) -> Result<Vec<Image>> {
+    let arch = archs.iter().find(|a| is_cubin(a)).unwrap_or(&archs[0]).as_str();
     let options = options(arch);
     let expressions: Vec<String> =
         file.kernels.iter().flat_map(|k| &k.instances).map(|i| i.expression.clone()).collect();
     let mut hash = Hash::new();
     let version = nvrtc.version();
-    let pieces = [&version, &file.name, &file.text].into_iter();
-    let headers = file.headers.iter().flat_map(|(name, text)| [name, text]);
-    pieces.chain(headers).chain(&options).chain(&expressions).for_each(|p| hash.add(p));
+    [&version, &file.name].into_iter().for_each(|p| hash.add(p));
+    hash.add(&text_for(&file.text, arch));
+    for (name, text) in &file.headers {
+        hash.add(name);
+        hash.add(&text_for(text, arch));
+    }
+    options.iter().chain(&expressions).for_each(|p| hash.add(p));
     let slot = Slot::new(cache, &format!("{}.{arch}", file.stem), &hash);
     let found = slot.load(&expressions);
     let reused = found.is_some();
@@ -144,25 +201,30 @@ fn image(nvrtc: &Nvrtc, file: &File, arch: &str, cache: &Path) -> Result<Image> 
         }
     };
     let report = ptxas::resources(&output.log);
-    let of = |symbol: &str| {
+    let code_of = |symbol: &str| {
         let (_, resources) = report.iter().find(|(s, _)| s == symbol)?;
-        let code = sass::code(&output.image, symbol).unwrap_or_default();
+        let code = sass::code(&output.cubin, symbol).unwrap_or_default();
         Some(Resources { code, ..*resources })
     };
-    let symbols = expressions
-        .into_iter()
-        .zip(output.symbols)
-        .map(|(expression, symbol)| Symbol { expression, resources: of(&symbol), symbol })
-        .collect();
-    Ok(Image {
+    let symbols = |cubin: bool| {
+        let one = |(expression, symbol): (&String, &String)| Symbol {
+            expression: expression.clone(),
+            resources: code_of(symbol).filter(|_| cubin),
+            waits: sass::waits(&output.cubin, symbol).filter(|_| cubin),
+            symbol: symbol.clone(),
+        };
+        expressions.iter().zip(&output.symbols).map(one).collect()
+    };
+    let image = |arch: &String| Image {
         stem: file.stem.clone(),
         file: file.name.clone(),
-        arch: arch.to_string(),
-        bytes: output.image,
-        symbols,
+        arch: arch.clone(),
+        bytes: if is_cubin(arch) { output.cubin.clone() } else { output.ptx.clone() },
+        symbols: symbols(is_cubin(arch)),
         warnings: messages(&output.log),
         reused,
-    })
+    };
+    Ok(archs.iter().map(image).collect())
 }
 
 fn compile(
@@ -172,12 +234,13 @@ fn compile(
     options: &[String],
     expressions: &[String],
 ) -> Result<Output> {
-    let rooted =
-        |(name, text): (&String, &String)| (format!("{ROOT}{name}"), headers::rooted(text));
+    let rooted = |(name, text): (&String, &String)| {
+        (format!("{ROOT}{name}"), headers::rooted(&text_for(text, arch)))
+    };
     let headers: Vec<(String, String)> = file.headers.iter().map(rooted).collect();
     let job = Job {
         name: &format!("/{}", file.name),
-        source: &headers::rooted(&file.text),
+        source: &headers::rooted(&text_for(&file.text, arch)),
         headers: &headers,
         expressions,
         options,
@@ -192,10 +255,8 @@ fn compile(
         },
     })?;
     output.log = headers::places(&output.log);
-    if !job.cubin {
-        let text = String::from_utf8_lossy(&output.image);
-        output.image = text.replace(&format!("\"{ROOT}"), "\"kernels/").into_bytes();
-    }
+    let text = String::from_utf8_lossy(&output.ptx);
+    output.ptx = text.replace(&format!("\"{ROOT}"), "\"kernels/").into_bytes();
     Ok(output)
 }
 
@@ -213,6 +274,20 @@ fn messages(log: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_may_alias_where_launches_overlap() {
+        let text = "void f(\n    T*       __restrict__ y,\n    const T* __restrict__ x,\n    \
+                    int n, const float* __restrict__ w) {}";
+        let blank = " ".repeat(12);
+        let want = text.replace("const T* __restrict__", &format!("const T* {blank}"));
+        let want = want.replace("const float* __restrict__", &format!("const float* {blank}"));
+        for arch in ["sm_90a", "compute_90", "sm_120"] {
+            assert_eq!(text_for(text, arch), want, "{arch}");
+        }
+        assert_eq!(text_for(text, "sm_80"), text);
+        assert_eq!(text_for(text, "compute_80"), text);
+    }
 
     #[test]
     fn messages_leave_out_numbers_and_keep_what_costs() {

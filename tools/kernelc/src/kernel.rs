@@ -109,6 +109,8 @@ pub struct Kernel {
     pub params: Vec<Param>,
     /// The largest block it may be launched with, where `__launch_bounds__` says.
     pub max_threads: Option<u32>,
+    /// Whether its body waits for the launches before it, so that it may begin beside them.
+    pub awaits: bool,
     /// Its card.
     pub card: Card,
     /// What it is compiled as.

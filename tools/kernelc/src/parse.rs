@@ -25,6 +25,9 @@ const MAP: &str = "a tensor that is copied box by box reads `const __grid_consta
 const SCALAR: &str = "a value reads `int rows`, of type float, double, int, unsigned, long long, \
                       unsigned long long or bool";
 
+/// What an entry calls to wait for the launches before it (`lib/order.cuh`).
+const AWAIT: &str = "await_previous";
+
 /// Words that Rust keeps for itself and a parameter may not be called.
 const KEYWORDS: [&str; 21] = [
     "as", "async", "await", "box", "crate", "dyn", "fn", "impl", "in", "let", "loop", "match",
@@ -96,16 +99,24 @@ impl<'a> Cursor<'a> {
         if !self.sign('(') {
             return None;
         }
-        let first = self.at;
+        let inner = self.until(['(', ')'])?;
+        self.at += inner.len() + 1;
+        Some(inner)
+    }
+
+    /// What lies between the bracket before this place and the one that closes it.
+    fn until(&self, [opens, closes]: [char; 2]) -> Option<&'a str> {
+        let rest = &self.code[self.at..];
         let mut depth = 1;
-        for (i, c) in self.code[first..].char_indices() {
-            depth += i32::from(c == '(') - i32::from(c == ')');
-            if depth == 0 {
-                self.at = first + i + 1;
-                return Some(&self.code[first..first + i]);
-            }
-        }
-        None
+        rest.char_indices().find_map(|(i, c)| {
+            depth += i32::from(c == opens) - i32::from(c == closes);
+            (depth == 0).then(|| &rest[..i])
+        })
+    }
+
+    /// The body whose brace is behind this place; all that is left where none closes it.
+    fn body(&self) -> &'a str {
+        self.until(['{', '}']).unwrap_or(&self.code[self.at..])
     }
 }
 
@@ -145,14 +156,15 @@ fn kernel(source: &Source<'_>, at: usize) -> Result<Kernel, Error> {
     if !cursor.sign('{') {
         return Err(fault(name_at, &format!("`{name}` has no body")));
     }
+    let awaits = word_at(cursor.body(), 0, AWAIT).is_some();
     let first = open + source.code[open..].find('(').map_or(0, |i| i + 1);
     let params = params(source, first, inside, &template)?;
     let line = source.line(name_at);
     let card = Card::above(source.file, &source.lines, source.line(head), name)?;
     let name = name.to_string();
     let file = source.file.to_string();
-    Kernel { name, file, line, template, params, max_threads, card, instances: Vec::new() }
-        .complete()
+    let instances = Vec::new();
+    Kernel { name, file, line, template, params, max_threads, awaits, card, instances }.complete()
 }
 
 /// The template right before `at`, and where the entry begins.

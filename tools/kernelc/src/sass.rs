@@ -1,5 +1,6 @@
-//! The machine code of a cubin, read far enough to count what a card may claim of it: tensor-core
-//! instructions and loads of 16 bytes.
+//! The machine code of a cubin, read far enough to count what a card may claim of it, tensor-core
+//! instructions and loads of 16 bytes, and to see that nothing is touched before the launches
+//! before are waited for.
 //!
 //! From sm_70 on an instruction is 16 bytes; its low 9 bits name the operation whatever the forms
 //! of its operands, and loads hold their width in bits 73 to 75. NVIDIA does not document this:
@@ -17,6 +18,14 @@ const TENSOR: [u64; 2] = [0x03c, 0x1f0];
 const LOADS: [u64; 2] = [0x181, 0x1ae];
 /// UBLKCP and UTMALDG: bulk copies to shared memory.
 const BULK: [u64; 2] = [0x1ba, 0x1b4];
+/// ACQBULK: the wait for the launches before.
+const WAIT: u64 = 0x02e;
+/// What reads or writes global memory: LD, LDG, ST, STG, ATOM, RED, REDG, ATOMG with and without a
+/// comparison, LDGSTS, UTMALDG, UTMASTG and UBLKCP. Prefetches (CCTL, UBLKPF) are none of them.
+const TOUCH: [u64; 14] = [
+    0x180, 0x181, 0x185, 0x186, 0x18a, 0x18b, 0x18e, 0x1a6, 0x1a8, 0x1a9, 0x1ae, 0x1b4, 0x1b5,
+    0x1ba,
+];
 /// The width of 16 bytes.
 const WIDE: u64 = 6;
 
@@ -67,16 +76,26 @@ impl fmt::Display for Claim {
 
 /// The code of the entry `symbol` in a cubin; none where that is no ELF file or has no such entry.
 pub(crate) fn code(cubin: &[u8], symbol: &str) -> Option<Code> {
-    let text = section(cubin, &format!(".text.{symbol}"))?;
     let mut code = Code::default();
-    for instruction in text.chunks_exact(BYTES) {
-        let (low, high) = (word(instruction, 0)?, word(instruction, 8)?);
-        let operation = low & OPERATION;
+    for (operation, high) in instructions(cubin, symbol)? {
         let wide = LOADS.contains(&operation) && (high >> 9) & 7 == WIDE;
         code.tensor += u32::from(TENSOR.contains(&operation));
         code.wide += u32::from(wide || BULK.contains(&operation));
     }
     Some(code)
+}
+
+/// Whether the entry waits for the launches before it and touches no memory until then, in so far
+/// as the order of its instructions tells; none as for [`code`].
+pub(crate) fn waits(cubin: &[u8], symbol: &str) -> Option<bool> {
+    let mut found = instructions(cubin, symbol)?.map(|(operation, _)| operation);
+    Some(found.find(|o| *o == WAIT || TOUCH.contains(o)) == Some(WAIT))
+}
+
+/// The operations of an entry with the second word of each instruction.
+fn instructions(cubin: &[u8], symbol: &str) -> Option<impl Iterator<Item = (u64, u64)>> {
+    let text = section(cubin, &format!(".text.{symbol}"))?;
+    Some(text.chunks_exact(BYTES).filter_map(|i| Some((word(i, 0)? & OPERATION, word(i, 8)?))))
 }
 
 /// A little-endian number of eight bytes.
@@ -151,6 +170,22 @@ mod tests {
         assert_eq!(code(&file, "f"), Some(Code { tensor: 1, wide: 3 }));
         assert_eq!(code(&file, "fx"), Some(Code::default()));
         assert_eq!(code(&file, "g"), None);
+    }
+
+    #[test]
+    fn memory_is_touched_after_the_wait() {
+        // CCTL (a prefetch), ACQBULK, LDG.E and STG.E.
+        let [ahead, wait, load, store] = [
+            [0x0000_0000_0200_798f, 0x0001_e200_0080_0100],
+            [0x0000_0000_0000_782e, 0x000f_e200_0000_0000],
+            [0x0000_0004_0405_7981, 0x000e_ae00_0c1e_1900],
+            [0x0000_0009_0600_7986, 0x000f_e200_0c10_1904],
+        ];
+        let waits = |listed: &[[u64; 2]]| super::waits(&elf("f", listed), "f").unwrap();
+        assert!(waits(&[ahead, wait, load, store]));
+        assert!(!waits(&[load, wait, store]));
+        assert!(!waits(&[store, wait, load, wait]));
+        assert!(!waits(&[load, store]));
     }
 
     #[test]

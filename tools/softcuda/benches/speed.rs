@@ -71,6 +71,7 @@ fn measure(body: &str, rounds: u32, sanitize: bool) -> Result<[f64; 2], Box<dyn 
         dynamic_shared: 0,
         params: &params,
         cooperative: false,
+        overlaps: false,
     };
     let options = Options { sanitize, ..Options::default() };
     let start = Instant::now();

@@ -55,6 +55,7 @@ fn launch(functions: &str, body: &str, [blocks, threads]: [u32; 2], seed: u64) -
         dynamic_shared: 0,
         params: &out.to_le_bytes(),
         cooperative: seed == 99,
+        overlaps: false,
     };
     let options = Options { sanitize: true, schedule_seed: seed % 99, count: true, threads: 2 };
     let counts = run(&program, &memory, &launch, &options).unwrap_or_else(|e| panic!("{e}"));

@@ -53,6 +53,7 @@ impl Card {
             dynamic_shared: shared,
             params,
             cooperative: false,
+            overlaps: false,
         };
         let options = Options { sanitize: true, schedule_seed: self.seed, count: true, threads: 1 };
         run(&self.program, &self.memory, &launch, &options).unwrap_or_else(|e| panic!("{e}"))

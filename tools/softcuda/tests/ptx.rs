@@ -47,6 +47,7 @@ fn once(text: &str, seed: u64) -> Result<(), Failed> {
         dynamic_shared: all.shared,
         params: &pack(&all, &addresses),
         cooperative: false,
+        overlaps: false,
     };
     let options = Options { sanitize: true, schedule_seed: seed, count: true, threads: 1 };
     match (run(&program, &memory, &launch, &options), &all.fault) {

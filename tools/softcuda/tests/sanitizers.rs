@@ -9,6 +9,11 @@ use softcuda::ptx::Module;
 
 /// Runs a body with buffers `x` (64 words, written) and `y` (64 words, never written) as %x and %y.
 fn launch(body: &str, options: &Options) -> Result<(), Fault> {
+    launch_beside(body, options, false)
+}
+
+/// The same, begun before the launch before has ended where it `overlaps`.
+fn launch_beside(body: &str, options: &Options, overlaps: bool) -> Result<(), Fault> {
     let text = format!(
         ".version 9.0\n.target sm_80\n.address_size 64\n\
          .visible .entry planted(.param .u64 px, .param .u64 py, .param .u64 pz)\n{{\n\
@@ -35,6 +40,7 @@ fn launch(body: &str, options: &Options) -> Result<(), Fault> {
         dynamic_shared: 0,
         params: &params,
         cooperative: false,
+        overlaps,
     };
     run(&program, &memory, &launch, options).map(|_| ())
 }
@@ -58,6 +64,32 @@ fn planted(kind: FaultKind, bug: &str, repaired: &str, words: &[&str]) {
             assert!(report.contains(word), "no {word} in {report}");
         }
         launch(repaired, &options(seed)).unwrap_or_else(|e| panic!("without the bug: {e}"));
+    }
+}
+
+#[test]
+fn memory_touched_before_the_launch_before_is_waited_for() {
+    let load = "prefetch.global.L2 [%a]; .loc 1 42 5\n ld.global.u32 %r1, [%a];";
+    let wait = "griddepcontrol.wait; griddepcontrol.launch_dependents;";
+    for seed in [0, 1, 7] {
+        let run = |body: &str, overlaps| launch_beside(body, &options(seed), overlaps);
+        for bug in
+            [load.to_owned(), load.replace("ld.global.u32 %r1, [%a]", "st.global.u32 [%a], %t")]
+        {
+            let fault = run(&format!("{bug} {wait}"), true).unwrap_err();
+            assert_eq!(fault.kind, FaultKind::Race);
+            let report = fault.to_string();
+            for word in ["kernels/planted.cu:42", "before griddepcontrol.wait", "`x`, 256 bytes"] {
+                assert!(report.contains(word), "no {word} in {report}");
+            }
+            run(&format!("{bug} {wait}"), false).expect("it begins after the launch before");
+            run(&format!("{wait} {bug}"), true).expect("it waits");
+        }
+        // Half of the threads wait, the others do not.
+        let some = format!("setp.lt.u32 %p1, %t, 16; @%p1 griddepcontrol.wait; {load}");
+        assert_eq!(run(&some, true).unwrap_err().thread, Some([16, 0, 0]));
+        let fault = run(load, true).unwrap_err();
+        assert!(fault.to_string().contains("never waits"), "{fault}");
     }
 }
 

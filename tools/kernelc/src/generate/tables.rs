@@ -65,6 +65,7 @@ fn entry(
     w.line(format!("file: {:?},", kernel.file));
     w.line(format!("line: {},", kernel.line));
     w.line(format!("max_threads: {:?},", kernel.max_threads));
+    w.line(format!("awaits: {},", kernel.awaits));
     w.line(format!("dynamic_shared: {},", kernel.card.shared.unwrap_or(0)));
     w.line(format!("card: {:?},", kernel.card.text.join("\n")));
     w.line("params: &[");

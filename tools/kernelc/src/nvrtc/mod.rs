@@ -27,13 +27,15 @@ pub(crate) struct Job<'a> {
     /// Template instances, as `f<float>`.
     pub(crate) expressions: &'a [String],
     pub(crate) options: &'a [String],
-    /// Whether a cubin is wanted, rather than PTX.
+    /// Whether machine code is wanted beside the PTX.
     pub(crate) cubin: bool,
 }
 
 /// What came of it.
 pub(crate) struct Output {
-    pub(crate) image: Vec<u8>,
+    pub(crate) ptx: Vec<u8>,
+    /// Empty where none was wanted.
+    pub(crate) cubin: Vec<u8>,
     /// One symbol an expression.
     pub(crate) symbols: Vec<String>,
     pub(crate) log: String,
@@ -93,11 +95,12 @@ impl Nvrtc {
         let log = String::from_utf8_lossy(&log).into_owned();
         let failed = |what: String| Failure { what, log: log.clone() };
         told.map_err(failed)?;
-        let part = if job.cubin { ffi::Part::Cubin } else { ffi::Part::Ptx };
-        let image = program.part(part).map_err(failed)?;
+        let ptx = program.part(ffi::Part::Ptx).map_err(failed)?;
+        let cubin = job.cubin.then(|| program.part(ffi::Part::Cubin)).transpose();
+        let cubin = cubin.map_err(failed)?.unwrap_or_default();
         let symbols: Result<Vec<String>, String> =
             expressions.iter().map(|e| program.lowered(e)).collect();
         let symbols = symbols.map_err(failed)?;
-        Ok(Output { image, symbols, log })
+        Ok(Output { ptx, cubin, symbols, log })
     }
 }

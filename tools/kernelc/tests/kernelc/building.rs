@@ -52,16 +52,16 @@ fn only_what_changed_is_compiled_again() {
     }
     let s = scratch();
     let first = kernelc::run(&s.config).unwrap();
-    assert_eq!(first.compiled.len(), 6, "{:?}", first.compiled);
+    assert_eq!(first.compiled.len(), 8, "{:?}", first.compiled);
     let written = fs::metadata(&first.written).unwrap().modified().unwrap();
     let second = kernelc::run(&s.config).unwrap();
-    assert_eq!((second.compiled.len(), second.reused), (0, 6));
+    assert_eq!((second.compiled.len(), second.reused), (0, 8));
     assert_eq!(second.usage, first.usage);
     assert_eq!(fs::metadata(&second.written).unwrap().modified().unwrap(), written);
 
     s.write("lib/twice.cuh", &format!("// Changed.\n{TWICE}"));
     let third = kernelc::run(&s.config).unwrap();
-    let users = ["compute_80", "sm_80", "sm_90a"].map(|a| format!("kernels/add.cu for {a}"));
+    let users = kernelc::ARCHS.map(|a| format!("kernels/add.cu for {a}"));
     assert_eq!(third.compiled, users);
     s.write("lib/twice.cuh", TWICE);
     assert_eq!(kernelc::run(&s.config).unwrap().compiled.len(), 0, "old images are kept");
@@ -98,7 +98,7 @@ fn messages_of_the_compiler_name_file_and_line() {
 
     s.write("lib/twice.cuh", "\ntemplate <class T> __device__ T twice(T x) { return 2 * z; }\n");
     let told = kernelc::run(&s.config).unwrap_err().to_string();
-    assert!(told.starts_with("kernels/add.cu does not compile for compute_80:"), "{told}");
+    assert!(told.starts_with("kernels/add.cu does not compile for sm_80:"), "{told}");
     assert!(told.contains("kernels/lib/twice.cuh:2: error: identifier \"z\""), "{told}");
 }
 
@@ -192,10 +192,48 @@ fn faults_between_files_are_told_with_their_place() {
 
 #[test]
 fn lists_of_architectures_are_checked() {
-    assert_eq!(kernelc::archs(None).unwrap(), ["compute_80", "sm_80", "sm_90a"]);
+    assert_eq!(kernelc::archs(None).unwrap(), ["compute_80", "compute_90a", "sm_80", "sm_90a"]);
     assert_eq!(kernelc::archs(Some("sm_90a, compute_80")).unwrap(), ["sm_90a", "compute_80"]);
     let told = kernelc::archs(Some("sm_80,ampere")).unwrap_err().to_string();
     assert!(told.starts_with("GENEVAR_ARCHS: `ampere` is no architecture"), "{told}");
+}
+
+/// As kernels/lib/order.cuh has it.
+const ORDER: &str = "__device__ __forceinline__ void await_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(\"griddepcontrol.wait;\" ::: \"memory\");
+#endif
+}
+";
+
+#[test]
+fn an_entry_that_touches_memory_before_it_waits_is_refused() {
+    if !has_nvrtc("an_entry_that_touches_memory_before_it_waits_is_refused") {
+        return;
+    }
+    let add = |body: &str| {
+        let entry = ADD.replace("    int i = ", &format!("{body}    int i = "));
+        format!("#include \"lib/order.cuh\"\n{entry}")
+    };
+    let (good, early) =
+        (add("    await_previous();\n"), add("    y[0] = x[1];\n    await_previous();\n"));
+    let s = Scratch::new(&[("add.cu", &good), ("lib/twice.cuh", TWICE), ("lib/order.cuh", ORDER)]);
+    let report = kernelc::run(&s.config).unwrap();
+    assert!(report.kernels[0].awaits);
+    let rust = fs::read_to_string(&report.written).unwrap();
+    assert!(rust.contains("awaits: true,") && !rust.contains("awaits: false,"));
+    // Without __restrict__ where launches overlap, a load stays behind the wait and in the caches
+    // that see writes.
+    let ptx = |arch| fs::read_to_string(s.config.out.join(format!("add.{arch}.ptx"))).unwrap();
+    assert!(ptx("compute_80").contains("ld.global.nc"));
+    assert!(!ptx("compute_90a").contains("ld.global.nc"));
+    s.write("add.cu", &early);
+    let told = kernelc::run(&s.config).unwrap_err().to_string();
+    let want =
+        "kernels/add.cu:10: `add_fwd<float>` touches memory before await_previous() on sm_90a";
+    assert!(told.starts_with(want), "{told}");
+    s.write("add.cu", ADD);
+    assert!(!kernelc::run(&s.config).unwrap().kernels[0].awaits);
 }
 
 /// What one architecture has is compiled for that alone, and as PTX for it.

@@ -87,7 +87,7 @@ fn tables() {
     assert_eq!((norm.params[2].extent, norm.params[2].element), ("[rows, cols]", "f32"));
     let archs: Vec<&str> = norm.module.images.iter().map(|i| i.arch).collect();
     if COMPILED {
-        assert_eq!(archs, ["compute_80", "sm_80", "sm_90a"]);
+        assert_eq!(archs, ["compute_80", "compute_90a", "sm_80", "sm_90a"]);
         assert!(launch::ENTRIES.iter().all(|e| e.symbol.contains(e.name)));
         let ptx = std::str::from_utf8(norm.module.images[0].bytes).unwrap();
         assert!(launch::ENTRIES.iter().all(|e| ptx.contains(&format!(".entry {}(", e.symbol))));

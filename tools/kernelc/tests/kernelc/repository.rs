@@ -69,6 +69,7 @@ fn entries_are_named_after_an_op_and_a_face() {
         for k in kernelc::kernels(&name, &text).unwrap_or_else(|e| panic!("{e}")) {
             let faces = ["_fwd", "_vjp", "_jvp"];
             assert!(faces.iter().any(|f| k.name.ends_with(f)), "{name}:{}: {}", k.line, k.name);
+            assert!(k.awaits, "{name}:{}: {} does not call await_previous()", k.line, k.name);
         }
     }
 }

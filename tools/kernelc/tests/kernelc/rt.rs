@@ -180,6 +180,8 @@ pub struct Entry {
     pub line: u32,
     pub max_threads: Option<u32>,
     pub dynamic_shared: u32,
+    /// Whether it waits by itself for the launches before it.
+    pub awaits: bool,
     pub card: &'static str,
     pub params: &'static [Param],
     pub resources: &'static [Resources],

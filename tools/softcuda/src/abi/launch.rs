@@ -32,6 +32,14 @@ struct Shape {
     block: [u32; 3],
     dynamic: u32,
     cooperative: bool,
+    /// Whether it may begin before the launch before has ended.
+    overlaps: bool,
+}
+
+impl Shape {
+    fn plain(grid: [u32; 3], block: [u32; 3], dynamic: u32) -> Self {
+        Self { grid, block, dynamic, cooperative: false, overlaps: false }
+    }
 }
 
 impl KernelCall {
@@ -48,6 +56,7 @@ impl KernelCall {
             dynamic_shared: self.shape.dynamic,
             params: &self.params,
             cooperative: self.shape.cooperative,
+            overlaps: self.shape.overlaps,
         };
         match run(program, &driver.memory, &launch, &self.watch.options()) {
             Ok(counts) => {
@@ -198,12 +207,14 @@ impl Config {
     /// The shape of the launch. Attributes that only steer speed are passed over.
     fn shape(&self) -> Result<Shape> {
         let (grid, block, dynamic) = (self.grid, self.block, self.dynamic);
-        let mut shape = Shape { grid, block, dynamic, cooperative: false };
+        let mut shape = Shape::plain(grid, block, dynamic);
         for index in 0..self.count as usize {
             // An attribute is its id, four bytes of nothing and its value.
             let [id, _, value @ ..] = self.attributes.at(index)?;
             match id {
                 2 => shape.cooperative = value[0] != 0,
+                6 if model().capability[0] < 9 => return Err(Code::NOT_SUPPORTED),
+                6 => shape.overlaps = value[0] != 0,
                 4 if value[..3] != [1, 1, 1] => return Err(Code::INVALID_CLUSTER_SIZE),
                 7 | 12 | 13 => return Err(Code::NOT_SUPPORTED),
                 0..=16 => {}
@@ -230,7 +241,7 @@ abi! {
         extra: In<Host>,
     ) also cuLaunchKernel_ptsz {
         let (grid, block) = ([gx, gy, gz], [bx, by, bz]);
-        launch(kernel, Shape { grid, block, dynamic, cooperative: false }, stream, values, extra)
+        launch(kernel, Shape::plain(grid, block, dynamic), stream, values, extra)
     }
 
     /// Puts a launch with attributes into a stream.
@@ -258,7 +269,7 @@ abi! {
         values: In<Host>,
     ) also cuLaunchCooperativeKernel_ptsz {
         let (grid, block) = ([gx, gy, gz], [bx, by, bz]);
-        let shape = Shape { grid, block, dynamic, cooperative: true };
+        let shape = Shape { cooperative: true, ..Shape::plain(grid, block, dynamic) };
         launch(kernel, shape, stream, values, In::none())
     }
 }

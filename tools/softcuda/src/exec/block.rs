@@ -122,6 +122,7 @@ impl<'a> Block<'a> {
                 fenced: false,
                 acquired: false,
                 hot: 0,
+                early: 0,
                 phases: BTreeMap::new(),
                 loads: Vec::new(),
                 stirred: false,

@@ -68,7 +68,7 @@ fn name(code: &Code, op: Op) -> &'static str {
         Op::Bulk(_) => "copy",
         Op::Shfl(..) | Op::Vote(_) | Op::Match { .. } | Op::Redux(_) => "shuffle",
         Op::ActiveMask | Op::Elect => "shuffle",
-        Op::Bar(_) | Op::WarpBar | Op::Fence => "sync",
+        Op::Bar(_) | Op::WarpBar | Op::Fence | Op::Await => "sync",
         Op::Bra(_) | Op::Brx(_) | Op::Call(_) | Op::Exit | Op::Trap => "control",
         Op::Assert { .. } | Op::Printf { .. } | Op::FrameCopy { .. } => "control",
         Op::Nop | Op::Mov32 | Op::Mov64 | Op::Pack64 | Op::Unpack64 => "move",

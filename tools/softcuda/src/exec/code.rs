@@ -99,6 +99,8 @@ pub(crate) enum Op {
     Bar(u32),
     WarpBar,
     Fence,
+    /// Waits for the launches before.
+    Await,
     Special(Special),
 }
 

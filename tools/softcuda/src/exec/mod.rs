@@ -66,6 +66,9 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
     /// All blocks are resident at once and may wait for each other.
     pub cooperative: bool,
+    /// It may begin before the launch before it has ended (programmatic dependent launch), and
+    /// waits for that by itself.
+    pub overlaps: bool,
 }
 
 /// How launches run.

@@ -1,6 +1,7 @@
 //! Launches: checks of the request, blocks handed to workers, counts and faults gathered.
 
 use super::block::{Block, Dice, LONG_TURN};
+use super::code::Op;
 use super::fault::{Fault, FaultKind};
 use super::program::{Kernel, Program};
 use super::warp::Env;
@@ -165,6 +166,10 @@ pub fn run(
         return Err(Fault::new(FaultKind::NotFound, launch.entry, text));
     };
     check(kernel, launch)?;
+    if launch.overlaps && options.sanitize && !kernel.code.insts.iter().any(|i| i.op == Op::Await) {
+        let text = "may begin before the launch before it has ended, and never waits for that";
+        return Err(Fault::new(FaultKind::Race, launch.entry, text));
+    }
     if !options.sanitize {
         memory.stop_tracking();
     }

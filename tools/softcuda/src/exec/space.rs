@@ -97,7 +97,8 @@ impl<'a> Machine<'a> {
     /// The allocation that holds a lane's range.
     #[inline(always)]
     pub(super) fn locate(&mut self, lane: usize, address: u64, bytes: u64) -> Step<&'a Alloc> {
-        if let Some(alloc) = self.env.table.get(self.hot)
+        if self.early == 0
+            && let Some(alloc) = self.env.table.get(self.hot)
             && alloc.holds(address, bytes)
         {
             return Ok(alloc);
@@ -108,6 +109,13 @@ impl<'a> Machine<'a> {
     #[cold]
     fn search(&mut self, lane: usize, address: u64, bytes: u64) -> Step<&'a Alloc> {
         let env = self.env;
+        if (self.early >> lane) & 1 == 1 {
+            let text = format!(
+                "access of {bytes} bytes before griddepcontrol.wait: the launch before may still run"
+            );
+            let buffer = lookup(&env.table, address).map(|a| a.describe());
+            return trouble_at(FaultKind::Race, lane, address, buffer, text);
+        }
         if let Some(found) = lookup(&env.table, address).filter(|a| a.holds(address, bytes)) {
             self.hot = env.table.partition_point(|a| a.base <= address) - 1;
             return Ok(found);

@@ -19,6 +19,7 @@ const MOST_STEPS: u64 = 1 << 36;
 /// Runs a warp until it waits, ends or has run `budget` instructions.
 pub(super) fn run<S: Simd>(simd: S, m: &mut Machine<'_>, w: &mut Warp, budget: u64) -> Step {
     let code = m.env.code;
+    m.set_early(w);
     let mut left = budget;
     while w.state == State::Ready {
         if w.pc == w.join {
@@ -163,6 +164,11 @@ fn rare(m: &mut Machine<'_>, w: &mut Warp, inst: &Inst, mask: u32) -> Step {
         }
         Op::Fence => {
             m.fenced = true;
+            Ok(())
+        }
+        Op::Await => {
+            w.awaited |= mask;
+            m.set_early(w);
             Ok(())
         }
         Op::FrameCopy { to, from, bytes } => {

@@ -68,6 +68,8 @@ pub(super) struct Warp {
     pub(super) groups: [u32; 32],
     /// Whether the next look at a barrier in shared memory must not put it to sleep.
     pub(super) hurried: bool,
+    /// Lanes that have waited for the launches before.
+    pub(super) awaited: u32,
 }
 
 impl Warp {
@@ -93,6 +95,7 @@ impl Warp {
             flights: Vec::new(),
             groups: [0; 32],
             hurried: false,
+            awaited: 0,
         }
     }
 
@@ -111,6 +114,7 @@ impl Warp {
         self.flights.clear();
         self.groups = [0; 32];
         self.hurried = false;
+        self.awaited = 0;
     }
 
     /// Goes on with the lanes that wait longest; says whether there are any.
@@ -172,6 +176,9 @@ pub(super) struct Machine<'a> {
     pub(super) acquired: bool,
     /// The allocation that the last access hit.
     pub(super) hot: usize,
+    /// Lanes of the warp that runs which may not touch memory yet: they have not waited for the
+    /// launches before, and those may still run.
+    pub(super) early: u32,
     /// Barriers in shared memory, by address.
     pub(super) phases: BTreeMap<u64, Clocks>,
     /// Bulk copies that have not landed.
@@ -185,6 +192,12 @@ pub(super) struct Machine<'a> {
 impl Machine<'_> {
     pub(super) fn sanitize(&self) -> bool {
         self.env.options.sanitize
+    }
+
+    /// Sets what lanes of a warp are too early.
+    pub(super) fn set_early(&mut self, w: &Warp) {
+        let watched = self.env.launch.overlaps && self.env.options.sanitize;
+        self.early = if watched { !w.awaited } else { 0 };
     }
 
     pub(super) fn stamp<'w>(&self, w: &'w Warp, strong: bool) -> Stamp<'w> {

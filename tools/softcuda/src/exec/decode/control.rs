@@ -74,6 +74,10 @@ impl Builder<'_> {
                 mods.ty()?;
                 self.emit(Op::Nop, [0; 4]);
             }
+            // That the next launch may begin is no command: it begins when this one has ended.
+            "griddepcontrol" if mods.takes("wait") => {
+                self.emit(Op::Await, [0; 4]);
+            }
             "pmevent" | "setmaxnreg" | "griddepcontrol" => {
                 mods.drop_all(|_| true);
                 self.emit(Op::Nop, [0; 4]);
