@@ -46,7 +46,7 @@ pub(super) fn load(
     mask: u32,
 ) -> Step<bool> {
     let count = access.count as usize;
-    if access.bytes != 4 || access.wide || access.extend != 0 || mask == 0 {
+    if access.bytes != 4 || access.wide || access.extend != 0 || mask == 0 || m.early & mask != 0 {
         return Ok(false);
     }
     let (space, address) = window(access.space, at[mask.trailing_zeros() as usize]);
@@ -98,7 +98,7 @@ pub(super) fn store(
     mask: u32,
 ) -> Step<bool> {
     let count = access.count as usize;
-    if access.bytes != 4 || access.wide || mask == 0 {
+    if access.bytes != 4 || access.wide || mask == 0 || m.early & mask != 0 {
         return Ok(false);
     }
     let (space, address) = window(access.space, at[mask.trailing_zeros() as usize]);
