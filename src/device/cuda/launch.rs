@@ -22,8 +22,8 @@ impl Function {
     }
 }
 
-/// Whether launches of an entry may overlap on a GPU where an image for `arch` serves. Only code for
-/// Hopper and later holds the wait that makes it safe: code for those before, on any GPU, has none.
+/// Whether launches of an entry may overlap on a GPU where an image for `arch` serves. Only code
+/// for Hopper and later holds the wait that makes it safe; that for those before has none anywhere.
 pub(super) fn overlaps(gpu: &Gpu, entry: &Entry, arch: &str) -> bool {
     entry.awaits && gpu.facts().capability.0 >= 9 && Image::number(arch) >= 90
 }

@@ -14,8 +14,8 @@ use crate::lock::{self, Usage};
 use crate::nvrtc::{self, Nvrtc};
 use crate::parse;
 
-/// What is compiled where nobody says otherwise: machine code for A100 and H100, and the PTX that it
-/// is made from: every GPU from Ampere on can take that of the former.
+/// What is compiled where nobody says otherwise: machine code for A100 and H100, and the PTX that
+/// it is made from. Every GPU from Ampere on can take that of the former.
 pub const ARCHS: [&str; 4] = ["compute_80", "compute_90a", "sm_80", "sm_90a"];
 
 /// The environment variables that a build heeds.

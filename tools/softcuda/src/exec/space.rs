@@ -110,9 +110,7 @@ impl<'a> Machine<'a> {
     fn search(&mut self, lane: usize, address: u64, bytes: u64) -> Step<&'a Alloc> {
         let env = self.env;
         if (self.early >> lane) & 1 == 1 {
-            let text = format!(
-                "access of {bytes} bytes before griddepcontrol.wait: the launch before may still run"
-            );
+            let text = format!("access of {bytes} bytes before griddepcontrol.wait: too early");
             let buffer = lookup(&env.table, address).map(|a| a.describe());
             return trouble_at(FaultKind::Race, lane, address, buffer, text);
         }
