@@ -1,6 +1,7 @@
 //! Times every bench case of every op, as the models call it: `run` with its checks and fresh
-//! outputs, and beside it the reference, where that takes no more than a moment, and the other ops
-//! whose passes it spares. What comes out is held against these before anything is timed.
+//! outputs, and beside it the reference, where that takes no more than a moment, the other ops
+//! whose passes it spares, and the direct way of convolutions. What comes out is held against these
+//! before anything is timed.
 //!
 //! `cargo bench [-- FILTER]`; a table ends the run, GENEVAR_LEDGER=1 adds it to benches/LEDGER.md.
 //! `--bench ops -- --real t3 FILTER,..` takes the shapes that a tier's models run ops at,
@@ -15,6 +16,8 @@ mod bound;
 mod data;
 #[path = "support/device.rs"]
 mod device;
+#[path = "support/direct.rs"]
+mod direct;
 #[path = "support/ledger.rs"]
 mod ledger;
 #[path = "support/real.rs"]
@@ -94,7 +97,7 @@ fn error(op: &dyn DynOp, data: &[Data], outs: &[Tensor]) -> f64 {
     bound::error((op, Precision::F32), data, &shapes, &outs.iter().map(real).collect::<Vec<_>>())
 }
 
-/// Fails where the composition's outputs are others than the op's.
+/// Fails where another way's outputs are others than the op's.
 fn compare(name: &str, own: &[Tensor], other: &[Tensor]) {
     let real = |t: &&Tensor| t.dtype() != DType::I32;
     for (own, other) in own.iter().zip(other).filter(|(t, _)| real(t)) {
@@ -102,7 +105,7 @@ fn compare(name: &str, own: &[Tensor], other: &[Tensor]) {
         let size = own.iter().fold(0.0f64, |m, v| m.max(f64::from(v.abs())));
         let far = own.iter().zip(other).map(|(a, b)| f64::from((a - b).abs()));
         let far = far.fold(0.0, f64::max);
-        assert!(far <= NEAR * size, "{name}: the composition is {far:e} off, of {size:e}");
+        assert!(far <= NEAR * size, "{name}: the other way is {far:e} off, of {size:e}");
     }
 }
 
@@ -139,6 +142,15 @@ fn time(c: &mut Criterion, cards: &Cards, name: &'static str, case: &Case) -> Ve
         let id = BenchmarkId::new("composed", &case.name);
         group.bench_function(id, |b| b.iter(|| op.composed(&x)));
         lines.push(line("composed", None));
+    }
+    if let Some(mut direct) = outs.first().and_then(|y| direct::Direct::of(name, &x, y.shape())) {
+        if x.len() == 3 {
+            let y = Tensor::new(direct.run().to_vec(), outs[0].shape()).unwrap();
+            compare(&format!("{name}/{}", case.name), &outs, &[y]);
+        }
+        let id = BenchmarkId::new("direct", &case.name);
+        group.bench_function(id, |b| b.iter(|| std::hint::black_box(direct.run()).len()));
+        lines.push(line("direct", None));
     }
     group.finish();
     lines

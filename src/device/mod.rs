@@ -12,6 +12,7 @@ pub mod panel;
 mod place;
 pub mod span;
 pub mod window;
+pub mod winograd;
 
 pub use place::{Device, Held, Meter, OnGpu, constant, shared};
 

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::device::pack::Matrix;
 use crate::device::window::{Panels, Windows, outer, product};
+use crate::device::winograd::convolution;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -133,8 +134,8 @@ fn cpu(
     finish: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     let [outs, kh, kw, c] = dims(w.shape);
-    let panels = Panels::of(&Matrix::of_outputs(w.weights(), outs, kh * kw * c));
-    product(y, (&op.windows(x.shape), x.r()), &panels, bias.map(In::r), finish);
+    let w = Matrix::of_outputs(w.weights(), outs, kh * kw * c);
+    convolution(y, (&op.windows(x.shape), x.r()), &w, bias.map(In::r), finish);
 }
 
 impl Op for Conv2d {
@@ -442,6 +443,7 @@ fn geometries(make: impl Fn(&'static str, Conv2d, [usize; 4], usize) -> Case) ->
         make("packets", Conv2d::same(3), [2, 7, 9, 16], 72),
         make("packets_down", conv([3, 3], 2, [0, 1, 0, 1]), [2, 12, 10, 24], 40),
         make("parts_of_a_sample", Conv2d::same(3), [1, 3, 3, 120], 120),
+        make("tiles", Conv2d::same(3), [1, 15, 14, 32], 17),
         make("blocks_of_rows", Conv2d::same(3), [3, 17, 40, 2], 9),
         make("no_images", Conv2d::same(3), [0, 4, 4, 2], 3),
     ]

@@ -152,6 +152,8 @@ impl Op for FusedConv {
                 case("residual_parts", same(), [1, 3, 3, 120], 12, [false, true]),
                 case("doubled", same(), [2, 3, 4, 5], 7, [true, false]),
                 case("doubled_packets", same(), [2, 5, 4, 16], 40, [true, false]),
+                case("residual_tiles", same(), [2, 13, 14, 32], 9, [false, true]),
+                case("doubled_tiles", same(), [1, 7, 8, 32], 5, [true, true]),
                 case("doubled_down", down, [1, 4, 3, 2], 3, [true, true]),
                 case("doubled_point", point, [2, 3, 2, 8], 16, [true, true]),
                 case("no_images", same(), [0, 4, 4, 2], 3, [true, true]),
