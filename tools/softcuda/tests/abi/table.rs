@@ -19,8 +19,11 @@ fn libcuda_is_this_library_once_it_is_loaded_by_its_path() {
 fn every_name_that_cudarc_can_load_is_exported() {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    // Other platforms' packages may never have been fetched.
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let metadata = Command::new(cargo)
         .args(["metadata", "--offline", "--format-version=1", "--manifest-path", manifest])
+        .args(["--filter-platform", &platform])
         .output()
         .expect("cargo metadata");
     let metadata: serde_json::Value =
